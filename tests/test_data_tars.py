@@ -1,0 +1,224 @@
+"""Webdataset tars: what is read, what is never decoded, and how damage is told."""
+
+import io
+import logging
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tokcli.data import open_source
+from tokcli.data.tar_index import index_tar
+from tokcli.errors import TokError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def picture(shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (6, 4), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def shard(path: Path, first: int, count: int) -> Path:
+    members: dict[str, bytes] = {}
+    for i in range(first, first + count):
+        members |= {
+            f"{i:03d}.png": picture(i),
+            f"{i:03d}.cls": str(i % 3).encode(),
+            f"{i:03d}.txt": b"number %d" % i,
+        }
+    return write(path, members)
+
+
+def test_braces_open_shards_in_order(tmp_path: Path) -> None:
+    for n in range(3):
+        shard(tmp_path / f"a-{n:03d}.tar", 4 * n, 4)
+    source = open_source(f"{tmp_path}/a-{{000..002}}.tar", size=8)
+    assert (len(source), source.key(5), source.label(5)) == (12, "a-001/005", 2)
+    assert source.image(5).unique().tolist() == [5] and source.captions(5) == ["number 5"]
+    assert (source.classes, source.problems) == (["0", "1", "2"], [])
+
+
+def test_class_names_are_ranked_and_json_serves_too(tmp_path: Path) -> None:
+    image = picture()
+    write(
+        tmp_path / "a.tar",
+        {
+            "1.png": image,
+            "1.cls": b"dog\n",
+            "2.png": image,
+            "2.json": b'{"cls": "cat", "caption": "c"}',
+            "2.txt": b"c",
+            "3.png": image,
+        },
+    )
+    source = open_source(str(tmp_path / "a.tar"), size=8)
+    assert [source.label(i) for i in range(3)] == [1, 0, -1]
+    assert [source.captions(i) for i in range(3)] == [[], ["c"], []]
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_in_a_tar_are_never_decoded_but_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    payload = pickle.dumps(Touch(tmp_path / "ran"))
+    names = ("1.pkl", "1.pyd", "1.pth", "1.npy", "2.pkl")
+    write(tmp_path / "a.tar", {"1.png": picture(), **{name: payload for name in names}})
+    with caplog.at_level(logging.WARNING, "tok"):
+        source = open_source(str(tmp_path / "a.tar"), size=8)
+    source.image(0), source.captions(0)
+    assert not (tmp_path / "ran").exists() and len(source) == 1
+    pickle.loads(payload)
+    assert (tmp_path / "ran").exists()  # so the trap would have worked
+    assert "5 members not read (.pkl 2, .pyd 1, .pth 1, .npy 1)" in caplog.text
+
+
+def test_links_and_devices_are_not_followed_and_nothing_is_extracted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (
+            ("1.png", tarfile.SYMTYPE),
+            ("2.png", tarfile.LNKTYPE),
+            ("3.png", tarfile.CHRTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        info = tarfile.TarInfo("../../4.png")
+        info.size = len(picture())
+        tar.addfile(info, io.BytesIO(picture()))
+    source = open_source(str(tmp_path / "a.tar"), size=8)
+    assert len(source) == 1 and source.ignored == {"link": 2, "device": 1}  # type: ignore[attr-defined]
+    assert source.image(0).shape == (3, 4, 6) and not list(tmp_path.parent.glob("4.png"))
+
+
+@pytest.mark.parametrize("cut", ["inside a member", "between members", "inside a header"])
+def test_a_tar_cut_short_gives_what_is_whole_and_says_so(tmp_path: Path, cut: str) -> None:
+    path = shard(tmp_path / "a.tar", 0, 20)
+    with tarfile.open(path) as tar:
+        member = tar.getmember("010.png")
+    place = {
+        "inside a member": member.offset_data + 10,
+        "between members": member.offset,
+        "inside a header": member.offset + 99,
+    }
+    path.write_bytes(path.read_bytes()[: place[cut]])
+    source = open_source(str(path), size=8)
+    assert len(source) == 10 and source.image(9).unique().tolist() == [9]
+    assert any(
+        "a.tar" in key and ("cut short" in why or "ends inside" in why) for key, why in source.problems
+    )
+
+
+def test_a_hole_of_zeros_in_a_tar_is_noticed(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", 0, 20)
+    with tarfile.open(path) as tar:
+        start = tar.getmember("010.png").offset
+    data = bytearray(path.read_bytes())
+    data[start : start + 2048] = bytes(2048)
+    path.write_bytes(data)
+    source = open_source(str(path), size=8)
+    assert len(source) == 10
+    assert source.problems == [("a.tar", f"zeros at byte {start}, then data that no reader reaches")]
+
+
+def test_a_damaged_image_is_bad_when_it_is_read(tmp_path: Path) -> None:
+    from tokcli.data import BadImage
+
+    write(tmp_path / "a.tar", {"1.png": picture()[:40], "2.png": picture()})
+    source = open_source(str(tmp_path / "a.tar"), size=8)
+    with pytest.raises(BadImage, match="a/1"):
+        source.image(0)
+
+
+def test_doubles_and_texts_without_an_image_are_problems(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("1.png", picture(1)), ("1.png", picture(2)), ("2.txt", b"alone")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = open_source(str(tmp_path / "a.tar"), size=8)
+    assert len(source) == 1 and source.image(0).unique().tolist() == [1]
+    assert source.problems == [
+        ("a.tar/1", "a second 1.png is not read"),
+        ("a.tar/2", "no image beside its texts"),
+    ]
+
+
+def test_the_index_is_cached_until_the_tar_changes(tmp_path: Path, cache: Path) -> None:
+    path = shard(tmp_path / "a.tar", 0, 2)
+    first = open_source(str(path), size=8)
+    assert len(list(cache.glob("tar-index/*.json"))) == 1
+    assert open_source(str(path), size=8).id == first.id
+    shard(path, 0, 3)
+    assert len(open_source(str(path), size=8)) == 3
+
+
+def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path) -> None:
+    path = shard(tmp_path / "a.tar", 0, 2)
+    index_tar(path)
+    for file in cache.glob("tar-index/*.json"):
+        file.write_text("{")
+    assert len(index_tar(path).keys) == 2
+
+
+def test_the_id_does_not_depend_on_the_folder(tmp_path: Path) -> None:
+    ids = set()
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        ids.add(open_source(str(shard(tmp_path / name / "a.tar", 0, 3)), size=8).id)
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, bytes(10240)])
+def test_what_is_no_tar_of_images_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(TokError, match=r"a.tar: (not a plain tar|no images found)"):
+        open_source(str(tmp_path / "a.tar"), size=8)
+
+
+def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("1.png"))
+    with pytest.raises(TokError, match="Decompress it"):
+        open_source(str(tmp_path / "a.tar.gz"), size=8)
+
+
+@pytest.mark.parametrize(
+    "spec", ["pipe:touch ran", "pipe:touch ran #.tar", "http://x/{0..1}.tar", "{pipe:touch ran,b}.tar"]
+)
+def test_pipes_and_urls_are_refused_and_not_run(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TokError):
+        open_source(spec, size=8)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    shard(tmp_path / "a-0.tar", 0, 1)
+    with pytest.raises(TokError, match=r"a-1.tar: no such file"):
+        open_source(f"{tmp_path}/a-{{0..1}}.tar", size=8)

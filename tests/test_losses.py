@@ -1,0 +1,148 @@
+"""Losses: what they rank, where their gradients go, and LPIPS against its own package."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tokcli.errors import TokError
+from tokcli.losses import LOSSES, L1Loss, L2Loss, PerceptualLoss, cosine
+
+
+def photo(size: int = 64) -> torch.Tensor:
+    """A picture with edges and shading, (1, 3, size, size)."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
+    disc = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.06).float()
+    return torch.stack([0.2 + 0.6 * disc, 0.3 + 0.5 * y, 0.8 - 0.5 * x * disc])[None]
+
+
+def real_or_skip(network: str) -> PerceptualLoss:
+    try:
+        return PerceptualLoss(network=network)
+    except TokError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["squeezenet", "efflite0", "vgg16"])
+def random_perceptual(request):
+    return PerceptualLoss("random", network=request.param)
+
+
+def test_l1_and_l2_are_means_over_pixels():
+    a, b = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    assert L1Loss()(a, b) == 0.5 and L2Loss()(a, b) == 0.25
+
+
+def test_cosine_of_equal_orthogonal_and_opposite_features():
+    a = torch.tensor([[[1.0, 0.0]]])
+    for b, expected in (([2.0, 0.0], 0.0), ([0.0, 3.0], 1.0), ([-1.0, 0.0], 2.0), ([0.0, 0.0], 1.0)):
+        assert cosine(a, torch.tensor([[b]])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cosine_of_bfloat16_features_is_computed_in_float32():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 1, 64, 32, generator=g)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = cosine(a.bfloat16(), b)
+    torch.testing.assert_close(value, 1 - F.cosine_similarity(a.bfloat16().float(), b, dim=-1).mean())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_flow_to_the_prediction_only(name):
+    loss = LOSSES[name]("random") if name == "perceptual" else LOSSES[name]()
+    prediction, target = (
+        torch.rand(1, 3, 64, 64, requires_grad=True),
+        torch.rand(1, 3, 64, 64, requires_grad=True),
+    )
+    value = loss(prediction, target)
+    value.backward()
+    assert value.shape == () and value.dtype == torch.float32
+    assert prediction.grad is not None and prediction.grad.abs().sum() > 0 and target.grad is None
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_perceptual_is_zero_for_equal_images_and_symmetric(random_perceptual):
+    a, b = photo(), photo().flip(3)
+    assert random_perceptual(a, a) == 0
+    torch.testing.assert_close(random_perceptual(a, b), random_perceptual(b, a))
+    assert random_perceptual(a, b) > 0
+
+
+def test_perceptual_is_finite_where_all_features_are_zero():
+    loss = PerceptualLoss("random")
+    for p in loss.network.parameters():
+        p.zero_()
+    prediction = torch.rand(1, 3, 64, 64, requires_grad=True)
+    value = loss(prediction, photo())
+    value.backward()
+    assert value == 0 and prediction.grad is not None and prediction.grad.isfinite().all()
+
+
+def test_perceptual_never_wakes_dropout(random_perceptual):
+    model = nn.ModuleDict({"loss": random_perceptual}).train()
+    assert not any(m.training for m in model["loss"].modules())
+    assert random_perceptual(photo(), photo().flip(3)) == random_perceptual(photo(), photo().flip(3))
+
+
+def test_perceptual_is_the_mean_of_its_images(random_perceptual):
+    a, b = photo(), photo().flip(2)
+    both = random_perceptual(torch.cat([a, b]), torch.cat([b, b]))
+    torch.testing.assert_close(both, random_perceptual(a, b) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["squeezenet", "efflite0"])
+def test_perceptual_orders_noise_and_blur(network):
+    loss, image = real_or_skip(network), photo()
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    noisy = [loss((image + s * noise).clamp(0, 1), image).item() for s in (0.02, 0.05, 0.1, 0.2)]
+    blurred = [
+        loss(F.avg_pool2d(F.pad(image, [k // 2] * 4, "replicate"), k, 1), image).item() for k in (3, 5, 9)
+    ]
+    assert noisy == sorted(noisy) and blurred == sorted(blurred) and min(noisy[0], blurred[0]) > 0
+
+
+def test_perceptual_tolerates_a_shift_better_than_pixels_do():
+    loss, image = real_or_skip("squeezenet"), photo()
+    shifted, blurred = image.roll(1, 3), F.avg_pool2d(F.pad(image, [4] * 4, "replicate"), 9, 1)
+    shift_to_blur = loss(shifted, image) / loss(blurred, image)
+    assert shift_to_blur < L2Loss()(shifted, image) / L2Loss()(blurred, image)
+
+
+def test_vgg16_is_lpips():
+    lpips = pytest.importorskip("lpips")
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    ours = PerceptualLoss("random", network="vgg16")
+    features = {}  # theirs cuts `features` into slices that keep torchvision's numbers
+    for name, tensor in theirs.net.state_dict().items():
+        _, number, rest = name.split(".")
+        features[f"features.{number}.{rest}"] = tensor
+    ours.network.body.load_state_dict(features)
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    expected = theirs(a, b, normalize=True).mean()
+    torch.testing.assert_close(ours(a, b), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_and_image_size_change_the_distance():
+    a, b = photo(), photo().flip(3)
+    values = {
+        PerceptualLoss("random", **keys)(a, b).item()
+        for keys in ({}, {"layers": ["features.4"]}, {"layers": [12, 4]}, {"image_size": 128})
+    }
+    assert len(values) == 4
+
+
+def test_lpips_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("tokcli.losses.perceptual.package_folder", lambda name: None)
+    with pytest.raises(TokError, match=r"heads not found. pip install lpips"):
+        PerceptualLoss("random", network="vgg16")
+
+
+def test_missing_vgg_weights_name_their_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    refused = OSError("no network")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(refused))
+    with pytest.raises(
+        TokError, match=r"vgg16: weights not found \(hub unreachable\). Give --vgg-weights PATH"
+    ):
+        PerceptualLoss(network="vgg16")

@@ -1,0 +1,212 @@
+"""Every metric of the family, and the table that shows them."""
+
+import math
+
+import pytest
+import torch
+
+from tokcli.errors import TokError
+from tokcli.metrics import METRICS, describe, frechet_name, is_known
+from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
+from tokcli.metrics.extract import features, fold
+from tokcli.metrics.feature import centroid_loss, constant_loss, feature_loss
+from tokcli.metrics.fid import Moments
+from tokcli.metrics.proposal import masked_ce, masked_ce_name, proposal_ppl
+from tokcli.metrics.table import Row, as_markdown, as_text
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments(x):
+    found = Moments()
+    found.update(x)
+    return found
+
+
+def good_and_bad(takes):
+    """Arguments for which a metric must be better, and worse."""
+    if takes == "counts":
+        return (torch.tensor([3, 3, 3, 3]),), (torch.tensor([9, 2, 1, 0]),)
+    if takes == "features":
+        x = noise(2, 3, 4)
+        return (x + 0.1 * noise(2, 3, 4, seed=1), x), (x + noise(2, 3, 4, seed=1), x)
+    if takes == "images":
+        x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return (x * 0.9, x), (x * 0.5, x)
+    if takes == "moments":
+        x = noise(50, 4)
+        return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
+    return (10.0, 10), (20.0, 10)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_tells_better_from_worse_in_its_direction(name):
+    metric = METRICS[name]
+    good, bad = (torch.as_tensor(metric.function(*given)).mean() for given in good_and_bad(metric.takes))
+    assert (good > bad) if metric.better == "higher" else (good < bad)
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.takes in ("images", "features")])
+def test_a_metric_of_pairs_gives_each_image_its_own_number(name):
+    metric = METRICS[name]
+    first, second = good_and_bad(metric.takes)[0]
+    alone = torch.cat([metric.function(first[i : i + 1], second[i : i + 1]) for i in range(2)])
+    assert torch.allclose(metric.function(first, second), alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("fd_vits14", "FD vits14"),
+        ("rfd_efflite0", "rFD efflite0"),
+        ("fid_ar", "FID_AR"),
+        ("fd_efflite0_nar", "FD_NAR efflite0"),
+        ("fd_timm:resnet18.a1_in1k", "FD timm:resnet18.a1_in1k"),
+        ("masked_ce_0.50", "masked CE at 0.50"),
+    ],
+)
+def test_a_reported_name_has_a_title(name, title):
+    assert describe(name).title == title
+
+
+def test_an_unknown_metric_names_the_nearest_one():
+    with pytest.raises(TokError, match="Did you mean 'psnr'"):
+        describe("psnrr")
+    assert not is_known("fd_vits14 against /data/val_ar")
+
+
+def test_only_inception_gives_a_fid():
+    assert [frechet_name(e) for e in ("inception", "efflite0", "inception-1234abcd")] == [
+        "fid",
+        "fd_efflite0",
+        "fd_inception-1234abcd",
+    ]
+
+
+def test_codebook_numbers_follow_from_the_frequencies():
+    counts = torch.tensor([4, 2, 2, 0])
+    assert codebook_usage(counts) == 0.75
+    assert entropy_bits(counts) == pytest.approx(1.5)
+    assert codebook_perplexity(counts) == pytest.approx(2**1.5)
+    assert top_code_share(counts) == 0.5
+
+
+def test_equally_frequent_codes_have_the_perplexity_of_their_number():
+    assert codebook_perplexity(torch.full((8192,), 7)) == pytest.approx(8192)
+
+
+def test_counts_of_batches_add_up():
+    indices = torch.tensor([[0, 2], [2, 4]])
+    parts = sum(count_codes(row, 5) for row in indices)
+    assert parts.tolist() == count_codes(indices, 5).tolist() == [1, 0, 2, 0, 1]
+
+
+def test_indices_outside_the_codebook_are_refused():
+    with pytest.raises(TokError, match=r"outside the codebook's \[0, 4\)"):
+        count_codes(torch.tensor([0, 4]), 4)
+
+
+def test_a_codebook_without_tokens_has_no_perplexity():
+    with pytest.raises(TokError, match="no tokens were counted"):
+        codebook_perplexity(torch.zeros(4, dtype=torch.int64))
+
+
+def test_feature_loss_ignores_length_and_sees_direction():
+    x = noise(2, 3, 5)
+    assert torch.allclose(feature_loss(3 * x, x), torch.zeros(2, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(feature_loss(-x, x), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+def test_nan_features_are_refused():
+    x = noise(1, 2, 3)
+    with pytest.raises(TokError, match="predicted features: are not finite"):
+        feature_loss(x * math.nan, x)
+
+
+def test_the_mean_of_unit_vectors_is_the_best_constant():
+    x = noise(4, 5, 3) + 1
+    best = torch.nn.functional.normalize(x, dim=-1).mean(dim=(0, 1))
+    assert constant_loss(x, best).mean() <= min(constant_loss(x, noise(3, seed=s)).mean() for s in range(20))
+
+
+def test_a_centroid_on_every_feature_leaves_no_loss():
+    x = noise(2, 3, 4)
+    assert centroid_loss(x, x.reshape(6, 4)).abs().max() < 1e-12
+    assert (centroid_loss(x, x.reshape(6, 4)[:1])[1:] > 0.1).all()
+
+
+def test_a_uniform_guess_has_the_perplexity_of_the_codebook():
+    assert proposal_ppl(50 * math.log(512), 50) == pytest.approx(512)
+    assert masked_ce(50 * math.log(512), 50) == pytest.approx(math.log(512))
+    assert masked_ce_name(0.5) == "masked_ce_0.50"
+
+
+@pytest.mark.parametrize(("total", "tokens"), [(1.0, 0), (math.nan, 3), (math.inf, 3)])
+def test_a_likelihood_that_is_none_is_refused(total, tokens):
+    with pytest.raises(TokError, match="proposal"):
+        proposal_ppl(total, tokens)
+
+
+def images(count, side=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def flat(unit):
+    return unit.flatten(1)[:, :5]
+
+
+def test_features_do_not_depend_on_how_images_arrive():
+    x, net = images(23), torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    whole = torch.cat(list(features([x], net, batch_size=8)))
+    parts = torch.cat(list(features(x.split(3), net, batch_size=8)))
+    assert len(whole) == 23 and torch.equal(whole, parts)
+
+
+def test_an_extractor_sees_one_shape_and_values_in_the_unit_range():
+    seen = []
+
+    def spy(unit):
+        seen.append((unit.shape, unit.dtype, bool(unit.min() >= 0), float(unit.max()) <= 1))
+        return flat(unit)
+
+    fold(images(10).split(4), spy, batch_size=4)
+    assert seen == [(torch.Size([4, 3, 4, 4]), torch.float32, True, True)] * 3
+
+
+def test_fold_goes_on_from_earlier_moments():
+    x = images(10)
+    once = fold([x], flat, batch_size=4)
+    twice = fold([x[6:]], flat, fold([x[:6]], flat, batch_size=4), batch_size=4)
+    assert once.count == twice.count == 10 and torch.allclose(once.scatter, twice.scatter, atol=1e-12)
+
+
+def test_images_of_two_sizes_are_one_clear_error():
+    with pytest.raises(TokError, match=r"must have one size. \(3, 8, 8\) after \(3, 4, 4\)"):
+        fold([images(2), images(2, side=8)], flat)
+
+
+def test_no_images_give_empty_moments():
+    assert fold([], flat).count == 0
+
+
+ROWS = [
+    Row("VQ-KD efflite0", {"codebook_usage": 0.984, "rfd_vits14": 12.345, "proposal_ppl": None}),
+    Row("FSQ | 240", {"codebook_usage": 1.0, "proposal_ppl": 240.0}),
+]
+
+
+def test_the_text_table_lines_up_and_marks_what_was_not_measured():
+    assert as_text(ROWS).splitlines() == [
+        "tokenizer       usage % ↑  rFD vits14 ↓   PPL ↓",
+        "--------------  ---------  ------------  ------",
+        "VQ-KD efflite0       98.4         12.35       -",
+        "FSQ | 240           100.0             -  240.00",
+    ]
+
+
+def test_the_markdown_table_has_equal_cells_in_each_row():
+    lines = as_markdown(ROWS, ["proposal_ppl"]).splitlines()
+    assert lines == ["| tokenizer | PPL ↓ |", "| --- | ---: |", "| VQ-KD efflite0 | - |", "| FSQ \\| 240 | 240.00 |"]

@@ -1,0 +1,158 @@
+"""The masked network: schedules, masks, what the loss looks at, and MaskGIT's decoding."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokcli.errors import TokError
+from tokcli.proposals import Sampling
+from tokcli.proposals.confidence import decode_by_confidence
+from tokcli.proposals.masking import cosine_counts, decoding_counts, random_mask
+from tokcli.proposals.nar import MEAN_RATIO, MaskedProposal
+from tokcli.proposals.noise import Purpose, uniform
+
+K, N = 16, 16
+
+
+@pytest.fixture
+def network() -> MaskedProposal:
+    torch.manual_seed(0)
+    built = MaskedProposal(K, (4, 4), 3, width=16, depth=2, heads=2, mlp_width=24, dropout=0.0)
+    for parameter in built.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return built.eval()
+
+
+def _batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randint(K, (rows, N)), torch.randint(-1, 3, (rows,)), torch.arange(rows)
+
+
+def test_decoding_follows_the_cosine() -> None:
+    assert decoding_counts(256, 8) == [251, 236, 212, 181, 142, 97, 49, 0]
+    assert decoding_counts(256, 1) == [0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 17, 64, 255, 256])
+def test_every_step_finds_a_token(n: int) -> None:
+    for steps in range(1, n + 1):
+        counts = [n, *decoding_counts(n, steps)]
+        assert len(counts) == steps + 1 and counts[-1] == 0
+        assert all(a > b for a, b in pairwise(counts))
+
+
+def test_more_steps_than_tokens_are_refused(network: MaskedProposal) -> None:
+    _, labels, seeds = _batch(2)
+    with pytest.raises(TokError, match="more steps than the 16 tokens of an image"):
+        network.generate(labels, seeds, Sampling(steps=17))
+
+
+def test_training_counts_run_from_1_to_n() -> None:
+    assert cosine_counts(torch.tensor([0.0, 0.5, 1 - 1e-7]).double(), 16).tolist() == [16, 12, 1]
+    r = uniform(torch.arange(20_000), Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
+    assert abs(cosine_counts(r, 1000).double().mean().item() / 1000 - MEAN_RATIO) < 0.01
+
+
+def test_masks_have_the_asked_size_and_favour_no_position() -> None:
+    counts = torch.arange(4000) % N + 1
+    mask = random_mask(torch.arange(4000), counts, N)
+    assert torch.equal(mask.sum(1), counts)
+    assert (mask.double().mean(0) - 8.5 / 16).abs().max() < 0.04
+
+
+def test_the_network_does_not_see_masked_codes(network: MaskedProposal) -> None:
+    indices, labels, seeds = _batch(4)
+    mask = random_mask(seeds, torch.full((4,), 6), N)
+    other = torch.where(mask, (indices + 1) % K, indices)
+    condition = network._condition(labels)
+    assert torch.equal(
+        network._masked_logits(indices, mask, condition), network._masked_logits(other, mask, condition)
+    )
+
+
+def test_the_loss_counts_masked_tokens_only(network: MaskedProposal) -> None:
+    indices, labels, seeds = _batch(8)
+    network.label_smoothing = 0.0
+    ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
+    mask = random_mask(seeds, cosine_counts(ratios, N), N)
+    logits = network._masked_logits(indices, mask, network._condition(labels))
+    ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
+    got = network.loss(indices, labels, seeds)
+    assert torch.allclose(got["masked_ce"], ce[mask].mean())
+    assert torch.allclose(got["loss"], ce[mask].sum() / (8 * N * MEAN_RATIO))
+
+
+def test_label_smoothing_is_that_of_torch(network: MaskedProposal) -> None:
+    indices, labels, seeds = _batch(8)
+    ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
+    mask = random_mask(seeds, cosine_counts(ratios, N), N)
+    logits = network._masked_logits(indices, mask, network._condition(labels))
+    ce = torch.nn.functional.cross_entropy(logits[mask], indices[mask], label_smoothing=0.1, reduction="sum")
+    assert torch.allclose(network.loss(indices, labels, seeds)["loss"], ce / (8 * N * MEAN_RATIO))
+
+
+def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> None:
+    indices, labels, seeds = _batch(4)
+    mask = random_mask(seeds, torch.full((4,), 8), N)
+    logits = network._masked_logits(indices, mask, network._condition(labels))
+    ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
+    got = network.masked_ce(indices, labels, seeds, 0.5)
+    assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)
+    with pytest.raises(TokError, match="mask_ratio"):
+        network.masked_ce(indices, labels, seeds, 0.0)
+
+
+def _reference(network: MaskedProposal, label: int, seed: int, sampling: Sampling) -> list[int]:
+    """MaskGIT for one image in plain Python: two runs for guidance, the head everywhere, a sum per code."""
+    canvas = [network.mask_row] * N
+    seeds, every = torch.tensor([seed]), torch.arange(N)[None]
+    for step, left in enumerate(decoding_counts(N, sampling.steps)):
+        conditions = [network._condition(torch.tensor([c])) for c in (label, -1)]
+        features = [network._features(torch.tensor([canvas]), c) for c in conditions]
+        conditional, free = network._logits(features[0])[0], network._logits(features[1])[0]
+        logits = free + sampling.cfg_scale * (conditional - free)
+        u = uniform(seeds, Purpose.TOKEN, step * N + every)[0]
+        v = uniform(seeds, Purpose.CHOICE, step * N + every)[0]
+        found: dict[int, tuple[float, int]] = {}
+        for i in (i for i in range(N) if canvas[i] == network.mask_row):
+            p = (logits[i] / sampling.temperature).softmax(-1).double()
+            code = next(c for c in range(K) if p[: c + 1].sum() > u[i] * p.sum())
+            heat = sampling.choice_temperature * (1 - (step + 1) / sampling.steps)
+            noise = -math.log(-math.log(v[i].item()))
+            found[i] = (logits[i].log_softmax(-1)[code].item() + heat * noise, code)
+        ranked = sorted(found, key=lambda i: -found[i][0])
+        for i in ranked[: len(ranked) - left]:
+            canvas[i] = found[i][1]
+    return canvas
+
+
+def test_decoding_equals_a_plain_reference(network: MaskedProposal) -> None:
+    _, labels, seeds = _batch(6)
+    settings = Sampling(steps=5, cfg_scale=2.0, temperature=0.9)
+    with torch.no_grad():
+        expected = [_reference(network, int(c), int(s), settings) for c, s in zip(labels, seeds, strict=True)]
+    assert network.generate(labels, seeds, settings).tolist() == expected
+
+
+def test_without_noise_the_most_confident_come_first() -> None:
+    logits = torch.zeros(1, 4, 3)
+    logits[0, :, 1] = torch.tensor([1.0, 4.0, 2.0, 3.0])
+    seen = []
+
+    def logits_at(canvas: Tensor, positions: Tensor) -> Tensor:
+        seen.append(positions[0].tolist())
+        return logits.gather(1, positions[..., None].expand(-1, -1, 3))
+
+    greedy = Sampling(steps=4, temperature=0.0, choice_temperature=0.0)
+    canvas = decode_by_confidence(logits_at, torch.full((1, 4), 9), torch.zeros(1, dtype=torch.int64), greedy)
+    assert seen == [[0, 1, 2, 3], [0, 2, 3], [0, 2], [0]] and canvas.tolist() == [[1, 1, 1, 1]]
+
+
+def test_more_choice_temperature_is_another_order(network: MaskedProposal) -> None:
+    _, labels, seeds = _batch(16)
+    cold = network.generate(labels, seeds, Sampling(steps=8, choice_temperature=0.0))
+    assert not torch.equal(cold, network.generate(labels, seeds, Sampling(steps=8, choice_temperature=9.0)))

@@ -1,0 +1,93 @@
+"""Two gloo ranks learn the codebook that one process learns from the joint batch; one spawn for all tests."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from tokcli import distributed
+from tokcli.quantizers.vq import VQ
+
+KEYS: dict[str, dict[str, Any]] = {
+    "cosine-ema": {"revive_after": 2},
+    "euclidean-ema": {"metric": "euclidean", "revive_after": 2},
+    "euclidean-gradient": {"metric": "euclidean", "learning": "gradient", "revive_after": 2},
+    "never-revived": {"metric": "euclidean", "init": "uniform"},
+}
+STEPS = 6
+Split = Callable[[Tensor], Tensor]
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(step))  # 5 images: ranks hold 3 and 2
+
+
+def learn(keys: dict[str, Any], split: Split) -> dict[str, Tensor]:
+    """Codebook after the start and after some steps, health, and how many codes were revived."""
+    vq = VQ(codebook_size=12, code_dim=4, decay=0.8, **keys)
+    vq.initialise(split(batch(0)))
+    start, revived = vq.codebook.detach().clone(), 0
+    with torch.no_grad():
+        vq.codebook[:3] = torch.tensor([[50.0], [60.0], [70.0]]) * torch.ones(4)  # three codes to revive
+    vq.restart_training_state()
+    for step in range(STEPS):
+        vq(split(batch(step)))
+        vq.after_step(step)
+        revived += int((vq.age_steps == 0).sum()) if vq.revive_after else 0
+    health = torch.tensor([*vq.health().values()])
+    return {"start": start, "end": vq.codebook.detach(), "health": health, "revived": torch.tensor(revived)}
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    splits: dict[str, Split] = {
+        "shared": lambda z: z[rank::2],
+        "empty": lambda z: z if rank == 0 else z[:0],
+    }
+    results = {f"{name} {split}": learn(KEYS[name], splits[split]) for name in KEYS for split in splits}
+    reduce = distributed.all_reduce_sum
+    distributed.all_reduce_sum = lambda t: t  # the classic bug: every rank learns from its own part
+    results["cosine-ema broken"] = learn({}, splits["shared"])
+    distributed.all_reduce_sum = reduce
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, dict[str, Tensor]]]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank_main, args=(str(folder),), nprocs=2)
+    yield [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("split", ["shared", "empty"])
+@pytest.mark.parametrize("name", KEYS)
+def test_both_ranks_hold_the_same_codebook(ranks: list[Any], name: str, split: str) -> None:
+    for key in ("start", "end", "health"):
+        assert torch.equal(ranks[0][f"{name} {split}"][key], ranks[1][f"{name} {split}"][key])
+
+
+@pytest.mark.parametrize("split", ["shared", "empty"])
+@pytest.mark.parametrize("name", KEYS)
+def test_two_ranks_equal_one_process_on_the_joint_batch(ranks: list[Any], name: str, split: str) -> None:
+    alone = learn(KEYS[name], lambda z: z)
+    for key in alone:
+        torch.testing.assert_close(ranks[0][f"{name} {split}"][key], alone[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine-ema", "euclidean-ema", "euclidean-gradient"])
+def test_the_comparison_covers_revival(name: str) -> None:
+    assert learn(KEYS[name], lambda z: z)["revived"] >= 3
+
+
+def test_without_the_all_reduce_ranks_drift_apart(ranks: list[Any]) -> None:
+    broken = [r["cosine-ema broken"]["end"] for r in ranks]
+    assert (broken[0] - broken[1]).abs().max() > 1e-2

@@ -1,0 +1,242 @@
+"""Teachers: the right layer, the right tokens, the right normalisation, and never a gradient."""
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from tokcli.errors import TokError
+from tokcli.networks import build_network
+from tokcli.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.weights import save_tensors
+
+IMAGENET = (
+    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
+    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
+)
+
+
+def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module under whose weights norms, biases and positions all matter; skips the slow initialisation."""
+    with torch.device("meta"):
+        module = build()
+    g = torch.Generator().manual_seed(1)
+    state = {
+        k: torch.empty(t.shape).uniform_(-0.05, 0.05, generator=g)
+        + float(t.ndim == 1 and k.endswith("weight"))
+        for k, t in module.state_dict().items()
+    }
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+
+
+def load(name, state, folder, **keys) -> Teacher:
+    save_tensors(folder / "weights.safetensors", state)
+    return build_teacher(name, keys, folder / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """The library's supervised ViT with random weights, and our teacher with the same, from a file."""
+    from torchvision.models import vit_b_16
+
+    theirs = with_random_weights(lambda: vit_b_16(weights=None))
+    return theirs, load("vit", theirs.state_dict(), tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Open_clip's image tower with random weights, and our teacher from a file of a whole CLIP."""
+    from open_clip.model import _build_vision_tower
+
+    config = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16}
+    theirs = with_random_weights(lambda: _build_vision_tower(512, config, quick_gelu=True))
+    whole = {f"visual.{k}": t for k, t in theirs.state_dict().items()}
+    whole |= {"logit_scale": torch.ones(()), "text_projection": torch.ones(512, 512)}
+    return theirs, load("clip", whole, tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """Timm's ViT-B/16 with random weights, and our teacher from its file."""
+    from timm import create_model
+
+    theirs = with_random_weights(lambda: create_model("vit_base_patch16_224", num_classes=0))
+    return theirs, load("dino", theirs.state_dict(), tmp_path_factory.mktemp("dino"))
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_teacher_has_the_features_its_facts_promise(name):
+    with torch.device("meta"):
+        teacher = build_teacher(name, {}, "random")
+        h, w = teacher.grid()
+        features = teacher(torch.empty(2, 3, 64, 64))
+    assert features.shape == (2, h * w, teacher.feature_dim) and features.dtype == torch.float32
+    widths = {"efflite0": 1280, "vits14": 384, "clip": 512, "vit": 768, "dino": 768, "mae": 768}
+    assert teacher.feature_dim == widths[name]
+    assert (h, w) == ((8, 8) if name in ("efflite0", "vits14") else (14, 14))
+    assert teacher.name == name and teacher.image_size == teacher.network.image_size
+
+
+@torch.no_grad()
+def test_vit_drops_the_class_token_and_keeps_the_last_patch(vit, images):
+    theirs, teacher = vit
+    captured = {}
+    handle = theirs.encoder.ln.register_forward_hook(lambda m, i, out: captured.update(tokens=out))
+    theirs((images - IMAGENET[0]) / IMAGENET[1])
+    handle.remove()
+    tokens, features = captured["tokens"], teacher(images)
+    torch.testing.assert_close(features, tokens[:, 1:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(features, tokens[:, :-1], atol=1e-2)  # the shift by one that others fell for
+    torch.testing.assert_close(teacher.network.pooled(images), tokens[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_clip_projects_normalised_patch_tokens(clip, images):
+    theirs, teacher = clip
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    theirs.output_tokens, pooled_and_tokens = True, None
+    pooled_and_tokens = theirs(
+        (images - mean) / std
+    )  # open_clip gives tokens after ln_post, before the projection
+    theirs.output_tokens = False
+    torch.testing.assert_close(teacher(images), pooled_and_tokens[1] @ theirs.proj, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(teacher.network.pooled(images), pooled_and_tokens[0], rtol=1e-4, atol=1e-4)
+
+
+def test_clip_uses_quickgelu(clip):
+    from open_clip.transformer import QuickGELU
+
+    network = clip[1].network
+    assert all(isinstance(block.mlp.gelu, QuickGELU) for block in network.body.transformer.resblocks)
+    with torch.device("meta"):  # also where the name alone would build GELU
+        plain = build_network("open_clip:ViT-B-16/openai", "random").body
+        laion = build_network("open_clip:ViT-B-16/laion2b_s34b_b88k", "random").body
+    assert isinstance(plain.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    assert not isinstance(laion.transformer.resblocks[0].mlp.gelu, QuickGELU)
+
+
+@torch.no_grad()
+def test_dino_gives_the_last_layers_patch_tokens_after_the_norm(dino, images):
+    theirs, teacher = dino
+    tokens = theirs.forward_features((images - IMAGENET[0]) / IMAGENET[1])
+    torch.testing.assert_close(teacher(images), tokens[:, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(teacher.network.pooled(images), tokens[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_layouts_of_dinos_and_maes_releases_are_understood(tmp_path):
+    own = build_network("timm:test_vit", "random").body.state_dict()  # of the class that dino and mae are too
+    full = {f"module.backbone.{k}": t for k, t in own.items()} | {"module.head.mlp.0.weight": torch.ones(2)}
+    mae = own | {"mask_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(32, 64)}
+    torch.save({"teacher": full, "epoch": 1}, tmp_path / "dino.pth")
+    torch.save({"model": mae, "args": argparse.Namespace(lr=1.0)}, tmp_path / "mae.pth")
+    for file in ("dino.pth", "mae.pth"):
+        loaded = build_network("timm:test_vit", tmp_path / file).body.state_dict()
+        assert loaded.keys() == own.keys() and all(torch.equal(t, own[k]) for k, t in loaded.items())
+
+
+@torch.no_grad()
+def test_register_tokens_are_dropped():
+    network = build_network("timm:vit_small_patch14_reg4_dinov2", "random")
+    assert network.body.num_prefix_tokens == 5
+    images = torch.rand(1, 3, 28, 28)
+    tokens = network.body.forward_features((images - IMAGENET[0]) / IMAGENET[1])
+    patches = network.maps(images)[0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches, tokens[:, 5:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit", "clip", "dino"])
+def test_other_image_sizes_interpolate_positions(name, request, images):
+    teacher = request.getfixturevalue(name)[1]
+    small = teacher.network.maps(images, size=112)[0]
+    assert small.shape[-2:] == (7, 7) and small.isfinite().all()
+    # features of the small image resemble those of the large one more than another place's
+    pooled = nn.functional.avg_pool2d(teacher.network.maps(images)[0], 2).flatten(2)
+    cosine = torch.einsum(
+        "bcn,bcm->nm", *(nn.functional.normalize(t, dim=1) for t in (small.flatten(2), pooled))
+    )
+    assert cosine.diagonal().mean() > cosine.mean()
+
+
+# --- keys ---
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_teacher("timm:test_vit", {"image_size": 64}, "random")
+
+
+def test_several_layers_weigh_the_same_and_meet_on_the_largest_grid():
+    teacher = build_teacher("efflite0", {"layers": ["head", "blocks.2"], "image_size": 64}, "random")
+    features = teacher(torch.rand(2, 3, 64, 64))
+    assert teacher.grid() == (8, 8) and features.shape == (2, 64, 1280 + 40) and teacher.feature_dim == 1320
+    halves = features[..., :1280].norm(dim=-1), features[..., 1280:].norm(dim=-1)
+    for half in halves:
+        torch.testing.assert_close(half, torch.full((2, 64), 0.5**0.5), rtol=1e-4, atol=1e-4)
+
+
+def test_patches_come_in_raster_order():
+    teacher = build_teacher("efflite0", {"layers": ["stem"], "image_size": 32}, "random")
+    images = torch.full((1, 3, 32, 32), 0.5)
+    images[..., 2:6, 26:30] = 1.0  # top right
+    moved = (teacher(images) - teacher(torch.full((1, 3, 32, 32), 0.5))).norm(dim=-1).view(16, 16)
+    row, column = divmod(int(moved.argmax()), 16)
+    assert row < 4 and column > 11
+
+
+def test_norm_false_gives_the_blocks_own_output(tiny):
+    raw = build_teacher("timm:test_vit", {"image_size": 64, "norm": False}, "random")
+    images = torch.rand(1, 3, 64, 64)
+    assert not torch.allclose(raw(images), tiny(images), atol=1e-3)
+    normed = tiny.network.body.norm(raw(images))
+    torch.testing.assert_close(normed, tiny(images), rtol=1e-4, atol=1e-4)
+
+
+def test_norm_false_is_refused_where_it_changes_nothing():
+    with pytest.raises(TokError, match="teacher efflite0: norm: false changes nothing"):
+        build_teacher("efflite0", {"norm": False}, "random")
+
+
+def test_the_grid_does_not_depend_on_the_size_of_the_images(tiny):
+    assert tiny.grid() == tiny.grid(17) == (4, 4)
+    assert tiny(torch.rand(1, 3, 17, 17)).shape[1] == 16
+
+
+def test_a_teacher_stays_in_eval_mode_and_has_no_gradients(tiny):
+    student = nn.Sequential(tiny, nn.Linear(tiny.feature_dim, 2)).train()
+    assert student.training and not any(m.training for m in tiny.modules())
+    assert not any(p.requires_grad for p in tiny.parameters())
+    assert not tiny(torch.rand(1, 3, 64, 64, requires_grad=True)).requires_grad
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch(tiny):
+    images = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(tiny(images)[1:2], tiny(images[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_teacher_names_the_nearest():
+    with pytest.raises(TokError, match=r"teacher 'effllite0': no such teacher. Did you mean 'efflite0'"):
+        build_teacher("effllite0", {})
+
+
+def test_real_vits14_tells_photos_apart_by_patch():
+    data = pytest.importorskip("skimage.data", reason="scikit-image's photos")
+    try:
+        teacher = build_teacher("vits14", {})
+    except TokError as error:
+        pytest.skip(str(error))
+    photos = [
+        torch.from_numpy(photo).permute(2, 0, 1)[None] / 255 for photo in (data.chelsea(), data.coffee())
+    ]
+    cat, cup = (nn.functional.normalize(teacher(photo)[0], dim=-1) for photo in photos)
+    within, across = (cat @ cat.T).mean(), (cat @ cup.T).mean()
+    assert within > across + 0.1

@@ -1,0 +1,5 @@
+"""`python -m tokcli` is `tok`."""
+
+from tokcli.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""Build networks from recipes, and load them back from artifacts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tokcli.artifact import Artifact
+from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.errors import TokError
+from tokcli.losses import LOSSES
+from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
+from tokcli.proposals import PROPOSALS, Proposal
+from tokcli.quantizers import QUANTIZERS
+from tokcli.registry import lookup
+from tokcli.schema import Data
+from tokcli.weights import load_strict, load_tensors
+
+M = TypeVar("M", bound=nn.Module)
+WEIGHTS = "model.safetensors"
+FEATURE_DECODERS = {"feature": FeatureDecoder}
+WEIGHTS_FLAGS = {"vgg16": "vgg", "inception": "inception"}  # networks whose file has a flag of its own
+
+
+def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any], *supplied: Any) -> Any:
+    """`table[section["name"]](*supplied, **other keys)`."""
+    keys = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items() if key != "name"}
+    return lookup(family, table, section["name"])(*supplied, **keys)
+
+
+def build_transform(data: Data) -> Transform:
+    """The transform that a recipe's section `data` names, for its size."""
+    transform: Transform = component("transform", TRANSFORMS, data.transform.model_dump(), data.size)
+    return transform
+
+
+def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Tokenizer:
+    """A tokenizer with fresh weights.
+
+    Args:
+        recipe: a resolved recipe of stage tokenizer.
+        feature_dim: width of the teacher's features; None: without a feature decoder.
+    """
+    torch.manual_seed(recipe["seed"])
+    size = recipe["data"]["size"]
+    if recipe["encoder"].get("image_size", size) != size:
+        raise TokError("encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]))
+    quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
+    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
+    decoder = None
+    if feature_dim is not None:
+        grid = encoder.grid(size)
+        decoder = component("decoder", FEATURE_DECODERS, recipe["decoder"], quantizer.code_dim, feature_dim, grid)
+    return Tokenizer(encoder, quantizer, decoder)
+
+
+def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
+    """A trained tokenizer, in eval mode, its weights' hash checked.
+
+    Raises:
+        TokError: the weights are damaged or do not fit the recipe.
+    """
+    tokenizer = build_tokenizer(artifact.recipe, artifact.facts["teacher"]["feature_dim"])
+    tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    return _frozen(tokenizer, device)
+
+
+def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int], size: int) -> nn.Module:
+    """A pixel decoder with fresh weights.
+
+    Args:
+        recipe: a resolved recipe of stage decoder.
+        code_dim, grid: of the codes that it reads.
+        size: pixels of the images that it writes.
+
+    Raises:
+        TokError: the network writes images of another size.
+    """
+    torch.manual_seed(recipe["seed"])
+    decoder: nn.Module = component("decoder", DECODERS, recipe["decoder"], code_dim, grid, size)
+    return decoder
+
+
+def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
+    """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s)."""
+    facts = artifact.facts
+    decoder = build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
+    load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    return _frozen(decoder, device)
+
+
+def build_proposal(recipe: Mapping[str, Any], codebook_size: int, grid: tuple[int, int], classes: int) -> Proposal:
+    """A proposal network with fresh weights, for tokens of that codebook and grid."""
+    torch.manual_seed(recipe["seed"])
+    proposal: Proposal = component("proposal", PROPOSALS, recipe["proposal"], codebook_size, grid, classes)
+    return proposal
+
+
+def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
+    """A trained proposal network, in eval mode."""
+    facts = artifact.facts
+    proposal = build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
+    load_strict(proposal, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    return _frozen(proposal, device)
+
+
+def build_losses(
+    terms: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Path], device: torch.device
+) -> list[tuple[str, float, nn.Module]]:
+    """The recipe's loss terms as (name, weight, frozen module).
+
+    Args:
+        terms: the recipe's section `loss`.
+        weights: files given by flags.
+        device: where they run; "meta" builds them without reading weights.
+    """
+    built = []
+    for name, section in terms.items():
+        keys = {key: value for key, value in section.items() if key not in ("weight",)}
+        supplied: list[Any] = []
+        if "network" in keys:
+            file = weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))
+            supplied = ["random" if device.type == "meta" else file]
+        loss = lookup("loss", LOSSES, name)(*supplied, **keys)
+        built.append((name, float(section["weight"]), _frozen(loss, device)))
+    return built
+
+
+def _frozen(module: M, device: torch.device) -> M:
+    return module.to(device).eval().requires_grad_(False)

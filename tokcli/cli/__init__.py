@@ -1,0 +1,60 @@
+"""The command line. Nothing here imports torch: a stage is imported inside the command that runs it."""
+
+import os
+import sys
+
+import click
+
+from tokcli import __version__
+from tokcli.cli import inspect, pipeline
+from tokcli.errors import TokError
+
+
+class InOrder(click.Group):
+    """Lists commands in the order of the pipeline, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tok")
+def cli() -> None:
+    """Image tokenizers that learn to reconstruct the features of an image-understanding model.
+
+    Every command reads and writes artifact folders and prints the path of what it made. Repeating a command resumes it.
+
+    \b
+      T=$(tok train-tokenizer --teacher clip --data photos/train)
+      D=$(tok train-decoder --tokenizer $T)
+      K=$(tok tokenize --tokenizer $T)
+      P=$(tok train-proposal --mode nar --tokens $K)
+      S=$(tok sample -n 100 --proposal $P --decoder $D)
+      tok eval $T $D $P $S --reference photos/val
+      tok viz-codebook --tokenizer $T
+    """
+
+
+for command in (*pipeline.COMMANDS, *inspect.COMMANDS):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The `tok` program: an expected failure is one line on stderr and an exit code, never a traceback."""
+    # OpenMP threads that spin while they wait make two busy processes many times slower; set before torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        cli(prog_name="tok")
+    except TokError as error:
+        click.echo(f"{error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader of our pipe has gone
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            click.echo(f"tok: out of memory. {str(error).splitlines()[0][:120] if str(error) else ''} Lower train.batch_size, "
+                       "or raise train.accumulate.", err=True)  # fmt: skip
+            sys.exit(1)
+        raise

@@ -1,0 +1,46 @@
+"""Small commands beside the pipeline: look at artifacts and recipes."""
+
+import json
+from pathlib import Path
+
+import click
+
+from tokcli.cli.options import PATH
+
+
+@click.command(short_help="facts, lineage and metrics of artifacts")
+@click.argument("artifact", required=False, type=PATH)
+@click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True, metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
+    """Show one artifact, or list those of the workspace."""
+    from tokcli.stages import show as stage
+
+    if artifact is None:
+        click.echo(stage.listing(workspace, as_json))
+    elif as_json:
+        click.echo(json.dumps(stage.manifest(artifact), indent=2, ensure_ascii=False))
+    else:
+        click.echo(stage.describe(artifact))
+
+
+@click.command(short_help="list, show and check recipes")
+@click.argument("name", required=False)
+@click.option("--check", is_flag=True, help="Check the named recipe, or all of them, against the code.")
+def recipes(name: str | None, check: bool) -> None:
+    """List the recipes that come with tok, or show one; its header says command, cost and score."""
+    from tokcli import catalog as stage
+
+    click.echo(stage.check(name) if check else stage.text(name) if name else stage.listing())
+
+
+@click.command(short_help="check every hash of an artifact")
+@click.argument("artifact", type=PATH)
+def verify(artifact: Path) -> None:
+    """Recompute every SHA-256 of an artifact and its id."""
+    from tokcli.stages import show as stage
+
+    click.echo(stage.verify(artifact))
+
+
+COMMANDS = [show, recipes, verify]

@@ -1,0 +1,102 @@
+"""Flags that several commands share, declared once, and what they turn into."""
+
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tokcli.artifact import Artifact
+    from tokcli.workspace import Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+COMMON = [
+    click.option("--recipe", metavar="NAME|FILE", help="Another recipe: a name from `tok recipes`, or a YAML file."),
+    click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a recipe key, such as optim.lr=1e-4; repeatable."),
+    click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True,
+                 metavar="DIR", help="Where artifacts are looked for and written."),
+    click.option("--out", type=PATH, metavar="DIR", help="Folder to write. Default: a readable name in the workspace."),
+    click.option("--device", metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and cost; write nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest (or the metrics) instead of the path."),
+]  # fmt: skip
+DATA = [
+    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="openmoji/train, fashion-mnist/train, a folder of images, or "
+                 "shards-{000..099}.tar. Default: what the input was made from, else $TOK_DATA, else openmoji/train."),
+    click.option("--labels", type=PATH, metavar="FILE", help="A file of `path class` lines; default: sub-folders are classes."),
+]  # fmt: skip
+TEACHER_WEIGHTS = click.option("--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable.")
+VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="Weights of the perceptual loss's network.")
+INCEPTION_WEIGHTS = click.option("--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name.")
+
+
+def with_options(*groups: Any) -> Callable[[F], F]:
+    """Add flags, singly or in lists, in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed([o for group in groups for o in (group if isinstance(group, list) else [group])]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) -> "Options":
+    """The common flags as `Options`; shorthands (dotted key -> value or None) join the `--set`s.
+
+    Args:
+        flags: values of COMMON, DATA and the weights flags; those that a command does not have are absent.
+        shorthands: recipe keys that have a flag of their own.
+    """
+    from tokcli.recipe import parse_set
+    from tokcli.workspace import Options
+
+    sets = parse_set(flags["sets"])
+    for key, value in {"seed": flags["seed"], **(shorthands or {})}.items():
+        if value is not None:
+            sets[key] = value
+    weights = {name: flags[f"{name}_weights"] for name in ("teacher", "vgg", "inception") if flags.get(f"{name}_weights")}
+    kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
+    return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Any:
+    """stdout carries the result alone: whatever a library prints goes to stderr, our notices too."""
+    logger = logging.getLogger("tok")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # other packages' deprecations are no news to a user of tok
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bool) -> None:
+    """Run one stage and print its artifact's path, its manifest with --json, or the plan of a dry run."""
+    from tokcli import distributed
+
+    with quiet_stdout():
+        result: Artifact | str | None = stage(options)
+    if result is None or not distributed.is_main():
+        return
+    if isinstance(result, str):
+        click.echo(result)
+    elif as_json:
+        click.echo(json.dumps(result.manifest, indent=2, ensure_ascii=False))
+    else:
+        click.echo(str(result.path))

@@ -1,0 +1,142 @@
+"""The seven commands, in pipeline order."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tokcli.cli.options import (
+    COMMON,
+    DATA,
+    INCEPTION_WEIGHTS,
+    PATH,
+    TEACHER_WEIGHTS,
+    VGG_WEIGHTS,
+    options_of,
+    run_stage,
+    with_options,
+)
+
+TOKENIZER = click.option("--tokenizer", type=PATH, metavar="DIR", help="Default: the only one in the workspace.")
+DECODER = click.option("--decoder", type=PATH, metavar="DIR", help="Default: the only one in the workspace that fits.")
+SHARDS = [
+    click.option("--shard-index", type=click.IntRange(0), metavar="I", help="Do only this part of --num-shards; for job arrays."),
+    click.option("--num-shards", type=click.IntRange(1), metavar="N", help="Number of jobs that share the work."),
+]  # fmt: skip
+
+
+@click.command("train-tokenizer", short_help="images -> tokenizer")
+@click.option("--teacher", metavar="NAME", help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.")
+@click.option("--method", metavar="NAME", default="vqkd", show_default=True, help="How the tokenizer learns.")
+@click.option("--init", type=PATH, metavar="DIR", help="Start from another tokenizer's weights.")
+@with_options(DATA, TEACHER_WEIGHTS, COMMON)
+def train_tokenizer(teacher: str | None, method: str, init: Path | None, as_json: bool, **flags: Any) -> None:
+    """Train an image tokenizer to reconstruct a teacher's features (VQ-KD)."""
+    from tokcli.stages import train_tokenizer as stage
+
+    options = options_of(flags, {"teacher.name": teacher})
+    run_stage(lambda o: stage.main(o, method=method, init=init), options, as_json)
+
+
+@click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
+@click.option("--init", type=PATH, metavar="DIR", help="Start from another decoder's weights.")
+@with_options(TOKENIZER, DATA, VGG_WEIGHTS, COMMON)
+def train_decoder(tokenizer: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
+    """Train a decoder from a tokenizer's frozen codes to pixels."""
+    from tokcli.stages import train_decoder as stage
+
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init), options_of(flags), as_json)
+
+
+@click.command(short_help="tokenizer, images -> token shards")
+@click.option("--crops", type=click.IntRange(1), metavar="K", help="Crops per image; short for --set tokens.crops=K.")
+@click.option("--flip/--no-flip", default=None, help="Also every crop mirrored; short for --set tokens.flip=true.")
+@with_options(SHARDS, TOKENIZER, DATA, COMMON)
+def tokenize(
+    crops: int | None, flip: bool | None, shard_index: int | None, num_shards: int | None, tokenizer: Path | None,
+    as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Turn images into token shards that proposal networks train on."""
+    from tokcli.stages import tokenize as stage
+
+    options = options_of(flags, {"tokens.crops": crops, "tokens.flip": flip})
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, share=_share(shard_index, num_shards)), options, as_json)
+
+
+@click.command("train-proposal", short_help="token shards -> proposal network")
+@click.option("--mode", type=click.Choice(["ar", "nar"]), default="ar", show_default=True, help="Autoregressive or masked.")
+@click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
+@click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
+@with_options(COMMON)
+def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
+    """Train a proposal network over tokens, conditional on the class."""
+    from tokcli.stages import train_proposal as stage
+
+    run_stage(lambda o: stage.main(o, mode=mode, tokens=tokens, init=init), options_of(flags), as_json)
+
+
+@click.command(short_help="proposal network, decoder -> images")
+@click.option("-n", "--number", type=int, metavar="N", help="How many images; short for --set sample.number=N.")
+@click.option("--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both.")
+@click.option("--classes", metavar="A,B,...", help="Names or numbers of the classes asked for, in turn. Default: all, balanced.")
+@click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
+@click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
+@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
+@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that hold this mass, 1 = off.")
+@click.option("--steps", type=int, metavar="N", help="Decoding steps of a masked network.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time; does not change a picture.")
+@click.option("--proposal", type=PATH, metavar="DIR", help="Default: the only one in the workspace (of that mode).")
+@with_options(DECODER, SHARDS, COMMON)
+def sample(
+    number: int | None, mode: str | None, classes: str | None, cfg_scale: float | None, temperature: float | None,
+    top_k: int | None, top_p: float | None, steps: int | None, batch_size: int | None, proposal: Path | None,
+    decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Generate images: tokens from a proposal network, pixels from a decoder."""
+    from tokcli.stages import sample as stage
+
+    shorthands = {
+        "sample.number": number, "sample.cfg_scale": cfg_scale, "sample.temperature": temperature, "sample.top_k": top_k,
+        "sample.top_p": top_p, "sample.steps": steps, "sample.classes": classes.split(",") if classes else None,
+    }  # fmt: skip
+    run_stage(
+        lambda o: stage.main(
+            o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=_share(shard_index, num_shards)
+        ),
+        options_of(flags, shorthands),
+        as_json,
+    )
+
+
+@click.command("eval", short_help="artifacts -> metrics, a row of the table")
+@click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
+@click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR", help="Real images for Fréchet distances; repeatable. "
+              "Default: the held-out images.")  # fmt: skip
+@with_options(DATA, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, COMMON)
+def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Measure artifacts on held-out images (--data; default: the val split of what they were made from)."""
+    from tokcli.stages import evaluate as stage
+
+    run_stage(lambda o: stage.main(o, artifacts=artifacts, references=references, as_json=as_json), options_of(flags), as_json)
+
+
+@click.command("viz-codebook", short_help="tokenizer, images -> pictures of the codebook")
+@with_options(TOKENIZER, DATA, COMMON)
+def viz_codebook(tokenizer: Path | None, as_json: bool, **flags: Any) -> None:
+    """Draw what each code means: patches that share it, usage, a map of codes and features."""
+    from tokcli.stages import viz_codebook as stage
+
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer), options_of(flags), as_json)
+
+
+def _share(index: int | None, number: int | None) -> tuple[int, int] | None:
+    if (index is None) != (number is None):
+        raise click.UsageError("--shard-index and --num-shards go together.")
+    if index is None or number is None:
+        return None
+    if index >= number:
+        raise click.UsageError(f"--shard-index {index} must be less than --num-shards {number}.")
+    return index, number
+
+
+COMMANDS = [train_tokenizer, train_decoder, tokenize, train_proposal, sample, evaluate, viz_codebook]

@@ -1,0 +1,208 @@
+"""Images of any size to uint8 squares, which stay uint8 until a batch is on its device."""
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from tokcli.data.randomness import generator
+
+LONGEST_ASPECT = (
+    4  # of an image before its short side is resized: a 1x100000 image would else become gigabytes
+)
+
+
+class Transform(Protocol):
+    """Makes (3, size, size) of (3, h, w); random choices come from the generator alone."""
+
+    size: int
+    deterministic: bool
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]: ...
+
+    def describe(self) -> str: ...
+
+
+def resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 height width"]:
+    """Antialiased bicubic resize that stays uint8: within 2 levels of Pillow's, and twice as fast."""
+    if image.shape[1:] == (height, width):
+        return image
+    return functional.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)[0]
+
+
+def resize_short_side(image: UInt8[Tensor, "3 h w"], short: int) -> UInt8[Tensor, "3 h2 w2"]:
+    """Resize so that the shorter side is `short` pixels; images longer than 4:1 lose their ends first."""
+    h, w = image.shape[1:]
+    longest = LONGEST_ASPECT * min(h, w)
+    image = _centre(image, min(h, longest), min(w, longest))
+    h, w = image.shape[1:]
+    return resize(image, short, int(short * w / h)) if h <= w else resize(image, int(short * h / w), short)
+
+
+def _centre(image: Tensor, height: int, width: int) -> Tensor:
+    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    return image[:, top : top + height, left : left + width]
+
+
+def _flip(image: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
+    return image.flip(2) if flip and torch.rand((), generator=rng) < 0.5 else image
+
+
+class CenterCrop:
+    """Short side to `size` (bicubic, antialiased), then the central square: the field's evaluation transform.
+
+    Args:
+        size: side of the result in pixels.
+        flip: mirror left-right with probability 1/2, which makes the transform random.
+    """
+
+    def __init__(self, size: int, *, flip: bool = False) -> None:
+        self.size, self.flip = size, flip
+        self.deterministic = not flip
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        return _flip(_centre(resize_short_side(image, self.size), self.size, self.size), self.flip, rng)
+
+    def describe(self) -> str:
+        return f"center-crop {self.size} px, bicubic antialias{', flip' if self.flip else ''}"
+
+
+class RandomCrop:
+    """Short side to zoom[0] to zoom[1] times `size`, then a square from anywhere: no change of aspect.
+
+    Args:
+        size: side of the result in pixels.
+        zoom: range of the short side, in units of `size`; at least 1.
+        flip: mirror left-right with probability 1/2.
+    """
+
+    deterministic = False
+
+    def __init__(self, size: int, *, zoom: tuple[float, float] = (1.0, 1.25), flip: bool = True) -> None:
+        if not 1 <= zoom[0] <= zoom[1]:
+            raise ValueError(f"zoom must be two numbers, 1 <= low <= high, not {zoom}")
+        self.size, self.zoom, self.flip = size, zoom, flip
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        u, v, x = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
+        image = resize_short_side(
+            image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0])))
+        )
+        top = int(v * (image.shape[1] - self.size + 1))
+        left = int(x * (image.shape[2] - self.size + 1))
+        return _flip(image[:, top : top + self.size, left : left + self.size], self.flip, rng)
+
+    def describe(self) -> str:
+        low, high = self.zoom
+        return (
+            f"random-crop {self.size} px, zoom {low:g} to {high:g}, bicubic antialias{', flip' * self.flip}"
+        )
+
+
+class RandomResizedCrop:
+    """A random part of the image by area and aspect, resized to the square (Szegedy et al. 2015, section 6).
+
+    Args:
+        size: side of the result in pixels.
+        scale: range of the part's area, as a share of the image's.
+        ratio: range of the part's width / height, drawn uniformly in the logarithm.
+        flip: mirror left-right with probability 1/2.
+    """
+
+    deterministic = False
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scale: tuple[float, float] = (0.8, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must be two numbers, 0 < low <= high, not {ratio}")
+        self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        top, left, h, w = self._box(image.shape[1], image.shape[2], rng)
+        part = image[:, top : top + h, left : left + w]
+        return _flip(resize(part, self.size, self.size), self.flip, rng)
+
+    def _box(self, height: int, width: int, rng: torch.Generator) -> tuple[int, int, int, int]:
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for area, aspect, y, x in torch.rand(10, 4, generator=rng, dtype=torch.float64).tolist():
+            pixels = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + aspect * (high - low))
+            w, h = max(1, round(math.sqrt(pixels * ratio))), max(1, round(math.sqrt(pixels / ratio)))
+            if w <= width and h <= height:
+                return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+        # The image is longer than any part asked for: its centre, at the nearest aspect allowed.
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def describe(self) -> str:
+        (a, b), (c, d) = self.scale, self.ratio
+        return (
+            f"random-resized-crop {self.size} px, scale {a:g} to {b:g}, ratio {c:.3g} to {d:.3g}, "
+            f"bicubic antialias{', flip' * self.flip}"
+        )
+
+
+TRANSFORMS: dict[str, type[CenterCrop] | type[RandomCrop] | type[RandomResizedCrop]] = {
+    "center-crop": CenterCrop,
+    "random-crop": RandomCrop,
+    "random-resized-crop": RandomResizedCrop,
+}
+
+
+class CropViews:
+    """Several squares of one image, the same whenever and wherever made: what `tok tokenize` encodes.
+
+    View 0 is the centre crop; crop j is a function of (seed, sample number, j) and keeps the aspect.
+
+    Args:
+        size: side of each view in pixels.
+        crops: random crops beside the centre crop.
+        flip: follow each view by its mirror image.
+        scale: range of a crop's area, as a share of the largest square in the image; it may lie anywhere.
+        seed: of the crops.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        crops: int = 0,
+        flip: bool = False,
+        scale: tuple[float, float] = (0.8, 1.0),
+        seed: int = 0,
+    ) -> None:
+        self.size, self.crops, self.flip, self.seed = size, crops, flip, seed
+        self.center = CenterCrop(size)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
+        # Of the largest square, not of the image: 0.8 of a 3:2 photo's area is no square inside it.
+        self.crop = RandomCrop(size, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
+        bases = ["center", *(f"crop{j}" for j in range(1, crops + 1))]
+        self.names = [name for base in bases for name in ([base, f"{base}-flip"] if flip else [base])]
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], index: int) -> UInt8[Tensor, "views 3 s s"]:
+        views = [self.center(image, torch.Generator())]
+        for j in range(1, self.crops + 1):
+            views.append(self.crop(image, generator(self.seed, "crop", index, j)))
+        if self.flip:
+            views = [turned for view in views for turned in (view, view.flip(2))]
+        return torch.stack(views).contiguous()
+
+
+def crop_views(
+    size: int, crops: int = 0, flip: bool = False, scale: tuple[float, float] = (0.8, 1.0), seed: int = 0
+) -> CropViews:
+    """The views named center, center-flip, crop1, crop1-flip, ... of a sample."""
+    return CropViews(size, crops=crops, flip=flip, scale=scale, seed=seed)

@@ -1,0 +1,288 @@
+"""Measure networks on images: what training stages report at their end and `tok eval` reports of any artifact."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokcli import distributed, metrics, pictures
+from tokcli.artifact import Artifact
+from tokcli.data import BadImage, ImageSource
+from tokcli.data.batches import read_all
+from tokcli.data.transforms import CenterCrop
+from tokcli.errors import TokError
+from tokcli.metrics.codebook import count_codes
+from tokcli.metrics.extract import Extractor, fold
+from tokcli.metrics.fid import Moments
+from tokcli.metrics.proposal import masked_ce_name
+from tokcli.models import Tokenizer
+from tokcli.proposals import Proposal
+from tokcli.schema import Expects
+from tokcli.teachers import Teacher
+
+log = logging.getLogger("tok")
+BATCH = 64  # images at a time; one shape for all, so that numbers do not depend on what fits
+FLAT = 2  # grey levels: a patch whose channels all vary by less than this is blank
+
+
+def check_expected(expected: Expects, **actual: Any) -> None:
+    """Compare a recipe's `expects` with the real inputs.
+
+    Raises:
+        TokError: naming every fact that differs.
+    """
+    facts = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in actual.items()}
+    wrong = [
+        f"expects.{name}: {wanted}, not {facts[name]}"
+        for name, wanted in expected
+        if wanted is not None and name in facts and facts[name] != wanted
+    ]
+    if wrong:
+        raise TokError("recipe", "its expectations are not met", got="; ".join(wrong))
+
+
+def evaluation_transform(size: int) -> CenterCrop:
+    """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop."""
+    return CenterCrop(size)
+
+
+def read(
+    source: ImageSource, transform: Any, indices: range | list[int] | None = None, batch: int = BATCH
+) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 s s"]]]:
+    """Batches of (sample numbers, images) in order; unreadable images are left out and named once.
+
+    Raises:
+        TokError: not one image could be read.
+    """
+    numbers: list[int] = []
+    images: list[Tensor] = []
+    bad = good = 0
+    for index, image in read_all(source, transform, indices=indices if indices is not None else range(len(source))):
+        if isinstance(image, BadImage):
+            bad += 1
+            log.warning("%s: left out: %s", image.key, image.why)
+            continue
+        good += 1
+        numbers.append(index)
+        images.append(image)
+        if len(images) == batch:
+            yield numbers, torch.stack(images)
+            numbers, images = [], []
+    if images:
+        yield numbers, torch.stack(images)
+    if not good and bad:
+        raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
+
+
+def unit(images: UInt8[Tensor, "b 3 h w"], device: torch.device) -> Float[Tensor, "b 3 h w"]:
+    """uint8 images as float in [0, 1] on the device."""
+    return images.to(device, non_blocking=True).float() / 255
+
+
+def resize_features(
+    features: Float[Tensor, "b n d"], have: tuple[int, int], want: tuple[int, int]
+) -> Float[Tensor, "b m d"]:
+    """Features resampled (bicubic) from one grid to another."""
+    if have == want:
+        return features
+    maps = features.transpose(1, 2).unflatten(2, have)
+    return F.interpolate(maps, want, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+def filled(patches: UInt8[Tensor, "b 3 s s"], grid: tuple[int, int]) -> Tensor:
+    """Which cells of the grid hold more than one flat colour, bool (b, n)."""
+    cells = patches.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1)).permute(0, 2, 4, 1, 3, 5).flatten(4).int()
+    return ((cells.amax(-1) - cells.amin(-1)).amax(-1) >= FLAT).flatten(1)
+
+
+class Counts:
+    """Code frequencies over all tokens and over those of non-blank patches."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self.all = torch.zeros(codebook_size, dtype=torch.int64)
+        self.filled = torch.zeros(codebook_size, dtype=torch.int64)
+
+    def add(self, indices: Int64[Tensor, "b n"], images: UInt8[Tensor, "b 3 s s"], grid: tuple[int, int]) -> None:
+        """Count the tokens of a batch of images."""
+        self.all += count_codes(indices, len(self.all))
+        self.filled += count_codes(indices[filled(images, grid)], len(self.all))
+
+    def report(self) -> dict[str, float]:
+        """codebook_usage and codebook_perplexity with the number of tokens counted; `_nonblank`: of patches with content."""
+        found: dict[str, float] = {}
+        for suffix, counts in (("", self.all), ("_nonblank", self.filled)):
+            if counts.sum():
+                found[f"codebook_usage{suffix}"] = metrics.codebook_usage(counts)
+                found[f"codebook_perplexity{suffix}"] = metrics.codebook_perplexity(counts)
+            found[f"tokens{suffix}"] = int(counts.sum())
+        found["top_code_share"] = metrics.top_code_share(self.all)
+        return found
+
+
+@torch.no_grad()
+def tokenizer(
+    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None = None
+) -> dict[str, float]:
+    """Codebook use on images, and the cosine feature loss where the teacher is at hand.
+
+    Args:
+        network: in any mode; it is measured in eval mode.
+        source: held-out images.
+        device: where the network is.
+        size: pixels at which the tokenizer is used.
+        teacher: the one it was trained with.
+    """
+    grid, mode = network.grid(size), network.training
+    network.eval()
+    counts = Counts(network.quantizer.codebook_size)
+    losses: list[Tensor] = []
+    for _, images in read(source, evaluation_transform(size)):
+        pixels = unit(images, device)
+        quantized = network(pixels)
+        counts.add(quantized.indices.cpu(), images, grid)
+        if teacher is not None and network.feature_decoder is not None:
+            predicted = network.feature_decoder(quantized.z_q, grid)
+            wanted = resize_features(teacher(pixels), teacher.grid(), grid)
+            losses.append(metrics.feature_loss(predicted.float().cpu(), wanted.float().cpu()))
+    network.train(mode)
+    found = counts.report() if network.quantizer.discrete else {}
+    if losses:
+        found["feature_loss"] = float(torch.cat(losses).mean())
+    return found
+
+
+@torch.no_grad()
+def reconstruct(
+    network: Tokenizer, decoder: nn.Module, images: UInt8[Tensor, "b 3 s s"], device: torch.device
+) -> UInt8[Tensor, "b 3 s s"]:
+    """Images through codes and back, as uint8 on the CPU."""
+    decoded: Tensor = decoder(network.codes(network.encode(unit(images, device))))
+    return pictures.to_uint8(decoded).cpu()
+
+
+@torch.no_grad()
+def decoder(
+    network: Tokenizer,
+    pixel_decoder: nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    *,
+    size: int,
+    extractors: dict[str, Extractor],
+) -> dict[str, float]:
+    """How close reconstructions are to their originals: PSNR, SSIM, L1, and a Fréchet distance per extractor.
+
+    Args:
+        extractors: name -> images in [0, 1] to features; `inception` gives rfid, others `rfd_<name>`.
+    """
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "l1": []}
+    moments = {name: (Moments(name), Moments(name)) for name in extractors}
+    count = 0
+    for _, images in read(source, evaluation_transform(size)):
+        decoded = reconstruct(network, pixel_decoder, images, device)
+        count += len(images)
+        for name, per_image in values.items():
+            per_image.append(metrics.METRICS[name].function(decoded, images))
+        for name, extractor in extractors.items():
+            for which, batch in zip(moments[name], (decoded, images), strict=True):
+                fold([batch], extractor, which, batch_size=BATCH, device=device)
+    found = {name: float(torch.cat(per_image).mean()) for name, per_image in values.items()}
+    for name, (ours, real) in moments.items():
+        found["rfid" if name == "inception" else f"rfd_{name}"] = metrics.frechet_distance(ours, real)
+    return found | {"images": count}
+
+
+@torch.no_grad()
+def proposal(
+    network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float
+) -> dict[str, float]:
+    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR)."""
+    total, count = 0.0, 0
+    masked = not hasattr(network, "nll")
+    for numbers, images in read(source, evaluation_transform(size)):
+        indices = tokens.encode(unit(images, device))
+        labels = torch.tensor([source.label(i) for i in numbers], device=device)
+        labels = torch.where(labels < network.classes, labels, -1)
+        if masked:
+            seeds = torch.tensor(numbers, device=device)
+            per_image = network.masked_ce(indices, labels, seeds, mask_ratio)  # type: ignore[operator]
+            total, count = total + float(per_image.double().sum()), count + len(per_image)
+        else:
+            nll = network.nll(indices, labels)  # type: ignore[operator]
+            total, count = total + float(nll.double().sum()), count + nll.numel()
+    if masked:
+        name = masked_ce_name(mask_ratio)
+        return {name: metrics.masked_ce(total, count), "images": count}
+    return {"proposal_ppl": metrics.proposal_ppl(total, count), "tokens": count}
+
+
+def moments_of(source: ImageSource, extractor: Extractor, name: str, size: int, device: torch.device) -> Moments:
+    """Feature mean and covariance of a whole source."""
+    batches = (images for _, images in read(source, evaluation_transform(size)))
+    return fold(batches, extractor, Moments(name), batch_size=BATCH, device=device)
+
+
+def sample_path(folder: Path, number: int) -> Path:
+    """Where a samples artifact keeps its image of that number."""
+    return folder / "images" / f"{number:06d}.png"
+
+
+def read_samples(samples: Artifact, numbers: range) -> UInt8[Tensor, "n 3 s s"]:
+    """Images of a samples artifact.
+
+    Raises:
+        TokError: a file is missing or damaged.
+    """
+    images = []
+    for number in numbers:
+        path = sample_path(samples.path, number)
+        try:
+            with Image.open(path) as image:
+                images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
+        except (OSError, SyntaxError) as error:
+            raise TokError(str(path), "cannot be read", got=str(error), next="tok verify names what is damaged") from None
+    return torch.stack(images)
+
+
+def colours_of(features: Float[Tensor, "b n d"], axes: Float[Tensor, "d 3"], grid: tuple[int, int], size: int) -> Tensor:
+    """Features as colours: three principal axes to red, green, blue; uint8 (b, 3, size, size)."""
+    projected = features @ axes
+    low, high = projected.flatten(0, 1).quantile(0.02, dim=0), projected.flatten(0, 1).quantile(0.98, dim=0)
+    shown = ((projected - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    maps = shown.transpose(1, 2).unflatten(2, grid)
+    return pictures.to_uint8(F.interpolate(maps, (size, size), mode="nearest"))
+
+
+@torch.no_grad()
+def tokenizer_preview(
+    network: Tokenizer, source: ImageSource, device: torch.device, size: int, teacher: Teacher, path: Path, columns: int = 12
+) -> None:
+    """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
+    chosen = [int(i) for i in torch.linspace(0, len(source) - 1, min(columns, len(source)))]
+    _, images = next(read(source, evaluation_transform(size), chosen))
+    grid, mode = network.grid(size), network.training
+    network.eval()
+    quantized = network(unit(images, device))
+    assert network.feature_decoder is not None
+    wanted = F.normalize(resize_features(teacher(unit(images, device)), teacher.grid(), grid), dim=-1)
+    predicted = F.normalize(network.feature_decoder(quantized.z_q, grid).float(), dim=-1)
+    network.train(mode)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the randomised PCA starts from noise
+        _, _, axes = torch.pca_lowrank(wanted.flatten(0, 1), q=3)
+        _, _, code_axes = torch.pca_lowrank(quantized.z_q.flatten(0, 1).float(), q=3)
+    rows = {
+        "original": images,
+        f"{teacher.name} features": colours_of(wanted, axes, grid, size).cpu(),
+        "predicted from codes": colours_of(predicted, axes, grid, size).cpu(),
+        "codes": colours_of(quantized.z_q.float(), code_axes, grid, size).cpu(),
+    }
+    if distributed.is_main():
+        pictures.save_png(pictures.comparison_sheet(rows, title="held-out images; features by their three main axes"), path)

@@ -1,0 +1,201 @@
+"""Fréchet distance between two sets of features (Heusel et al. 2017, arXiv 1706.08500), all in float64.
+
+With Inception-v3 pool features it is FID; with any other extractor it goes by that extractor's name.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from tokcli.errors import TokError
+
+log = logging.getLogger("tok")
+
+# Inception's pool features have 2,048 dimensions: with fewer images their covariance is singular. For any
+# extractor the estimate's bias falls as 1/N and is then large beside the differences one wants to see.
+ENOUGH_IMAGES = 2048
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What the Fréchet distance compares: the mean and covariance of a set of features.
+
+    Args:
+        mean: (d,).
+        covariance: (d, d), divided by N - 1.
+        count: the number of images N, or None where a file of statistics does not tell.
+        name: what to call the set in messages.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
+    count: int | None = None
+    name: str = "statistics"
+
+
+class Moments:
+    """Mean and covariance of features that arrive in batches; the features themselves are not kept.
+
+    Scatter is summed about each batch's own mean and merged (Chan, Golub and LeVeque 1979): neither a large
+    mean nor the order of the images costs digits.
+
+    Args:
+        name: what to call the set in messages ("--reference openmoji/val").
+    """
+
+    def __init__(self, name: str = "features") -> None:
+        self.name = name
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
+
+    @property
+    def dim(self) -> int:
+        """The number of features d per image; 0 before the first batch."""
+        return len(self.mean)
+
+    def update(self, features: Shaped[Tensor, "b d"]) -> None:
+        """Add the features of b images.
+
+        Raises:
+            TokError: a feature is NaN or infinite, or the width differs from that of the batches before.
+        """
+        if features.ndim != 2:
+            raise TokError(self.name, "features must be (images, features)", got=f"got {tuple(features.shape)}")
+        # GPUs sum where the features are; Apple's has no float64
+        device = features.device if features.device.type in ("cpu", "cuda") else torch.device("cpu")
+        x = features.detach().to(device=device).to(torch.float64)
+        bad = int((~x.isfinite().all(dim=1)).sum())
+        if bad:
+            raise TokError(
+                self.name,
+                "features are not finite",
+                got=f"{bad} of the {len(x)} images after image {self.count}",
+                next="look for a broken image or weights of another network",
+            )
+        if len(x):
+            mean = x.mean(dim=0)
+            self._add(len(x), mean, x - mean)
+
+    def _add(self, count: int, mean: Tensor, rows: Tensor) -> None:
+        """Merge `count` images with this mean, whose scatter about it is rows^T rows."""
+        if not self.count:
+            self.mean = torch.zeros_like(mean)
+            self.scatter = mean.new_zeros(len(mean), len(mean))
+        if len(mean) != self.dim:
+            raise TokError(self.name, "features change width", got=f"{len(mean)} after {self.dim}")
+        total = self.count + count
+        gap = mean.to(self.mean) - self.mean
+        between = gap * (self.count * count / total) ** 0.5
+        # the shift between the two means is one more row, so that the (d, d) matrix is passed over once
+        rows = torch.cat([rows.to(self.scatter), between[None]])
+        self.scatter.addmm_(rows.T, rows)
+        self.mean = self.mean + gap * (count / total)
+        self.count = total
+
+    def merge(self, other: "Moments") -> None:
+        """Add all images of `other`, as if they had been given to `update` here.
+
+        Raises:
+            TokError: the two have features of different width.
+        """
+        if other.count:
+            self._add(other.count, other.mean, other.mean.new_zeros(0, other.dim))
+            self.scatter += other.scatter.to(self.scatter)
+
+    def gaussian(self) -> Gaussian:
+        """The mean and the unbiased covariance.
+
+        Raises:
+            TokError: fewer than 2 images, which have no covariance.
+        """
+        if self.count < 2:
+            raise TokError(
+                self.name,
+                "a covariance needs at least 2 images",
+                got=f"got {self.count}",
+                next=f"use {ENOUGH_IMAGES:,} or more",
+            )
+        scatter = (self.scatter + self.scatter.T) / 2
+        return Gaussian(self.mean.cpu().numpy(), (scatter / (self.count - 1)).cpu().numpy(), self.count, self.name)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums as tensors, to be stored without loss: `count` (), `mean` (d,), `scatter` (d, d)."""
+        return {"count": torch.tensor(self.count), "mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], name: str = "statistics") -> "Moments":
+        """The accumulator whose `state` this is.
+
+        Raises:
+            TokError: a tensor is missing, has another shape or is not finite.
+        """
+        moments = cls(name)
+        missing = {"count", "mean", "scatter"} - set(state)
+        if missing:
+            raise TokError(name, "is not a file of statistics", got=f"lacks {', '.join(sorted(missing))}")
+        mean, scatter = state["mean"].to(torch.float64), state["scatter"].to(torch.float64)
+        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
+            raise TokError(name, "statistics do not fit together", got=f"{tuple(mean.shape)}, {tuple(scatter.shape)}")
+        if not (mean.isfinite().all() and scatter.isfinite().all()):
+            raise TokError(name, "statistics are not finite", next="make them again")
+        moments.count, moments.mean, moments.scatter = int(state["count"]), mean, scatter
+        return moments
+
+
+def _checked(given: Moments | Gaussian) -> Gaussian:
+    g = given.gaussian() if isinstance(given, Moments) else given
+    if g.mean.ndim != 1 or g.covariance.shape != (len(g.mean), len(g.mean)):
+        raise TokError(g.name, "statistics do not fit together", got=f"{g.mean.shape}, {g.covariance.shape}")
+    if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
+        raise TokError(g.name, "statistics are not finite", next="make them again")
+    return replace(g, mean=g.mean.astype(np.float64), covariance=g.covariance.astype(np.float64))
+
+
+def trace_sqrt(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> float:
+    """Trace of (a b)^1/2 for symmetric positive semi-definite a, b of any rank.
+
+    a b has the eigenvalues of the symmetric F^T b F with a = F F^T. F keeps only the directions in which `a`
+    varies: rounding errors of the others would come back as their square roots.
+    """
+    values, vectors = np.linalg.eigh(a)
+    keep = values > values[-1] * len(a) * np.finfo(np.float64).eps
+    factor = vectors[:, keep] * np.sqrt(values[keep])  # (d, rank of a)
+    product = np.linalg.eigvalsh(factor.T @ b @ factor)
+    return float(np.sqrt(np.clip(product, 0, None)).sum())
+
+
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
+    """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), at least 0, in the features' squared units.
+
+    Equal sets give 0 within rounding. A set of fewer than 2,048 images is named in a warning: the distance is
+    too large by an amount that depends on N.
+
+    Raises:
+        TokError: fewer than 2 images, features of different width, or statistics that are not finite.
+    """
+    first, second = _checked(a), _checked(b)
+    if len(first.mean) != len(second.mean):
+        raise TokError(
+            second.name,
+            f"has {len(second.mean)} features an image, but {first.name} has {len(first.mean)}",
+            next="make both with the same extractor",
+        )
+    for g in (first, second):
+        if g.count is not None and g.count < ENOUGH_IMAGES:
+            d = len(g.mean)
+            why = f"the covariance of {d:,} features is rank deficient" if g.count <= d else "the estimate is biased"
+            log.warning(
+                "%s: %s images, fewer than %s: %s, so compare only at equal N",
+                g.name, f"{g.count:,}", f"{ENOUGH_IMAGES:,}", why,
+            )  # fmt: skip
+    # the set of lower rank first: its factor is the narrow one
+    low, high = sorted((first, second), key=lambda g: float("inf") if g.count is None else g.count)
+    gap = first.mean - second.mean
+    spread = np.trace(first.covariance) + np.trace(second.covariance)
+    return max(0.0, float(gap @ gap + spread - 2 * trace_sqrt(low.covariance, high.covariance)))

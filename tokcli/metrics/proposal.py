@@ -1,0 +1,43 @@
+"""What a proposal network thinks of held-out tokens: perplexity where it is autoregressive, else cross-entropy."""
+
+import math
+
+from tokcli.errors import TokError
+
+
+def masked_ce_name(ratio: float) -> str:
+    """The reported name of a masked cross-entropy: two of unlike mask ratios must not look alike."""
+    return f"masked_ce_{ratio:.2f}"
+
+
+def masked_ce(total: float, tokens: int) -> float:
+    """Mean cross-entropy in nats of the masked tokens of one mask ratio, which belongs in the name.
+
+    Args:
+        total: negative log-likelihood summed over the masked tokens, nats.
+        tokens: how many were masked.
+
+    Raises:
+        TokError: no tokens, or a sum that is not finite.
+    """
+    if tokens < 1:
+        raise TokError("proposal", "no held-out tokens to judge it by")
+    if not math.isfinite(total):
+        raise TokError("proposal", "its likelihood is not finite", got=f"{total}", next="check its training log")
+    return total / tokens
+
+
+def proposal_ppl(total: float, tokens: int) -> float:
+    """exp(mean token cross-entropy) of an autoregressive proposal: k for a uniform guess over k codes.
+
+    A masked network has no such likelihood: it reports `masked_ce`.
+
+    Args:
+        total: negative log-likelihood summed over all tokens, nats.
+        tokens: how many; report it beside the number.
+
+    Raises:
+        TokError: no tokens, or a sum that is not finite.
+    """
+    mean = masked_ce(total, tokens)
+    return math.exp(mean) if mean < 700 else math.inf

@@ -1,0 +1,54 @@
+"""Parts of VQGAN's convolutional networks (Esser et al. 2021): residual blocks, attention, upsampling."""
+
+import math
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, or of the most that divide both 32 and the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions behind GroupNorm and SiLU; a 1x1 one on the shortcut where widths differ."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(channels), nn.Conv2d(channels, out, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class PositionAttention(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        q, k, v = (
+            self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
+        )  # (b, 1, h*w, c)
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbour, then a 3x3 convolution (a transposed one leaves patterns)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,92 @@
+"""A tokenizer: an encoder and a quantizer, and for VQ-KD the feature decoder it was trained with."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from tokcli.errors import TokError
+from tokcli.models.encoders import Encoder
+from tokcli.models.feature_decoder import FeatureDecoder
+from tokcli.models.transformer import Grid
+from tokcli.quantizers import Quantized, Quantizer
+from tokcli.weights import load_strict
+
+
+class Tokenizer(nn.Module):
+    """Images to indices, and indices to codes.
+
+    Args:
+        encoder: images in [0, 1] to `z_e`.
+        quantizer: `z_e` to indices and `z_q`, of the same code_dim.
+        feature_decoder: `z_q` to a teacher's features; None for methods without a teacher.
+    """
+
+    encoder: Encoder
+    quantizer: Quantizer
+    feature_decoder: FeatureDecoder | None
+
+    def __init__(
+        self, encoder: Encoder, quantizer: Quantizer, feature_decoder: FeatureDecoder | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.feature_decoder = encoder, quantizer, feature_decoder
+
+    def grid(self, size: int | Grid) -> Grid:
+        """Rows and columns of tokens for an image of `size` pixels.
+
+        Raises:
+            TokError: the encoder cannot cut such an image into patches.
+        """
+        return self.encoder.grid(size)
+
+    def forward(self, images: Float[Tensor, "b 3 height width"]) -> Quantized:
+        """Quantized features of images in [0, 1], with gradients."""
+        return self.quantizer(self.encoder(images))
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b n"]:
+        """Indices in row-major order of the grid, for images in [0, 1].
+
+        Raises:
+            RuntimeError: in train mode, where dropout and the codebook's bookkeeping would be active.
+            TokError: the quantizer is the yardstick without codes.
+        """
+        if self.training:
+            raise RuntimeError("Tokenizer.encode needs eval mode: call tokenizer.eval() first")
+        if not self.quantizer.discrete:
+            raise TokError(
+                "tokenizer", "was trained without a quantizer and has no indices", next="train one with codes"
+            )
+        return self(images).indices
+
+    @torch.no_grad()
+    def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d"]:
+        """The codes of indices in [0, codebook_size)."""
+        return self.quantizer.codes(indices)
+
+    def export_state(self) -> dict[str, Tensor]:
+        """The state an artifact keeps: all weights and the codebook, without what only training needs."""
+        kept = {f"quantizer.{name}" for name in self.quantizer.inference_names()}
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("quantizer.") or k in kept}
+
+    def load_exported(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Load what `export_state` gave, strictly; the quantizer's training-only records start afresh.
+
+        Args:
+            state: by name, neither more nor fewer tensors than `export_state` gives.
+            where: the file, for messages.
+
+        Raises:
+            TokError: missing, unexpected or differently shaped tensors.
+        """
+        exported = self.export_state()
+        fresh = {name: t for name, t in self.state_dict().items() if name not in exported}
+        surplus = {name for name in state if name in fresh}
+        if surplus:
+            raise TokError(
+                where, "holds training state, not an exported tokenizer", got=", ".join(sorted(surplus))
+            )
+        load_strict(self, {**fresh, **state}, where)
+        self.quantizer.restart_training_state()

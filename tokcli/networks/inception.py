@@ -1,0 +1,92 @@
+"""The Inception-v3 of FID: TensorFlow's 2015-12-05 graph with the weights that pytorch-fid ported.
+
+It differs from torchvision's in its 1008 classes and its pooling branches: averages leave the padding out,
+and the last block takes the maximum, as the original graph does (arXiv 1706.08500 is measured with it).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokcli.networks.network import Network
+from tokcli.networks.sources import Source
+
+BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+
+AVERAGED = ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b")  # blocks with an averaging branch
+
+
+def _without_padding(conv: nn.Module, pooled: tuple[Tensor]) -> tuple[Tensor]:
+    # torchvision averages 3x3 windows with zeros around; dividing by the share of real pixels mends it
+    (x,) = pooled
+    real = F.avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), 3, stride=1, padding=1)
+    return (x / real,)
+
+
+def _last_block() -> nn.Module:
+    from torchvision.models.inception import InceptionE
+
+    class MaximumE(InceptionE):
+        def _forward(self, x: Tensor) -> list[Tensor]:
+            branches = super()._forward(x)
+            branches[-1] = self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
+            return branches
+
+    return MaximumE(2048)
+
+
+class FIDInception(Network):
+    """Layers "Mixed_5b" to "Mixed_7c"; `pooled` is the 2048-wide global average of FID; images bilinear to
+    299 without antialiasing.
+
+    sFID's spatial features are the first channels of "Mixed_6d".
+    """
+
+    image_size = extractor_size = 299
+    resize = "bilinear"
+    channels_last = True
+    block_name = "Mixed_{}"
+    layer_names = tuple(f"Mixed_{b}" for b in BLOCKS)
+    default_layers = ("Mixed_7c",)
+    perceptual_layers = ("Mixed_5d", "Mixed_6e", "Mixed_7c")
+    body: Any
+
+    def __init__(self, name: str = "inception") -> None:
+        from torchvision.models import inception_v3
+
+        body: Any = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+        body.Mixed_7c = _last_block()
+        for b in AVERAGED:
+            body.get_submodule(f"Mixed_{b}").branch_pool.register_forward_pre_hook(_without_padding)
+        super().__init__(name, body, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    @classmethod
+    def source(cls, name: str) -> Source:
+        """The release of pytorch-fid."""
+        release = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        return Source(url=release + "pt_inception-2015-12-05-6726825d.pth")
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Files made before BatchNorm counted its batches lack a number that inference does not use."""
+        counters = {k: t for k, t in self.body.state_dict().items() if k.endswith("num_batches_tracked")}
+        return counters | state
+
+    def _maps(self, x: Tensor, names: list[str], norm: bool) -> dict[str, Tensor]:
+        b = self.body
+        x = b.maxpool1(b.Conv2d_2b_3x3(b.Conv2d_2a_3x3(b.Conv2d_1a_3x3(x))))
+        x = b.maxpool2(b.Conv2d_4a_3x3(b.Conv2d_3b_1x1(x)))
+        found = {}
+        for name in self.layer_names:
+            x = found[name] = b.get_submodule(name)(x)
+            if len(names) == len(found.keys() & set(names)):
+                break
+        return found
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self._maps(x, ["Mixed_7c"], True)["Mixed_7c"], 1).flatten(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The 1008 logits of prepared images without the bias, as torch-fidelity scores them."""
+        return F.linear(self._pooled(x), self.body.fc.weight)

@@ -1,0 +1,166 @@
+"""Gradient updates: AdamW, learning-rate schedule, clipping, accumulation, averaged weights, mixed precision, DDP."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tokcli import distributed
+from tokcli.errors import TokError
+from tokcli.schema import Optim, Train
+
+
+class NonFinite(Exception):
+    """The gradient of a step is NaN or infinite on some rank; nothing was updated."""
+
+
+def learning_rate(step: int, optim: Optim, steps: int) -> float:
+    """The rate of update `step` (from 0): linear warm-up to lr, then constant, or a half cosine down to min_lr at `steps`."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+    return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; norms, biases, position embeddings and tokens do not."""
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    undecayed = {name for name, p in trainable if p.ndim < 2 or "position" in name or "class_token" in name}
+    return [
+        {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if name in undecayed], "weight_decay": 0.0},
+    ]
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 autocast, or nothing at float32."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class Average:
+    """Exponential moving average of a module's trainable parameters, with a warm-up of the decay: min(decay, (1+t)/(10+t))."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the averages towards the live parameters."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.live.values()), weight)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module holds the averages inside this context, its live parameters outside."""
+        backup = {name: p.detach().clone() for name, p in self.live.items()}
+        self._copy(self.shadow)
+        try:
+            yield
+        finally:
+            self._copy(backup)
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.live.items():
+            p.copy_(values[name])
+
+
+class Updater:
+    """Updates one module's trainable parameters; a training step calls `update` once.
+
+    Args:
+        module: its forward returns a dict of scalar terms, of which "loss" is minimised. Terms are means over the
+            micro-batch, so that micro-batches and ranks of equal size add up to the whole batch.
+        optim, train: the recipe's sections.
+        device: where the module is.
+
+    Raises:
+        TokError: the batch cannot be divided by ranks and micro-batches.
+    """
+
+    def __init__(self, module: nn.Module, optim: Optim, train: Train, device: torch.device) -> None:
+        pieces = distributed.world_size() * train.accumulate
+        if train.batch_size % pieces:
+            raise TokError(
+                "train.batch_size", f"cannot be divided by {distributed.world_size()} ranks x {train.accumulate} micro-batches",
+                got=str(train.batch_size),
+            )  # fmt: skip
+        self.module, self.optim, self.train, self.device = module, optim, train, device
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=optim.betas,
+            fused=device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+        self.average = Average(module, train.ema) if train.ema else None
+        compiled: Callable[..., Any] = torch.compile(module) if train.compile else module  # type: ignore[assignment]
+        self.forward = compiled
+        if distributed.active():
+            # broadcast_buffers would overwrite every rank's codebook by rank 0's and hide a missing all-reduce
+            self.forward = DistributedDataParallel(compiled, broadcast_buffers=False)  # type: ignore[arg-type]
+
+    def update(self, step: int, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One optimizer update on this rank's part of a batch.
+
+        Args:
+            step: the number of updates before this one.
+            batch: tensors with the same leading size, the module's arguments.
+
+        Returns:
+            The module's terms as means over the micro-batches of this rank, and "gradient_norm".
+
+        Raises:
+            NonFinite: on every rank at once, before anything has changed.
+        """
+        rate = learning_rate(step, self.optim, self.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        size = len(batch[0]) // self.train.accumulate
+        for number in range(self.train.accumulate):
+            micro = [t[number * size : (number + 1) * size] for t in batch]
+            last = number == self.train.accumulate - 1
+            hold = contextlib.nullcontext() if last or not distributed.active() else self.forward.no_sync()  # type: ignore[attr-defined]
+            with hold:
+                with autocast(self.device, self.train.precision):
+                    terms = self.forward(*micro)
+                (terms["loss"] / self.train.accumulate).backward()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() / self.train.accumulate
+        # gradients are already equal on all ranks here, so all of them see the same norm and agree on the verdict
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
+        if not torch.isfinite(norm):
+            raise NonFinite
+        self.optimizer.step()
+        if self.average:
+            self.average.update(step)
+        return totals | {"gradient_norm": norm.detach()}
+
+    def weights(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the module holds the weights meant for use: the averages, if the recipe asks for them."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.shadow if self.average else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            for name, value in state["average"].items():
+                self.average.shadow[name].copy_(value)

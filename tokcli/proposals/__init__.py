@@ -1,0 +1,10 @@
+"""Proposal networks, priors over the tokens of an image: `Proposal` is the protocol."""
+
+from tokcli.proposals.ar import AutoregressiveProposal
+from tokcli.proposals.base import Proposal
+from tokcli.proposals.nar import MaskedProposal
+from tokcli.proposals.sampling import Sampling
+
+PROPOSALS: dict[str, type[Proposal]] = {"ar": AutoregressiveProposal, "nar": MaskedProposal}
+
+__all__ = ["PROPOSALS", "Proposal", "Sampling"]

@@ -1,0 +1,119 @@
+"""Autoregressive proposal network: a Llama over a class token and codes in raster order.
+
+LlamaGen (arXiv 2406.06525), but with 1D rotary positions and one table for codes and classes, as the network
+behind the tables of arXiv 2411.04406 (24 blocks of width 1024, 16 heads, MLP 2816).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from tokcli.errors import TokError
+from tokcli.proposals.base import Proposal, refuse_nonfinite
+from tokcli.proposals.noise import Purpose, uniform
+from tokcli.proposals.sampling import Sampling, draw, guide
+from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Transformer, rotation
+
+
+class AutoregressiveProposal(Proposal):
+    """p(token | class, tokens before it): RMSNorm, SwiGLU, rotary positions, no biases, untied head.
+
+    The head starts from zero: the first loss is the log of the vocabulary. Its softmax covers the whole
+    vocabulary in training, as published; sampling and `nll` renormalise over the codes, because nothing else
+    can be drawn. Arguments: see `Proposal`; width / heads must be even.
+    """
+
+    sampling_keys = frozenset({"temperature", "top_k", "top_p", "cfg_scale"})
+
+    def __init__(
+        self,
+        codebook_size: int,
+        grid: tuple[int, int],
+        classes: int,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        dropout: float = 0.0,
+        label_drop: float = 0.1,
+    ) -> None:
+        super().__init__(
+            codebook_size, grid, classes, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
+            dropout=dropout, label_drop=label_drop,
+        )  # fmt: skip
+        if width // heads % 2:
+            got = f"Got {width} / {heads}"
+            raise TokError("proposal.heads", "width / heads must be even for rotary positions", got=got)
+        vocabulary = codebook_size + classes + 1
+        self.embedding = nn.Embedding(vocabulary, width)
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)
+        self.transformer = Transformer(width, depth, heads, mlp_width, dropout, causal=True, gated=True)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def loss(
+        self, indices: Int64[Tensor, "b n"], labels: Int[Tensor, " b"], seeds: Int64[Tensor, " b"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        features = self._features(indices[:, :-1], self._condition(labels, seeds))
+        logits = self._logits(features, self.head.out_features)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), indices.flatten())}
+
+    def nll(self, indices: Int64[Tensor, "b n"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
+        """-log p of each token, in nats; exp of its mean over held-out tokens is `proposal_ppl`."""
+        logits = self._logits(self._features(indices[:, :-1], self._condition(labels)), self.codebook_size)
+        return F.cross_entropy(logits.transpose(1, 2), indices, reduction="none")
+
+    def _rotation(self, length: int) -> Rotation:
+        positions = torch.arange(length, device=self.head.weight.device)
+        return rotation(positions, self.width // self.heads)
+
+    def _features(self, indices: Tensor, condition: Tensor) -> Float[Tensor, "b n d"]:
+        """Features that predict token 0 (from the condition alone) to token m, given the first m tokens."""
+        x = self.embedding(torch.cat([condition[:, None], indices], dim=1))
+        return self.transformer(x, self._rotation(x.shape[1]))
+
+    def _logits(self, features: Tensor, rows: int) -> Float[Tensor, "... k"]:
+        """The head's first rows, in float32 even under autocast: bfloat16 moves a logit of 10 by 0.03."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.head.weight[:rows].float())
+
+    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
+        condition = self._conditions(labels, sampling)
+        by = self._rotation(self.tokens)
+        cache = Cache(
+            self.depth, len(condition), self.heads, self.tokens, self.width // self.heads, condition.device
+        )
+        noise = self._noise(seeds)
+        indices = torch.empty(len(labels), self.tokens, dtype=torch.int64, device=labels.device)
+        last, total = condition, torch.zeros((), device=condition.device)
+        for i in range(self.tokens):
+            x = self.transformer(self.embedding(last)[:, None], by.at(i, i + 1), cache)
+            logits = self._logits(x[:, 0], self.codebook_size)
+            if sampling.guided:
+                logits = guide(logits, sampling.cfg_scale)
+            total += logits.sum()
+            indices[:, i] = draw(logits, noise[:, i], sampling)
+            last = indices[:, i].repeat(2) if sampling.guided else indices[:, i]
+        refuse_nonfinite(total)
+        return indices
+
+    @torch.no_grad()
+    def generate_uncached(
+        self, labels: Int[Tensor, " b"], seeds: Int64[Tensor, " b"], sampling: Sampling
+    ) -> Int64[Tensor, "b n"]:
+        """`generate`, in eval mode, by running the whole prefix for every token: the cache's reference."""
+        condition, noise = self._conditions(labels, sampling), self._noise(seeds)
+        indices = torch.empty(len(labels), 0, dtype=torch.int64, device=labels.device)
+        for i in range(self.tokens):
+            prefix = indices.repeat(2, 1) if sampling.guided else indices
+            logits = self._logits(self._features(prefix, condition)[:, -1], self.codebook_size)
+            if sampling.guided:
+                logits = guide(logits, sampling.cfg_scale)
+            indices = torch.cat([indices, draw(logits, noise[:, i], sampling)[:, None]], dim=1)
+        return indices
+
+    def _noise(self, seeds: Tensor) -> Tensor:
+        positions = torch.arange(self.tokens, device=seeds.device)[None]
+        return uniform(seeds, Purpose.TOKEN, positions)

@@ -1,0 +1,48 @@
+"""MaskGIT's sampler: each step keeps the most confident tokens (arXiv 2202.04200, section 3.2)."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from tokcli.proposals.masking import decoding_counts
+from tokcli.proposals.noise import Purpose, gumbel, uniform
+from tokcli.proposals.sampling import Sampling, draw
+
+
+def decode_by_confidence(
+    logits_at: Callable[[Tensor, Tensor], Tensor],
+    masked: Int64[Tensor, "b n"],
+    seeds: Int64[Tensor, " b"],
+    sampling: Sampling,
+) -> Int64[Tensor, "b n"]:
+    """Fill an all-masked canvas in `sampling.steps` forwards.
+
+    Confidence is log p(code) + choice_temperature (1 - t / T) Gumbel noise, p from the guided logits before
+    temperature and filters: what the network believes, not how it is sampled. Of equals the earlier is kept.
+
+    Args:
+        logits_at: (canvas (b, n), positions (b, m)) -> code logits (b, m, k) float32, guidance included.
+        masked: the canvas, the mask's index everywhere.
+
+    Raises:
+        TokError: more steps than tokens.
+    """
+    n = masked.shape[1]
+    canvas = masked.clone()
+    unknown = torch.arange(n, device=masked.device).expand_as(masked)  # positions, rising in each row
+    for step, left in enumerate(decoding_counts(n, sampling.steps)):
+        logits = logits_at(canvas, unknown)
+        counters = step * n + unknown
+        codes = draw(logits, uniform(seeds, Purpose.TOKEN, counters), sampling)
+        if left == 0:
+            return canvas.scatter(1, unknown, codes)
+        chosen = logits.gather(-1, codes[..., None])[..., 0] - logits.logsumexp(-1)
+        heat = sampling.choice_temperature * (1 - (step + 1) / sampling.steps)
+        confidence = chosen + heat * gumbel(seeds, Purpose.CHOICE, counters)
+        order = confidence.argsort(dim=1, descending=True, stable=True)
+        kept, rest = order.split([unknown.shape[1] - left, left], dim=1)
+        canvas = canvas.scatter(1, unknown.gather(1, kept), codes.gather(1, kept))
+        unknown = unknown.gather(1, rest.sort(dim=1).values)
+    raise AssertionError("the last count is 0")

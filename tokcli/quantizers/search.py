@@ -1,0 +1,73 @@
+"""Exact nearest code without a distance matrix: chunks of one matrix product each, and an argmax.
+
+The squared distance |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2) is least where z.e - |e|^2 / 2 is greatest, so a
+Euclidean search is a product with a bias, and a cosine search (codes of unit length) the same product without
+it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Metric = Literal["cosine", "euclidean"]
+
+# Bytes of scores per chunk. glibc hands blocks over 32 MiB back to the system after every call; a GPU wants
+# few large kernels.
+CPU_BUFFER = 8 << 20
+GPU_BUFFER = 256 << 20
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Run matrix products in true float32, whatever autocast and TF32 say.
+
+    Reduced precision loses 1 to 6 % of the assignments.
+    """
+    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+@torch.no_grad()
+def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Metric) -> Int64[Tensor, " m"]:
+    """The index of each row's nearest code.
+
+    Args:
+        z: any length; under "cosine" only their direction counts.
+        codebook: under "cosine" of unit length.
+        metric: "cosine" or "euclidean".
+
+    Returns:
+        Values in [0, k), equal to a float64 search except where the two best differ by less than about 1e-6
+        of their size.
+    """
+    z, codebook = z.float(), codebook.float()
+    bias = None
+    if metric == "euclidean":
+        centre = codebook.mean(0)  # distances ignore a common shift, rounding errors do not
+        z, codebook = z - centre, codebook - centre
+        bias = codebook.square().sum(1).mul_(-0.5)
+    rows = max(1, (GPU_BUFFER if z.is_cuda else CPU_BUFFER) // (4 * len(codebook)))
+    scores = z.new_empty(min(rows, len(z)), len(codebook))
+    indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
+    with full_precision(z.device):
+        for start in range(0, len(z), rows):
+            chunk = z[start : start + rows]
+            out = scores[: len(chunk)]
+            if bias is None:
+                torch.mm(chunk, codebook.T, out=out)
+            else:
+                torch.addmm(bias, chunk, codebook.T, out=out)
+            torch.argmax(out, 1, out=indices[start : start + rows])
+    return indices

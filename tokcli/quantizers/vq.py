@@ -1,0 +1,205 @@
+"""Vector quantization: each feature becomes its nearest code.
+
+Cosine codes learnt by EMA are VQ-KD's (Peng et al. 2022, BEiT v2, arXiv 2208.06366, section 2.1; "Image
+Understanding Makes for A Good Tokenizer", arXiv 2411.04406). Euclidean codes learnt by gradient are VQ-VAE's
+and VQGAN's (van den Oord et al. 2017, equation 3; Esser et al. 2021), by EMA the same paper's appendix A.1.
+Differs from them: batch statistics are applied once per optimizer step, and unused codes may be revived.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from tokcli import distributed
+from tokcli.data.randomness import generator
+from tokcli.errors import TokError
+from tokcli.quantizers.kmeans import kmeans
+from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square, straight_through
+from tokcli.quantizers.revival import Farthest, farthest, gather, join, relocate
+from tokcli.quantizers.search import nearest
+
+SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
+ROWS_PER_CODE = 256  # more rows than this per code do not change k-means
+
+
+class VQ(Quantizer):
+    """Nearest of `codebook_size` learnt codes.
+
+    Args:
+        codebook_size: number of codes k.
+        code_dim: width d of a code.
+        metric: "cosine" compares directions: features are l2-normalised and codes have unit length.
+            "euclidean" compares both as they are.
+        learning: "ema" moves each code towards the mean of its features; "gradient" makes the codebook a
+            parameter, pulled by the loss term `codebook` (MSE to the features, weight 1).
+        decay: share of a code kept at each EMA step, in [0, 1). Without effect on "gradient".
+        init: "kmeans" of the first batch (`initialise`), or "uniform" in +-1/k (cosine: then normalised).
+        kmeans_iterations: rounds of that k-means.
+        commitment: weight of the loss term `commitment`, the MSE of features to their (constant) codes.
+        revive_after: codes without use for this many steps move to a feature of the batch; None: never.
+        seed: of the initial codes.
+
+    Raises:
+        TokError: a key is out of its range.
+    """
+
+    training_only = (*Quantizer.training_only, "age_steps", "cluster_size", "cluster_sum")
+
+    codebook: Tensor
+    age_steps: Tensor
+    cluster_size: Tensor
+    cluster_sum: Tensor
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        code_dim: int,
+        metric: Literal["cosine", "euclidean"] = "cosine",
+        learning: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        init: Literal["kmeans", "uniform"] = "kmeans",
+        kmeans_iterations: int = 10,
+        commitment: float = 1.0,
+        revive_after: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(codebook_size, code_dim)
+        if not 0 <= decay < 1:
+            raise TokError("quantizer.decay", "must be at least 0 and below 1", got=str(decay))
+        if revive_after is not None and revive_after < 1:
+            raise TokError(
+                "quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after)
+            )
+        self.metric, self.learning, self.decay, self.commitment = metric, learning, decay, commitment
+        self.kmeans_iterations, self.revive_after, self.seed = kmeans_iterations, revive_after, seed
+        start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
+        start = self.normalise((2 * start - 1) / codebook_size).to(self.initialised.device)
+        if learning == "gradient":
+            self.codebook = nn.Parameter(start)
+        else:
+            self.register_buffer("codebook", start)
+        self.initialised.fill_(init != "kmeans")
+        # steps since the start or the last revival
+        self.register_buffer("age_steps", torch.zeros(codebook_size, dtype=torch.int64))
+        self._far: Farthest | None = None  # candidates for revival, noted since the last step
+        if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
+            self.register_buffer("cluster_size", torch.ones(codebook_size))
+            self.register_buffer("cluster_sum", start.clone())
+
+    def normalise(self, x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+        """Unit length under "cosine", unchanged under "euclidean"."""
+        return F.normalize(x, dim=-1) if self.metric == "cosine" else x
+
+    def table(self) -> Float[Tensor, "k d"]:
+        """All codes as they are compared and returned."""
+        return self.normalise(self.codebook) if self.learning == "gradient" else self.codebook
+
+    def codes(self, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d"]:
+        """The code of each index in [0, k)."""
+        return F.embedding(indices.long(), self.table().float())
+
+    def quantize(self, z: Float[Tensor, "b n d"]) -> Quantized:
+        """Nearest code, straight-through; terms `commitment` and, for gradient learning, `codebook`."""
+        z = self.normalise(z)
+        table = self.table()
+        indices = nearest(z.detach().flatten(0, 1), table.detach(), self.metric).view(z.shape[:2])
+        q = F.embedding(indices, table)
+        losses = {"commitment": self.commitment * mean_square(z, q.detach())}
+        if self.learning == "gradient":
+            losses["codebook"] = mean_square(q, z.detach())
+        if self.training:
+            self._observe(z.detach().flatten(0, 1), q.detach().flatten(0, 1), indices.flatten())
+        return Quantized(straight_through(z, q), indices, losses)
+
+    def _observe(
+        self, z: Float[Tensor, "m d"], q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]
+    ) -> None:
+        if self.learning == "ema":
+            self.note("sums", torch.zeros_like(self.codebook).index_add_(0, indices, z))
+        if self.revive_after is not None:
+            errors = (z - q).square().sum(1)
+            self.note("distortion", errors.new_zeros(self.codebook_size).index_add_(0, indices, errors))
+            seen = Farthest(indices, errors, z)
+            seen = seen if self._far is None else join(self._far, seen)
+            self._far = farthest(*seen, self.codebook_size)
+
+    @torch.no_grad()
+    def initialise(self, z_e: Float[Tensor, "*rows d"]) -> None:
+        """k-means of the first batch's features over all ranks; does nothing once `initialised`.
+
+        Args:
+            z_e: this rank's features as the encoder gives them, (b, n, d) or (m, d); rank r of w holds the
+                images [r::w] of the global batch. A rank may hold none.
+        """
+        if self.initialised:
+            return
+        rows = self.normalise(_in_sample_order(z_e.float()))
+        random = generator(self.seed, "k-means")
+        most = ROWS_PER_CODE * self.codebook_size
+        if len(rows) > most:
+            rows = rows[torch.randperm(len(rows), generator=random)[:most].to(rows.device)]
+        codes = kmeans(
+            rows, self.codebook_size, metric=self.metric, iterations=self.kmeans_iterations, generator=random
+        )
+        # All ranks computed the same; taking rank 0's word keeps unlike machines from starting apart.
+        codes = distributed.all_reduce_sum(codes if distributed.is_main() else torch.zeros_like(codes))
+        self.codebook.copy_(codes)
+        self.initialised.fill_(True)
+        self.restart_training_state()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """EMA, then revival, from what all ranks saw since the last call."""
+        k, d = self.codebook_size, self.code_dim
+        counts = self.collect("counts", (k,), torch.int64)
+        if self.learning == "ema":
+            self._move_to_means(counts, self.collect("sums", (k, d)))
+        self.count_uses(counts)
+        if self.revive_after is not None:
+            self._revive(self.revive_after)
+        self._pending.clear()
+        self._far = None
+
+    def _move_to_means(self, counts: Int64[Tensor, " k"], sums: Float[Tensor, "k d"]) -> None:
+        if self.metric == "cosine":
+            moved = F.normalize(self.codebook.lerp(F.normalize(sums, dim=1), 1 - self.decay), dim=1)
+            self.codebook.copy_(torch.where(counts[:, None] > 0, moved, self.codebook))
+            return
+        self.cluster_size.lerp_(counts.float(), 1 - self.decay)
+        self.cluster_sum.lerp_(sums, 1 - self.decay)
+        total = self.cluster_size.sum()
+        size = (self.cluster_size + SMOOTHING) / (total + self.codebook_size * SMOOTHING) * total
+        self.codebook.copy_(self.cluster_sum / size[:, None])
+
+    def _revive(self, after: int) -> None:
+        self.age_steps += 1
+        idle = ((self.idle_steps >= after) & (self.age_steps >= after)).nonzero().flatten()
+        if len(idle) == 0:  # the same on every rank: counts are summed
+            return
+        distortion = self.collect("distortion", (self.codebook_size,))
+        far = self._far or Farthest(idle[:0], distortion[:0], self.codebook.detach()[:0])
+        moved, rows = relocate(idle, distortion, farthest(*gather(far), self.codebook_size))
+        self.codebook[moved] = rows
+        self.age_steps[moved] = 0
+        if hasattr(self, "cluster_size"):  # or the old mean would take the code back at the next step
+            self.cluster_size[moved] = 1
+            self.cluster_sum[moved] = rows
+
+    @torch.no_grad()
+    def restart_training_state(self) -> None:
+        """Running means as if each code had been seen once, at its place."""
+        if hasattr(self, "cluster_size"):
+            self.cluster_size.fill_(1)
+            self.cluster_sum.copy_(self.codebook)
+
+
+def _in_sample_order(z_e: Float[Tensor, "*rows d"]) -> Float[Tensor, "total d"]:
+    """Rows of all ranks in the order one process would see: image i of rank r is number i * world + r."""
+    samples = z_e.detach().flatten(1)
+    numbers = torch.arange(len(z_e), device=z_e.device) * distributed.world_size() + distributed.rank()
+    order = distributed.all_gather_rows(numbers[:, None]).flatten().argsort()
+    return distributed.all_gather_rows(samples)[order].view(-1, z_e.shape[-1])

@@ -1,0 +1,273 @@
+"""Recipes: strict YAML in, every error at once, a resolved recipe out that repeats the run.
+
+A stage describes its recipe by a pydantic model. A section that names a component (`quantizer: {name: vq, ...}`) is checked
+against the keyword-only arguments of that component's constructor, so that a new component needs no second declaration.
+"""
+
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model
+
+from tokcli.errors import TokError
+from tokcli.registry import nearest
+from tokcli.schema import Recipe, Section
+
+M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=Recipe)
+Factory = Callable[..., Any]
+LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads `1e-4` as a float (YAML 1.1 reads text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(None, None, f"line {line}: key '{key}' stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def recipes_root() -> Path:
+    """The folder of shipped recipes: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
+    """The file of a recipe: a path, a NAME or FOLDER/NAME among the shipped ones, or the default `folder/name`.
+
+    Args:
+        choice: what `--recipe` was given, or None.
+        folder: the data set's folder of recipes; one without its own uses `folder`.
+        name: the stage and its variant, such as `tokenizer-vqkd`.
+
+    Raises:
+        TokError: there is no such recipe.
+    """
+    root = recipes_root()
+    if choice is None:
+        home = folder if (root / folder / f"{name}.yaml").is_file() else "folder"
+        path = root / home / f"{name}.yaml"
+        if not path.is_file():
+            raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="tok recipes lists them")
+        return path
+    path = Path(choice)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise TokError(f"--recipe {choice}", "no such file", next="tok recipes lists those that come with tok")
+    for candidate in (root / f"{choice}.yaml", root / folder / f"{choice}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")]
+    raise TokError(f"--recipe {choice}", "no such recipe", next=nearest(choice, known))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        TokError: missing, too large, not YAML, a key given twice, or no mapping.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise TokError(str(path), "cannot be read", got=error.strerror or str(error)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise TokError(where, "is not a valid recipe", got=problem) from None
+    if not isinstance(loaded, dict):
+        raise TokError(str(path), "is not a mapping of recipe keys", got=type(loaded).__name__)
+    return loaded
+
+
+def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
+    """Set dotted keys (`optim.lr`) in a nested mapping, making sections that are missing."""
+    for dotted, value in assignments.items():
+        *sections, last = dotted.split(".")
+        node = tree
+        for section in sections:
+            child = node.setdefault(section, {})
+            if not isinstance(child, dict):
+                raise TokError(f"--set {dotted}", f"'{section}' is a value, not a section", got=repr(child))
+            node = child
+        node[last] = value
+
+
+def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """`("optim.lr=1e-4", ...)` as {dotted key: value}, values read as YAML.
+
+    Raises:
+        TokError: an assignment without "=" or with a value that is no YAML.
+    """
+    parsed = {}
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise TokError(f"--set {text}", "expected KEY=VALUE", next="for example --set optim.lr=1e-4")
+        try:
+            parsed[key.strip()] = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise TokError(f"--set {text}", "the value is not YAML", got=str(error).splitlines()[0]) from None
+    return parsed
+
+
+class InvalidRecipe(TokError):
+    """All faults of one recipe, a line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("recipe", "invalid")
+        self.args = ("\n".join(dict.fromkeys(lines)),)
+
+
+def component_model(factory: Factory) -> type[Section]:
+    """A strict model of a constructor's keyword-only arguments: the keys a recipe may give it."""
+    function = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    hints = typing.get_type_hints(function)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    return create_model(getattr(factory, "__name__", "keys"), __base__=Section, **fields)
+
+
+def _validate(model: type[M], tree: Mapping[str, Any]) -> M:
+    # JSON mode: strict about types, yet a YAML list may stand for a tuple and 1 for 1.0
+    return model.model_validate_json(json.dumps(dict(tree), default=str), strict=True)
+
+
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    owner: Any = model
+    for part in location[:-1]:
+        field = getattr(owner, "model_fields", {}).get(str(part))
+        owner = field.annotation if field else None
+    return nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields)
+
+
+def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for item in error.errors():
+        path = ".".join(filter(None, [prefix, *map(str, item["loc"])]))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}.")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: this key is missing.")
+        elif item["type"] == "value_error":  # a validator of ours: its own words
+            lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
+        else:
+            message = item["msg"].removeprefix("Input ").rstrip(".")
+            lines.append(f"{path}: {message}. Got {json.dumps(item['input'], default=str)[:80]}.")
+    return lines
+
+
+def _check_component(
+    path: str, name: str, keys: Any, table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
+) -> tuple[dict[str, Any], list[str]]:
+    """One component's keys with its defaults filled in, and what is wrong with them."""
+    factory = table.get(name) or resolve(name)
+    if factory is None:
+        return {}, [f"{path}: no such {path.split('.')[-1]} '{name}'. {nearest(name, table)}."]
+    if not isinstance(keys, Mapping):
+        return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
+    model = component_model(factory)
+    try:
+        return _validate(model, keys).model_dump(mode="json"), []
+    except ValidationError as error:
+        return {}, _faults(error, model, path)
+
+
+def _check_terms(
+    section: str, value: Mapping[str, Any], table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
+) -> tuple[dict[str, Any], list[str]]:
+    """A weighted sum of named terms; `l1: 1.0` is short for `l1: {weight: 1.0}`."""
+    terms, lines = {}, []
+    for name, entry in value.items():
+        keys = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weight = keys.pop("weight", 1.0)
+        filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            faults.append(f"{section}.{name}.weight: should be a number. Got {json.dumps(weight, default=str)}.")
+        terms[str(name)] = {"weight": weight, **filled}
+        lines += faults
+    return terms, lines
+
+
+def check(
+    model: type[R],
+    tree: Mapping[str, Any],
+    where: str,
+    families: Mapping[str, Mapping[str, Factory]],
+    resolve: Callable[[str], Factory | None] = lambda name: None,
+) -> R:
+    """Validate a recipe against its stage's model and its components' constructors, defaults filled in.
+
+    Args:
+        model: the stage's recipe.
+        tree: what the YAML file and the command line say.
+        where: the file, for messages.
+        families: section (`data.transform` for a nested one) -> the family's dict. A section is `{name: vq, ...}`, or `{term: {weight: 1.0, ...}, ...}`
+            for a sum of named terms.
+        resolve: constructors of names outside the dicts, such as `timm:NAME`.
+
+    Raises:
+        InvalidRecipe: with one line per fault.
+    """
+    tree = json.loads(json.dumps(dict(tree), default=str))
+    lines: list[str] = []
+    for section, table in families.items():
+        *above, last = section.split(".")
+        owner: Any = tree
+        for part in above:
+            owner = owner.get(part) if isinstance(owner, Mapping) else None
+        value = owner.get(last) if isinstance(owner, Mapping) else None
+        if not isinstance(value, Mapping):
+            continue  # missing or of a wrong type: the stage's model says so
+        if "name" in value:
+            keys = {k: v for k, v in value.items() if k != "name"}
+            filled, faults = _check_component(section, str(value["name"]), keys, table, resolve)
+            owner[last] = {"name": value["name"], **filled}
+        else:
+            owner[last], faults = _check_terms(section, value, table, resolve)
+        lines += faults
+    try:
+        recipe = _validate(model, tree)
+    except ValidationError as error:
+        lines = _faults(error, model, "") + lines
+    if lines:
+        raise InvalidRecipe([f"{where}: {line}" for line in lines])
+    return recipe
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain YAML values: complete, and itself a valid recipe."""
+    plain: dict[str, Any] = recipe.model_dump(mode="json")
+    return plain
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=120)

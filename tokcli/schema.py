@@ -1,0 +1,74 @@
+"""The sections that recipes of several stages share, as strict pydantic models."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True)
+
+
+class Component(BaseModel):
+    """A section `{name: ..., key: value}` whose other keys are those of the named component."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The component's own keys, without its name."""
+        return dict(self.model_extra or {})
+
+
+class Optim(Section):
+    """AdamW with decoupled weight decay on matrices only, linear warm-up, then cosine or constant."""
+
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0)  # largest global gradient norm
+
+
+class Train(Section):
+    """How long, in what pieces and in which arithmetic."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)  # images per update over all devices
+    accumulate: int = Field(1, ge=1)  # micro-batches per update
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which are what is saved for use
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(500, ge=1)
+    eval_every: int | None = Field(None, ge=1)
+
+
+class Expects(Section):
+    """Facts of inputs, so that `--dry-run` works without them; checked against the real ones."""
+
+    codebook_size: int | None = None
+    code_dim: int | None = None
+    grid: tuple[int, int] | None = None
+    classes: int | None = None
+
+
+class Recipe(Section):
+    """What every recipe has."""
+
+    stage: str
+    seed: int = Field(0, ge=0)
+
+
+class Data(Section):
+    """How images become training samples."""
+
+    size: int = Field(ge=1)  # pixels of a side
+    transform: Component
+    max_bad: float = Field(0.01, ge=0, le=1)  # share of unreadable images that is tolerated
+    workers: int = Field(0, ge=0)  # loader processes; 0 reads in the main process

@@ -1,0 +1,72 @@
+"""`tok show` and `tok verify`: what an artifact is, where it comes from, whether it is whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokcli.artifact import Artifact, content_id, open_artifact, read_manifest, scan
+from tokcli.errors import TokError
+from tokcli.weights import sha256
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an artifact, complete or running."""
+    return read_manifest(path, str(path))
+
+
+def listing(workspace: Path, as_json: bool) -> str:
+    """The complete artifacts of a workspace, one a line: id, then folder."""
+    found = scan(workspace)
+    if as_json:
+        return json.dumps([{"id": a.id, "kind": a.kind, "path": str(a.path)} for a in found], indent=2)
+    if not found:
+        raise TokError(f"--workspace {workspace}", "holds no complete artifacts", next="tok train-tokenizer makes the first")
+    width = max(len(a.id) for a in found)
+    return "\n".join(f"{a.id:<{width}}  {a.path}" for a in found)
+
+
+def describe(path: Path) -> str:
+    """Facts, metrics and lineage of one artifact as text."""
+    found = manifest(path)
+    lines = [f"{found.get('id', found['kind'])}  {found['status']}  {path}", ""]
+    lines += _section("facts", found.get("facts", {})) + _section("metrics", found.get("metrics", {}))
+    lines += ["made from", *(f"  {role:<12}{entry['id']}  {entry['path']}" for role, entry in found["inputs"].items()), ""]
+    made = found["provenance"]
+    lines += ["made by", f"  {' '.join(made['command'])}", f"  {made['started']}, {made.get('seconds', '?')} s, {made['device']}"]
+    return "\n".join(lines)
+
+
+def _section(title: str, values: dict[str, Any]) -> list[str]:
+    if not values:
+        return []
+    rows = []
+    for key, value in values.items():
+        text = f"{value:.5g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+        rows.append(f"  {key:<28}{text if len(text) <= 90 else text[:87] + '...'}")
+    return [title, *rows, ""]
+
+
+def verify(path: Path) -> str:
+    """Recompute all hashes of an artifact.
+
+    Raises:
+        TokError: naming the files that are damaged or missing.
+    """
+    artifact = open_artifact(path)
+    expected = {name: entry["sha256"] for name, entry in artifact.manifest["files"].items()}
+    damaged = _differing(artifact, expected)
+    for name in [name for name in expected if name.endswith(".sha256") and name not in damaged]:
+        lines = (path / name).read_text(encoding="utf-8").splitlines()
+        listed = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
+        expected |= listed
+        damaged += _differing(artifact, listed)
+    if damaged:
+        shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+        raise TokError(str(path), f"{len(damaged)} of {len(expected)} files are damaged or missing", got=shown)
+    if content_id(artifact.manifest) != artifact.id:
+        raise TokError(str(path / "manifest.json"), "facts or inputs were changed: the id does not match", got=artifact.id)
+    return f"{artifact.id}: {len(expected)} files are whole"
+
+
+def _differing(artifact: Artifact, expected: dict[str, str]) -> list[str]:
+    return [n for n, d in expected.items() if not (artifact.path / n).is_file() or sha256(artifact.path / n) != d]

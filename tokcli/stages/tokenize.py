@@ -1,0 +1,129 @@
+"""`tok tokenize`: images to token shards, once, so that proposal networks never see an image."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli.artifact import Artifact, Draft, locked
+from tokcli.data import BadImage, ImageSource, open_source
+from tokcli.data import tokens as store
+from tokcli.data.transforms import CropViews
+from tokcli.errors import TokError
+from tokcli.models import Tokenizer
+from tokcli.recipe import resolved
+from tokcli.schema import Recipe, Section
+from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
+BATCH = 64  # views at a time
+
+
+class Tokens(Section):
+    """Which views of each image are tokenized."""
+
+    crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random (scale, 3/4..4/3)
+    scale: tuple[float, float] = (0.8, 1.0)  # share of the area that a random crop keeps
+    flip: bool = False  # every crop also mirrored
+    shard_size: int = Field(1024, ge=1)  # images per file, the unit of resuming and sharing
+    max_bad: float = Field(0.01, ge=0, le=1)
+
+
+class TokensRecipe(Recipe):
+    """Recipe of stage tokens."""
+
+    stage: Literal["tokens"]
+    tokens: Tokens
+
+
+def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | None) -> Artifact | str:
+    """Tokenize a data set; see `tok tokenize --help`."""
+    made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
+    recipe = workspace.load_recipe(options, TokensRecipe, "tokens", workspace.recipe_folder(spec), {})
+    facts = made_by.facts
+    size = facts["use_size"]
+    source = open_source(spec, size=size, labels=options.labels)
+    if options.dry_run:
+        return plan.describe(options, recipe, {}, reads={"data": spec, "tokenizer": str(made_by.path)}, writes="tokens")
+    with workspace.session(options) as device:
+        inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(made_by)}
+        draft = workspace.begin(options, "tokens", facts["name"], resolved(recipe), inputs, device, exclusive=False)
+        if isinstance(draft, Artifact):
+            return draft
+        crops = recipe.tokens.crops - 1  # beside the centre
+        views = CropViews(size, crops=crops, flip=recipe.tokens.flip, scale=recipe.tokens.scale, seed=recipe.seed)
+        shards = -(-len(source) // recipe.tokens.shard_size)
+        index, number = share or (distributed.rank(), distributed.world_size())
+        _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
+        missing = shards - len(store.present(draft.path))
+        if missing:
+            log.info("%s: %d of %d shards are still to come from other jobs", draft.path, missing, shards)
+            return Artifact(draft.path, draft.manifest)
+        return _finish(draft, made_by, source, views, recipe, shards)
+
+
+def _write_shards(
+    draft: Draft, made_by: Artifact, source: ImageSource, views: CropViews, recipe: TokensRecipe, mine: range, device: torch.device
+) -> None:
+    size = recipe.tokens.shard_size
+    tokenizer: Tokenizer | None = None
+    present = lambda: store.present(draft.path)  # noqa: E731
+    for shard in loop.claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
+        tokenizer = tokenizer or assemble.load_tokenizer(made_by, device)
+        rows = range(shard * size, min((shard + 1) * size, len(source)))
+        _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
+
+
+def _write_shard(
+    folder: Path, shard: int, tokenizer: Tokenizer, source: ImageSource, views: CropViews, rows: range, device: torch.device
+) -> None:
+    kept: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    images: list[torch.Tensor] = []
+    for index in rows:
+        try:
+            images.append(views(source.image(index), index))
+            kept.append(index)
+        except BadImage as bad:
+            log.warning("%s: left out: %s", bad.key, bad.why)
+            skipped.append((bad.key, bad.why))
+    grid = tokenizer.grid(views.size)
+    found = torch.empty(len(kept), len(views.names), grid[0] * grid[1], dtype=torch.int64)
+    if kept:
+        flat = torch.stack(images).flatten(0, 1)
+        pieces = [tokenizer.encode(measure.unit(piece, device)).cpu() for piece in flat.split(BATCH)]
+        found = torch.cat(pieces).unflatten(0, (len(kept), len(views.names)))
+    store.write_shard(
+        folder, shard, found.numpy(), codebook_size=tokenizer.quantizer.codebook_size,
+        labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
+        captions=[source.captions(i) for i in kept], skipped=skipped,
+    )  # fmt: skip
+
+
+def _finish(
+    draft: Draft, made_by: Artifact, source: ImageSource, views: CropViews, recipe: TokensRecipe, shards: int
+) -> Artifact:
+    with locked(draft.path, ".finish.lock") as got:
+        if not got:
+            log.info("%s: another job completes it", draft.path)
+            return Artifact(draft.path, draft.manifest)
+        merged = store.merge(draft.path, shards)
+        if merged.skipped > recipe.tokens.max_bad * len(source):
+            raise TokError(
+                f"--data {source.name}", f"{merged.skipped} of {len(source)} images could not be read (see skipped.jsonl)",
+                got=f"tokens.max_bad is {recipe.tokens.max_bad}", next="mend them, or raise it: --set tokens.max_bad=0.1",
+            )  # fmt: skip
+        facts = {
+            **{key: made_by.facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
+            "classes": source.classes,
+            "views": views.names,
+            "rows": merged.rows,
+            "shards": shards,
+        }
+        payload = [f"indices-{shard:05d}.npy" for shard in range(shards)] + ["labels.npy"]
+        extras = [name for name in ("keys.txt", "captions.jsonl", "skipped.jsonl") if (draft.path / name).exists()]
+        return draft.finish(facts, payload=payload, extras=extras, provenance={"skipped": merged.skipped})

@@ -1,0 +1,154 @@
+"""`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction and perceptual losses."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokcli import assemble, distributed, loop, measure, pictures, plan, workspace
+from tokcli.artifact import Artifact, open_artifact
+from tokcli.data import open_source, sibling
+from tokcli.data.batches import Batch, TrainBatches
+from tokcli.data.transforms import TRANSFORMS
+from tokcli.errors import TokError
+from tokcli.losses import LOSSES
+from tokcli.models import DECODERS
+from tokcli.optim import Updater
+from tokcli.recipe import resolved, to_yaml
+from tokcli.schema import Component, Data, Expects, Optim, Recipe, Train
+from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
+from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
+FAMILIES = {"data.transform": TRANSFORMS, "decoder": DECODERS, "loss": LOSSES}
+PREVIEW = 12  # images on the preview sheet
+
+
+class DecoderRecipe(Recipe):
+    """Recipe of stage decoder."""
+
+    stage: Literal["decoder"]
+    data: Data
+    decoder: Component
+    loss: dict[str, dict[str, Any]]
+    optim: Optim
+    train: Train
+    expects: Expects = Expects()
+
+
+class Reconstruction(nn.Module):
+    """The training objective: a weighted sum of losses between decoded codes and images."""
+
+    def __init__(self, decoder: nn.Module, losses: list[tuple[str, float, nn.Module]]) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self._losses = tuple(losses)  # in a tuple, so that frozen networks are no part of the trained state
+
+    def forward(self, codes: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Terms of a batch: codes (b, n, d), images (b, 3, s, s) in [0, 1]; each term is logged with its weight applied."""
+        decoded = self.decoder(codes)
+        terms = {name: weight * loss(decoded, images) for name, weight, loss in self._losses}
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | str:
+    """Train a pixel decoder; see `tok train-decoder --help`."""
+    if options.dry_run and tokenizer is None:
+        spec = workspace.data_spec(options)
+        recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
+        return _plan(options, recipe, spec, None)
+    source_artifact = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    spec = workspace.data_spec(options, source_artifact.inputs["data"]["path"])
+    recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
+    if options.dry_run:
+        return _plan(options, recipe, spec, source_artifact)
+    with workspace.session(options) as device:
+        return _train(options, recipe, source_artifact, spec, init, device)
+
+
+def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None) -> str:
+    facts = tokenizer.facts if tokenizer else recipe.expects.model_dump()
+    if facts["code_dim"] is None or facts["grid"] is None:
+        raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
+    size = recipe.data.size
+    with torch.device("meta"):
+        decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
+        losses = assemble.build_losses(recipe.loss, {}, torch.device("meta"))
+    modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
+    reads = {"data": spec, "tokenizer": str(tokenizer.path) if tokenizer else "(as the recipe expects)"}
+    return plan.describe(options, recipe, modules, reads=reads, writes="decoder")
+
+
+def _train(
+    options: Options, recipe: DecoderRecipe, tokenizer_artifact: Artifact, spec: str, init: Path | None, device: torch.device
+) -> Artifact:
+    facts = tokenizer_artifact.facts
+    size, grid = recipe.data.size, tuple(facts["grid"])
+    if size != facts["use_size"]:
+        raise TokError(
+            "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
+            next=f"--set data.size={facts['use_size']}",
+        )  # fmt: skip
+    measure.check_expected(
+        recipe.expects, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=grid, classes=len(facts["classes"])
+    )
+    source = open_source(spec, size=size, labels=options.labels)
+    inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(tokenizer_artifact)}
+    start = open_artifact(init, "--init", ["decoder"]) if init else None
+    if start:
+        inputs["init"] = workspace.reference(start)
+    draft = workspace.begin(options, "decoder", facts["name"], resolved(recipe), inputs, device)
+    if isinstance(draft, Artifact):
+        return draft
+
+    tokenizer = assemble.load_tokenizer(tokenizer_artifact, device)
+    decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(device)
+    if start:
+        load_strict(decoder, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+    losses = assemble.build_losses(recipe.loss, options.weights, device)
+    transform = assemble.build_transform(recipe.data)
+    updater = Updater(Reconstruction(decoder, losses), recipe.optim, recipe.train, device)
+    batches = TrainBatches(
+        source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
+        max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
+    )  # fmt: skip
+
+    def step(number: int, batch: Batch) -> dict[str, Any]:
+        images = measure.unit(batch.images, device)
+        return updater.update(number, [tokenizer.codes(tokenizer.encode(images)), images])
+
+    val = sibling(source.name, "val")
+    held_out = open_source(val, size=size) if val else None
+
+    def evaluate(_: int) -> dict[str, float]:
+        with updater.weights():
+            return measure.decoder(tokenizer, decoder, held_out or source, device, size=size, extractors={})
+
+    seconds = loop.run(
+        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
+        evaluate=evaluate, epoch=batches.epoch, live=("loss", *recipe.loss),
+    )  # fmt: skip
+    if not distributed.is_main():
+        return Artifact(draft.path, draft.manifest)
+    measured = {}
+    with updater.weights():
+        decoder.eval()
+        save_tensors(draft.path / assemble.WEIGHTS, decoder.state_dict())
+        write_text(draft.path / "recipe.yaml", to_yaml(recipe))
+        if held_out:
+            measured = measure.decoder(tokenizer, decoder, held_out, device, size=size, extractors={})
+        shown = held_out or source
+        chosen = [int(i) for i in torch.linspace(0, len(shown) - 1, min(PREVIEW, len(shown)))]
+        _, images = next(measure.read(shown, measure.evaluation_transform(size), chosen))
+        rows = {"original": images, "reconstruction": measure.reconstruct(tokenizer, decoder, images, device)}
+        pictures.save_png(pictures.comparison_sheet(rows), draft.path / "preview.png")
+    made = {
+        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},
+        "transform": transform.describe(),
+        "losses": {name: dict(section) for name, section in recipe.loss.items()},
+        "trainable_parameters": plan.parameter_count(decoder),
+        "frozen_parameters": plan.parameter_count(tokenizer),
+    }
+    return loop.complete(draft, made, measured, batches.skipped, seconds)

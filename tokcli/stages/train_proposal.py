@@ -1,0 +1,124 @@
+"""`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on the class."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli.artifact import Artifact, open_artifact
+from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
+from tokcli.errors import TokError
+from tokcli.optim import Updater
+from tokcli.proposals import PROPOSALS, Proposal
+from tokcli.recipe import resolved, to_yaml
+from tokcli.schema import Component, Expects, Optim, Recipe, Train
+from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
+from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
+FAMILIES = {"proposal": PROPOSALS}
+
+
+class ProposalRecipe(Recipe):
+    """Recipe of stage proposal."""
+
+    stage: Literal["proposal"]
+    proposal: Component
+    optim: Optim
+    train: Train
+    expects: Expects = Expects()
+
+
+class Likelihood(nn.Module):
+    """The training objective: the proposal network's own loss, as a forward pass that DDP can wrap."""
+
+    def __init__(self, proposal: Proposal) -> None:
+        super().__init__()
+        self.proposal = proposal
+
+    def forward(self, indices: Tensor, labels: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """Terms of a batch: tokens (b, n), classes (b,) with -1 for none, one seed per sample (b,)."""
+        return self.proposal.loss(indices, labels, seeds)
+
+
+def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None) -> Artifact | str:
+    """Train a proposal network; see `tok train-proposal --help`."""
+    name = f"proposal-{mode}"
+    if options.dry_run and tokens is None:
+        recipe = workspace.load_recipe(options, ProposalRecipe, name, workspace.recipe_folder(workspace.data_spec(options)), FAMILIES)
+        return _plan(options, recipe, None)
+    made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
+    folder = workspace.recipe_folder(made_by.inputs["data"]["path"])
+    recipe = workspace.load_recipe(options, ProposalRecipe, name, folder, FAMILIES)
+    if options.dry_run:
+        return _plan(options, recipe, made_by)
+    with workspace.session(options) as device:
+        return _train(options, recipe, made_by, init, device)
+
+
+def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> str:
+    expected = recipe.expects
+    if tokens:
+        size, grid, classes = tokens.facts["codebook_size"], tuple(tokens.facts["grid"]), len(tokens.facts["classes"])
+    elif expected.codebook_size and expected.grid and expected.classes is not None:
+        size, grid, classes = expected.codebook_size, expected.grid, expected.classes
+    else:
+        raise TokError("--dry-run", "needs --tokens, or expects.codebook_size, .grid and .classes in the recipe")
+    with torch.device("meta"):
+        network = assemble.build_proposal(resolved(recipe), size, grid, classes)
+    reads = {"tokens": str(tokens.path) if tokens else "(as the recipe expects)"}
+    return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal")
+
+
+def _train(options: Options, recipe: ProposalRecipe, made_by: Artifact, init: Path | None, device: torch.device) -> Artifact:
+    facts = made_by.facts
+    grid, classes = tuple(facts["grid"]), len(facts["classes"])
+    measure.check_expected(
+        recipe.expects, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=grid, classes=classes
+    )
+    inputs = {
+        "tokens": workspace.reference(made_by),
+        "tokenizer": workspace.tokenizer_reference(made_by),
+        "data": dict(made_by.inputs["data"]),
+    }
+    start = open_artifact(init, "--init", ["proposal"]) if init else None
+    if start:
+        inputs["init"] = workspace.reference(start)
+    mode = recipe.proposal.name
+    draft = workspace.begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
+    if isinstance(draft, Artifact):
+        return draft
+
+    store = TokenStore(made_by.path)
+    proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
+    if start:
+        load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+    updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
+    batches = TokenBatches(
+        store, batch_size=recipe.train.batch_size, seed=recipe.seed, rank=distributed.rank(), world=distributed.world_size()
+    )
+
+    def step(number: int, batch: TokenBatch) -> dict[str, Any]:
+        tensors = (batch.indices, batch.labels, batch.seeds)
+        return updater.update(number, [t.to(device, non_blocking=True) for t in tensors])
+
+    seconds = loop.run(
+        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
+        epoch=batches.epoch,
+    )  # fmt: skip
+    if not distributed.is_main():
+        return Artifact(draft.path, draft.manifest)
+    with updater.weights():
+        save_tensors(draft.path / assemble.WEIGHTS, proposal.state_dict())
+    write_text(draft.path / "recipe.yaml", to_yaml(recipe))
+    made = {
+        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},
+        "mode": mode,
+        "class_counts": np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist(),
+        "parameters": plan.parameter_count(proposal),
+    }
+    return loop.complete(draft, made, {}, [], seconds)

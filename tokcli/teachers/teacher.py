@@ -1,0 +1,79 @@
+"""Any pretrained network as a teacher: the patch features that a VQ-KD tokenizer learns to reconstruct."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokcli.errors import TokError
+from tokcli.networks import build_network
+
+
+class Teacher(nn.Module):
+    """Frozen patch features, without class and register tokens, of images in [0, 1].
+
+    Args:
+        name: the network's name.
+        weights: its file; "random" for tests and for the meta device; None: cache, package or hub.
+        layers: names or numbers of the layers; None: the network's default. The maps of several layers are
+            resized to the largest grid among them, normalised per patch, scaled by 1/sqrt(#layers) and
+            concatenated, so that each layer weighs the same in a cosine.
+        norm: apply the network's final norm (and CLIP's projection) to each layer.
+        image_size: pixels that images are resized to (bicubic, antialiased, square); None: the network's
+            default.
+
+    Raises:
+        TokError: no such network or layer, no weights, or a size or norm that the network does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Path | Literal["random"] | None = None,
+        *,
+        layers: list[int | str] | None = None,
+        norm: bool = True,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.network = build_network(name, weights, role="teacher", weights_flag="--teacher-weights")
+        if not norm and not self.network.has_final_norm:
+            raise TokError(
+                f"teacher {name}", "norm: false changes nothing", got="the network has no final norm"
+            )
+        self.layers: list[int | str] = list(self.network.resolve(layers))
+        self.norm = norm
+        self.image_size = image_size or self.network.image_size
+        shapes = self.network.shapes(self.image_size, self.layers, norm=norm)
+        self.feature_dim = sum(channels for channels, _, _ in shapes)
+        self._grid = max(((h, w) for _, h, w in shapes), key=lambda grid: grid[0] * grid[1])
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the weights' file, or "random"."""
+        return self.network.sha256
+
+    def grid(self, size: int | None = None) -> tuple[int, int]:
+        """(rows, columns) of the features, whatever the images' `size`: they are resized to `image_size`."""
+        return self._grid
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Features in float32, patches in raster order, without gradients."""
+        maps = self.network.maps(images, self.layers, size=self.image_size, norm=self.norm)
+        if len(maps) > 1:
+            maps = [F.normalize(self._resized(m), dim=1) * len(maps) ** -0.5 for m in maps]
+        return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=2)
+
+    def _resized(self, m: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c gh gw"]:
+        if m.shape[-2:] == self._grid:
+            return m
+        return F.interpolate(m, self._grid, mode="bicubic", align_corners=False)

@@ -1,0 +1,228 @@
+"""What every command shares: its options, its recipe, its inputs found by lineage, the folder it writes."""
+
+import contextlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tokcli import __version__, artifact, distributed, recipe
+from tokcli.artifact import Artifact, Draft
+from tokcli.errors import TokError
+from tokcli.schema import Recipe
+
+log = logging.getLogger("tok")
+R = TypeVar("R", bound=Recipe)
+EMBEDDED = "openmoji/train"  # the data set of those who name none
+VERSIONS = ("torch", "torchvision", "timm", "open_clip_torch", "safetensors", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that say where; recipes say what."""
+
+    workspace: Path = Path("artifacts")
+    out: Path | None = None
+    recipe: str | None = None
+    sets: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, from --set and the shorthands
+    data: str | None = None
+    labels: Path | None = None
+    device: str | None = None
+    threads: int | None = None
+    dry_run: bool = False
+    weights: Mapping[str, Path] = field(default_factory=dict)  # "teacher", "vgg", "inception" -> file
+
+
+def device_of(options: Options) -> torch.device:
+    """The device to run on: `--device`, else this rank's GPU, else the CPU.
+
+    Raises:
+        TokError: an unknown device, or a GPU where there is none.
+    """
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TokError(f"--device {name}", "no such device", next="cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise TokError(f"--device {name}", "no CUDA device is available", next="--device cpu")
+        device = torch.device("cuda", distributed.local_rank() if device.index is None else device.index)
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise TokError(f"--device {name}", f"there are {torch.cuda.device_count()} CUDA devices")
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    elif device.type not in ("cpu", "mps"):
+        raise TokError(f"--device {name}", "this device is not supported", next="cpu, cuda or cuda:N")
+    return device
+
+
+@contextlib.contextmanager
+def session(options: Options) -> Iterator[torch.device]:
+    """Threads, device and process group of one command."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = device_of(options)
+    distributed.start(device)
+    try:
+        yield device
+    finally:
+        distributed.stop()
+
+
+def load_recipe(
+    options: Options,
+    model: type[R],
+    name: str,
+    folder: str,
+    families: Mapping[str, Mapping[str, Callable[..., Any]]],
+    resolve: Callable[[str], Callable[..., Any] | None] = lambda name: None,
+) -> R:
+    """The recipe of this command, overridden by its flags and checked.
+
+    Args:
+        model: the stage's recipe.
+        name: default file name, such as `tokenizer-vqkd`.
+        folder: the data set's folder of recipes.
+        families, resolve: see `recipe.check`.
+    """
+    path = recipe.find_recipe(options.recipe, folder=folder, name=name)
+    tree = recipe.read_yaml(path)
+    stage = model.model_fields["stage"].annotation
+    wanted = getattr(stage, "__args__", ("",))[0]
+    if tree.get("stage") != wanted:
+        raise TokError(str(path), f"is a recipe of stage '{tree.get('stage')}'", got=f"wanted: '{wanted}'")
+    recipe.override(tree, options.sets)
+    return recipe.check(model, tree, str(path), families, resolve)
+
+
+def recipe_folder(spec: str) -> str:
+    """The folder of recipes of a data set: `openmoji/train` -> `openmoji`; a user's own path -> `folder`."""
+    head = spec.split("/")[0]
+    return head if "/" not in head and (recipe.recipes_root() / head).is_dir() and not Path(spec).is_dir() else "folder"
+
+
+def data_spec(options: Options, recorded: str | None = None) -> str:
+    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set."""
+    if options.data:
+        return options.data
+    for spec, origin in ((recorded, "recorded in the input"), (os.environ.get("TOK_DATA"), "from TOK_DATA")):
+        if spec:
+            log.info("data: %s (%s)", spec, origin)
+            return spec
+    log.info("data: %s (embedded; --data names your own)", EMBEDDED)
+    return EMBEDDED
+
+
+def choose(
+    options: Options,
+    flag: str,
+    given: Path | None,
+    kinds: Sequence[str],
+    fits: Callable[[Artifact], bool] = lambda a: True,
+    maker: str = "",
+) -> Artifact:
+    """The input named by a flag, or the one artifact of the workspace that fits.
+
+    Args:
+        flag: such as `--tokenizer`.
+        given: its value.
+        kinds: the kinds of artifact it accepts.
+        fits: which of them go with the other inputs.
+        maker: the command that makes one, for the message.
+
+    Raises:
+        TokError: none or several fit.
+    """
+    if given is not None:
+        return artifact.open_artifact(given, flag, kinds)
+    found = [a for a in artifact.scan(options.workspace) if a.kind in kinds and fits(a)]
+    if len(found) == 1:
+        log.info("%s %s (the only one that fits)", flag, found[0].path)
+        return found[0]
+    if not found:
+        raise TokError(flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"name one, or make it: {maker}")
+    listed = ", ".join(str(a.path) for a in found)
+    raise TokError(flag, f"{len(found)} fit", got=listed, next=f"pick one with {flag} PATH")
+
+
+def reference(a: Artifact) -> dict[str, str]:
+    """An input's entry in a manifest."""
+    return {"id": a.id, "path": str(a.path.resolve())}
+
+
+def tokenizer_reference(a: Artifact) -> dict[str, str]:
+    """The entry of the tokenizer that an artifact descends from, copied down so that lineage needs one look."""
+    return reference(a) if a.kind == "tokenizer" else dict(a.inputs["tokenizer"])
+
+
+def provenance(options: Options, device: torch.device, seed: int) -> dict[str, Any]:
+    """Who made it how: command, versions, commit, device, threads, seed, start."""
+    versions = {"tok": __version__, "python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "command": ["tok", *sys.argv[1:]],
+        "versions": versions,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "threads": torch.get_num_threads(),
+        "world_size": distributed.world_size(),
+        "seed": seed,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None  # installed from a wheel
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def begin(
+    options: Options,
+    kind: str,
+    name: str,
+    resolved: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]],
+    device: torch.device,
+    *,
+    exclusive: bool = True,
+) -> Draft | Artifact:
+    """Open the output folder: `--out`, or `<workspace>/<kind>-<name>-<6 hex>` of recipe and inputs.
+
+    With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer.
+    """
+    ids = {role: entry["id"] for role, entry in inputs.items()}
+    tag = artifact.canonical_hash([dict(resolved), ids])[:6]
+    path = options.out or options.workspace / f"{kind}-{name}-{tag}"
+    facts = provenance(options, device, int(resolved.get("seed", 0)))
+    if distributed.is_main() or not exclusive:
+        answer = artifact.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
+        distributed.barrier()
+    else:
+        distributed.barrier()
+        manifest = artifact.read_manifest(path, f"--out {path}")
+        done = manifest["status"] == "complete"
+        answer = artifact.open_artifact(path) if done else Draft(path, manifest, None, resumed=True)
+    if isinstance(answer, Artifact):
+        log.info("%s is complete already", path)
+    elif answer.resumed:
+        log.info("%s was started before: resuming", path)
+    return answer
