@@ -1,10 +1,10 @@
-"""Images per second from JPEG bytes to a training square, on one thread: the field's usual way against ours.
+"""Images per second from JPEG bytes to a training square, on one thread: the usual way against ours.
 
     python scripts/bench_images.py [--images 64] [--size 256] [--rounds 5]
 
-Peers decode with Pillow, resize the short side (bicubic, antialiased), crop the centre and convert to float32
-(torchvision's Resize, CenterCrop, ToTensor). Ours decodes with Pillow too, resizes the uint8 tensor, and leaves
-the conversion to the device. The two take turns, so that load on the machine meets both.
+Peers decode with Pillow, resize the short side (bicubic, antialiased), crop the centre, convert to float32:
+torchvision's Resize, CenterCrop and ToTensor. Ours decodes with Pillow too, resizes the uint8 tensor, and
+leaves the conversion to the device. The two take turns, so that load on the machine meets both.
 """
 
 import argparse
@@ -73,12 +73,9 @@ def main() -> None:
     rounds = [(seconds(theirs, images), seconds(ours, images)) for _ in range(args.rounds)]
     slow, fast = (args.images / statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)
-    print(
-        f"{args.images} JPEGs of 500x375, {sum(map(len, images)) / len(images) / 1000:.0f} kB each, to {args.size} px"
-    )
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__},"
-    )
+    kilobytes = sum(map(len, images)) / len(images) / 1000
+    print(f"{args.images} JPEGs of 500x375, {kilobytes:.0f} kB each, to {args.size} px")
+    print(f"python {platform.python_version()}, torch {torch.__version__}, vision {torchvision.__version__}")
     print(f"Pillow {PIL.__version__}, {platform.machine()}, 1 thread, median of {args.rounds} rounds")
     print(f"peers, float32    {slow:7.0f} img/s")
     print(f"ours, uint8       {fast:7.0f} img/s   {ratio:.2f}x")

@@ -13,7 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import argparse
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -46,13 +45,19 @@ def data(vectors: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.normalize(z, dim=1), torch.nn.functional.normalize(codebook, dim=1)
 
 
+def peak() -> float:
+    """Greatest resident size of this process so far, in MiB (Linux; getrusage would count the parent's)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
 def extra_memory(search: Search, vectors: int, k: int, d: int, out: "multiprocessing.Queue[float]") -> None:
     torch.set_num_threads(1)
     z, codebook = data(vectors, k, d)
     search(z[:64], codebook[:64])  # libraries load outside the measurement
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     search(z, codebook)
-    out.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    out.put(peak() - before)
 
 
 def measure_memory(search: Search, vectors: int, k: int, d: int) -> float:
@@ -100,9 +105,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, python {platform.python_version()}, {platform.machine()}, 1 thread, float32"
+        f"torch {torch.__version__}, python {platform.python_version()}, CPU {platform.machine()}, 1 thread"
     )
-    print(f"{options.vectors} vectors; ms are medians of {options.repeats}; errors against a float64 search")
+    print(
+        f"{options.vectors} vectors, float32, medians of {options.repeats}; errors against a float64 search"
+    )
     searches: dict[str, Search] = {"cdist": by_cdist, "euclidean": euclidean, "cosine": cosine}
     for k, d in SHAPES:
         z, codebook = data(options.vectors, k, d)

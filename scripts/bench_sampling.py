@@ -1,9 +1,9 @@
-"""Time the samplers: AR with its cache against its cache-less path and Hugging Face's `generate`, and NAR beside them.
+"""Time the samplers: AR with cache, without, and Hugging Face's `generate`; NAR beside them.
 
     OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--full]
 
-6 layers of width 384, 256 tokens, 1,024 codes, random weights, one thread. `transformers` is compared where it is installed, on
-the very same weights: its greedy tokens must equal ours. Tables go to stdout; medians of --repeats after one warm-up.
+6 layers of width 384, 256 tokens, 1,024 codes, random weights, one thread. `transformers` is compared where it
+is installed, on the very same weights: its greedy tokens must equal ours. Medians of --repeats after a warm-up.
 """
 
 import argparse
@@ -18,27 +18,29 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch import Tensor, nn
 
-from tokcli.proposals import Sampling
+from tokcli.proposals import Proposal, Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.nar import MaskedProposal
 
 CODES, CLASSES, GRID, WIDTH, DEPTH, HEADS, MLP = 1024, 10, (16, 16), 384, 6, 6, 1024
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time after one warm-up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median wall times after one warm-up each; taken in turns, so that other load meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def report(name: str, batch: int, dtype: str, took: float) -> None:
     """One line of the table."""
-    print(f"{name:34} {batch:5} {dtype:8} {took:8.2f} s {batch * GRID[0] * GRID[1] / took:9.0f} tokens/s", flush=True)
+    rate = batch * GRID[0] * GRID[1] / took
+    print(f"{name:34} {batch:5} {dtype:8} {took:8.2f} s {rate:9.0f} tokens/s", flush=True)
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor]:
@@ -59,8 +61,8 @@ def hugging_face(ours: AutoregressiveProposal) -> nn.Module | None:
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     theirs = LlamaForCausalLM(config).eval()
-    state = {"model.embed_tokens.weight": ours.embedding.weight, "model.norm.weight": ours.transformer.norm.weight}
-    state["lm_head.weight"] = ours.head.weight
+    state = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
+    state["model.norm.weight"] = ours.transformer.norm.weight
     for i, block in enumerate(ours.transformer.blocks):
         at, mine = f"model.layers.{i}.", {name: p.data for name, p in block.named_parameters()}
         parts = zip("qkv", mine["attention.qkv.weight"].chunk(3), strict=True)
@@ -79,7 +81,7 @@ def generate_theirs(model: nn.Module, labels: Tensor, *, sample: bool) -> Tensor
     prompt = CODES + labels[:, None]
     tokens = GRID[0] * GRID[1]
     out = model.generate(  # type: ignore[operator]
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=sample, top_k=0, max_new_tokens=tokens
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=sample, max_new_tokens=tokens
     )
     return out[:, 1:]
 
@@ -108,33 +110,38 @@ def nar_overhead(nar: MaskedProposal, batch: int) -> float:
 
 
 def bench(
-    ar: AutoregressiveProposal | None, nar: MaskedProposal | None, theirs: nn.Module | None,
-    batch: int, dtype: str, repeats: int,
+    ar: Proposal, nar: Proposal, theirs: nn.Module | None, batch: int, dtype: str, repeats: int
 ) -> None:  # fmt: skip
     """Time what is given at one batch size."""
     labels, seeds = inputs(batch)
-    if ar is not None:
-        report("AR, cache", batch, dtype, seconds(lambda: ar.generate(labels, seeds), repeats))
+
+    def ours(network: Proposal) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+            return network.generate(labels, seeds)
+
+    runs: dict[str, Callable[[], object]] = {"AR, cache": lambda: ours(ar)}
     if theirs is not None:
-        took = seconds(lambda: generate_theirs(theirs, labels, sample=True), repeats)
-        report("AR, Hugging Face generate", batch, dtype, took)
-    if nar is not None:
-        report("NAR, 8 steps", batch, dtype, seconds(lambda: nar.generate(labels, seeds), repeats))
+        runs["AR, Hugging Face generate"] = lambda: generate_theirs(theirs, labels, sample=True)
+    runs["NAR, 8 steps"] = lambda: ours(nar)
+    for name, took in medians(runs, repeats).items():
+        report(name, batch, dtype, took)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bf16", action="store_true", help="also under bfloat16 autocast (Hugging Face: bfloat16 weights)")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--bf16", action="store_true", help="also in bfloat16: our autocast, their weights")
     parser.add_argument("--full", action="store_true", help="also the cache-less path at batch 16 (minutes)")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, 1 thread, cpu")
-    ar = AutoregressiveProposal(CODES, GRID, CLASSES, width=WIDTH, depth=DEPTH, heads=HEADS, mlp_width=MLP).eval()
-    nar = MaskedProposal(CODES, GRID, CLASSES, width=WIDTH, depth=DEPTH, heads=HEADS, mlp_width=3 * MLP // 2).eval()
-    for network in (ar, nar):
-        nn.init.normal_(network.head.weight[:CODES].data, std=0.1)
+    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS}
+    ar = AutoregressiveProposal(CODES, GRID, CLASSES, mlp_width=MLP, **sizes).eval()
+    nar = MaskedProposal(CODES, GRID, CLASSES, mlp_width=3 * MLP // 2, **sizes).eval()  # not gated: 2 matrices, not 3
+    for head in (ar.head, nar.head):
+        nn.init.normal_(head.weight.data[:CODES], std=0.1)  # class rows stay 0: never the greedy choice of theirs
     theirs = hugging_face(ar)
     if theirs is None:
         print("transformers is not installed: no comparison with Hugging Face")
@@ -158,9 +165,7 @@ def main() -> None:
     if args.bf16:
         theirs = theirs and theirs.bfloat16()
         for batch in (1, 16):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                bench(ar, nar, None, batch, "bf16", args.repeats)
-            bench(None, None, theirs, batch, "bf16", args.repeats)
+            bench(ar, nar, theirs, batch, "bf16", args.repeats)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def distances(z: Tensor, codebook: Tensor, metric: Metric) -> Tensor:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("m, k, d", [(300, 700, 32), (500, 64, 3), (1, 1, 1), (0, 5, 2)])
+@pytest.mark.parametrize("m, k, d", [(300, 700, 32), (500, 64, 3), (90, 256, 8), (1, 1, 1), (0, 5, 2)])
 def test_nearest_equals_a_float64_search(metric: Metric, m: int, k: int, d: int) -> None:
     z, codebook = random(m, d), random(k, d, seed=1)
     codebook = normalize(codebook, dim=1) if metric == "cosine" else codebook
@@ -36,6 +36,13 @@ def test_chunks_do_not_change_the_result(metric: Metric, monkeypatch: pytest.Mon
     whole = nearest(z, codebook, metric)
     monkeypatch.setattr(search, "CPU_BUFFER", 4 * 50 * 7)
     assert torch.equal(nearest(z, codebook, metric), whole)
+
+
+@pytest.mark.parametrize("k", [3, 128, 300])
+def test_every_code_is_its_own_nearest(k: int) -> None:
+    codebook = normalize(random(k, 6), dim=1)
+    for metric in ("cosine", "euclidean"):
+        assert nearest(codebook, codebook, metric).tolist() == list(range(k))
 
 
 def test_euclidean_search_survives_features_far_from_the_origin() -> None:

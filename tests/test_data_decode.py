@@ -120,9 +120,7 @@ def test_truncated_jpeg_is_bad() -> None:
         decode(data[: len(data) // 2], "a.jpg")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
-)
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"\xff\xd8\xff", b"P6 1 1 255 abc"])
 def test_what_is_no_image_is_bad(data: bytes) -> None:
     with pytest.raises(BadImage, match=r"a.jpg"):
         decode(data, "a.jpg")
@@ -139,10 +137,10 @@ def test_a_missing_file_is_bad(tmp_path: Path) -> None:
 def test_a_huge_image_is_refused_by_its_size_before_memory_is_spent(side: int) -> None:
     data = png_claiming(side, side, rows=side)
     assert len(data) < 100_000 and side**2 > MAX_IMAGE_PIXELS
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(BadImage, match=f"{side}x{side} is more than 178,956,970 pixels"):
         decode(data, "bomb.png")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 

@@ -64,8 +64,12 @@ def test_shards_can_come_in_any_order_and_give_the_same_bytes(folder: Path, tmp_
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert files == {path.name: path.read_bytes() for path in other.iterdir()}
     assert sorted(files) == [
-        "captions.jsonl", *(f"indices-0000{i}.npy" for i in range(3)), "keys.txt", "labels.npy", "skipped.jsonl"
-    ]  # fmt: skip
+        "captions.jsonl",
+        *(f"indices-0000{i}.npy" for i in range(3)),
+        "keys.txt",
+        "labels.npy",
+        "skipped.jsonl",
+    ]
 
 
 def test_merging_again_changes_nothing(folder: Path) -> None:

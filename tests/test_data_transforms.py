@@ -8,7 +8,15 @@ from torchvision.transforms import CenterCrop as TorchvisionCrop
 from torchvision.transforms import InterpolationMode, Resize
 
 from tokcli.data.randomness import generator
-from tokcli.data.transforms import TRANSFORMS, CenterCrop, RandomCrop, RandomResizedCrop, crop_views, resize
+from tokcli.data.transforms import (
+    TRANSFORMS,
+    CenterCrop,
+    RandomCrop,
+    RandomResizedCrop,
+    crop_views,
+    resize,
+    resize_short_side,
+)
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -49,6 +57,10 @@ def test_center_crop_is_pillows_within_two_levels(shape: tuple[int, int]) -> Non
     theirs = TorchvisionCrop(64)(Resize(64, InterpolationMode.BICUBIC)(pil))
     ours = CenterCrop(64)(image, torch.Generator()).permute(1, 2, 0).numpy()
     assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 2
+
+
+def test_a_long_strip_does_not_grow_without_limit() -> None:
+    assert resize_short_side(noise(1, 3000), 16).shape == (3, 16, 64)
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:

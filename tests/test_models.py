@@ -133,19 +133,28 @@ def test_decoders_support_grids_that_are_not_square(name: str) -> None:
     assert decoder(torch.randn(1, 8, 4)).shape == (1, 3, 8, 16)
 
 
-@pytest.mark.parametrize("name, keys", [("conv", {"attention": False}), ("vit", {"depth": 0})])
-def test_a_code_is_drawn_at_its_place_in_the_grid(name: str, keys: dict[str, Any]) -> None:
-    decoder = DECODERS[name](4, (8, 8), 32, **{**DECODER_KEYS[name], **keys})
-    codes = torch.zeros(1, 64, 4, requires_grad=True)
-    decoder(codes)[0, :, 1 * 4 + 2, 6 * 4 + 1].sum().backward()
-    assert codes.grad is not None
-    assert codes.grad.abs().sum(-1).argmax() == 1 * 8 + 6
+@pytest.mark.parametrize("name", DECODERS)
+def test_codes_are_drawn_in_row_major_order_of_the_grid(name: str) -> None:
+    decoder = DECODERS[name](4, (4, 4), 16, **DECODER_KEYS[name])
+    codes = torch.zeros(1, 16, 4)
+    codes[0, 1 * 4 + 3] = 100.0
+    if isinstance(decoder, ConvDecoder):
+        # GroupNorm and attention spread a code over the image: look at what enters them
+        seen: list[Tensor] = []
+        decoder.embed.register_forward_hook(lambda *hook: seen.append(hook[-1]))
+        decoder(codes)
+        change = (seen[0] - seen[0][:, :, :1, :1]).abs().sum(1)[0]
+    else:
+        shallow = ViTDecoder(4, (4, 4), 16, width=16, depth=0, heads=2)
+        pixels = (shallow(codes) - shallow(torch.zeros(1, 16, 4))).abs().sum(1)[0]
+        change = pixels.unflatten(1, (4, 4)).unflatten(0, (4, 4)).sum((1, 3))
+    assert change.nonzero().tolist() == [[1, 3]]
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders_start_near_mid_grey_and_do_not_clamp(name: str) -> None:
     decoder = DECODERS[name](4, (4, 4), 16, **DECODER_KEYS[name])
-    assert abs(float(decoder(torch.randn(4, 16, 4)).mean()) - 0.5) < 0.25
+    assert abs(decoder(torch.randn(4, 16, 4)).mean().item() - 0.5) < 0.25
     with torch.no_grad():
         decoder.last_layer.mul_(1e4)
     assert decoder(torch.randn(4, 16, 4)).abs().max() > 2
@@ -156,7 +165,8 @@ def test_conv_decoder_keeps_channels_last_through_its_stages() -> None:
     seen = []
     for layer in decoder.layers:
         layer.register_forward_hook(lambda *hook: seen.append(hook[-1]))
-    decoder(torch.randn(2, 16, 4))
+    with torch.no_grad():
+        decoder(torch.randn(2, 16, 4))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 

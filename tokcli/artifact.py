@@ -260,7 +260,7 @@ def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    file = open(path / ".lock", "a+")  # noqa: SIM115  held as long as the draft
+    file = open(path / ".lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

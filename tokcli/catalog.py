@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tokcli.errors import TokError
-from tokcli.recipe import InvalidRecipe, check as check_recipe, find_recipe, read_yaml, recipes_root
+from tokcli.recipe import InvalidRecipe, find_recipe, read_yaml, recipes_root
+from tokcli.recipe import check as check_recipe
 
 
 def listing() -> str:

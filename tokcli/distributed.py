@@ -71,10 +71,11 @@ def all_reduce_sum(t: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     return t
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is set on at least one rank: how ranks agree to stop at the same step."""
     if not active():
         return flag
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     return bool(all_reduce_sum(torch.tensor([float(flag)], device=device)).item() > 0)
 
 

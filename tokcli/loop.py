@@ -6,6 +6,7 @@ and on the same number of threads ends with the same bits as an uninterrupted ru
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -28,20 +29,33 @@ from tokcli.weights import atomic_write, read_checkpoint
 log = logging.getLogger("tok")
 STATE = "state.pt"
 LOG = "log.jsonl"
+RATE = "images_per_second"  # in every line of a training step, in none of an evaluation
 
 
 class Stateful(Protocol):
     """Something whose state is saved with the run."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to continue."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from such a state."""
+        ...
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT and SIGUSR1, so that a loop can stop between steps; a second signal acts at once."""
+    """Remembers SIGTERM, SIGINT and SIGUSR1, so that a loop can stop between steps; a second signal acts at once.
+
+    What comes within `echo` seconds of the first is that one again: torchrun and SLURM pass on to each rank what the
+    rank has already got from the terminal or the scheduler.
+    """
+
+    echo = 1.0
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -50,8 +64,11 @@ class StopSignal:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._before[number] if number != signal.SIGUSR1 else signal.SIG_DFL)
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > self.echo:
+            self.__exit__()
+            os.kill(os.getpid(), number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -59,7 +76,10 @@ class StopSignal:
 
 
 class Journal:
-    """`log.jsonl` and, where it is installed, TensorBoard; continued at `step` without the lines of lost steps."""
+    """`log.jsonl` and, where it is installed, TensorBoard; continued at `step` without the lines of lost steps.
+
+    Dropped too is an evaluation at `step` itself: state is saved before it, so the continued run does it again.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / LOG
@@ -67,13 +87,14 @@ class Journal:
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    values = json.loads(line)
+                    if values["step"] < step or (values["step"] == step and RATE in values):
                         kept.append(line)
-                except (json.JSONDecodeError, KeyError):
+                except (json.JSONDecodeError, KeyError, TypeError):
                     break  # a line cut short by kill -9 is the last one
         with atomic_write(path) as tmp:
             tmp.write_text("".join(line + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115  open as long as the run
+        self._file = open(path, "a", buffering=1)
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -142,7 +163,7 @@ def run(
         batches: start step -> endless batches of this rank.
         step: (number, batch) -> values to log (numbers or 0-d tensors, read only when logged); performs one update.
         parts: what must be saved to continue exactly.
-        evaluate: called every `train.eval_every` steps, after saving; its values are logged.
+        evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged.
         epoch: step -> passes over the data.
         live: names of the values shown beside the progress bar.
 
@@ -153,6 +174,10 @@ def run(
         Interrupted: a signal came; the state is saved.
         TokError: the loss is not finite; the state before that step is saved.
     """
+
+    def due(done: int) -> bool:
+        return bool(evaluate and train.eval_every and done % train.eval_every == 0 and 0 < done < train.steps)
+
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds
     journal = Journal(folder, first) if distributed.is_main() else None
@@ -163,19 +188,24 @@ def run(
         total=train.steps, initial=first, unit="step", file=sys.stderr, disable=not distributed.is_main(),
         mininterval=0.5 if sys.stderr.isatty() else 15, dynamic_ncols=True, smoothing=0.1,
     )  # fmt: skip
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     window_start, window_steps = time.perf_counter(), 0
     with StopSignal() as stop, bar:
         try:
             for number in range(first, train.steps):
+                # before a step, not after the last one: a run stopped between saving and evaluating passes here again
+                if evaluate is not None and due(number):
+                    measured = evaluate(number)
+                    if journal:
+                        journal.write(number, measured)
+                    window_start, window_steps = time.perf_counter(), 0
                 torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))
                 try:
                     values = step(number, next(source))
                 except NonFinite:
                     save_state(folder, number, time.perf_counter() - started, parts)
                     raise TokError(
-                        f"step {number}",
-                        f"loss or gradient is not finite (last finite at {number - 1})",
+                        f"step {number + 1}",
+                        f"loss or gradient is not finite (last finite at {number})",
                         got=f"State before it kept in {folder}",
                         next="lower optim.lr or set optim.clip, and train into a new --out",
                     ) from None
@@ -185,24 +215,19 @@ def run(
                 if journal and (done % train.log_every == 0 or done == train.steps):
                     values = {name: float(value) for name, value in values.items()}
                     rate = window_steps * train.batch_size / (time.perf_counter() - window_start)
-                    values |= {"images_per_second": round(rate, 2)} | ({"epoch": round(epoch(done), 4)} if epoch else {})
+                    values |= {RATE: round(rate, 2)} | ({"epoch": round(epoch(done), 4)} if epoch else {})
                     journal.write(done, values)
                     shown = {name: f"{values[name]:.3g}" for name in live if name in values}
                     bar.set_postfix(shown | {"images/s": f"{rate:.0f}"}, refresh=False)
                     window_start, window_steps = time.perf_counter(), 0
-                stopping = distributed.any_rank(stop.received is not None, device)
-                if stopping or done % train.save_every == 0 or done == train.steps:
+                stopping = distributed.any_rank(stop.received is not None)
+                if stopping or due(done) or done % train.save_every == 0 or done == train.steps:
                     save_state(folder, done, time.perf_counter() - started, parts)
                 if stopping:
                     raise Interrupted(
                         f"{folder}", f"interrupted after step {done} of {train.steps}, state saved",
                         next="repeat the command to go on",
                     )  # fmt: skip
-                if evaluate and train.eval_every and done % train.eval_every == 0 and done < train.steps:
-                    measured = evaluate(done)  # all ranks take part; one writes
-                    if journal:
-                        journal.write(done, measured)
-                    window_start, window_steps = time.perf_counter(), 0
         finally:
             if journal:
                 journal.close()

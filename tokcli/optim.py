@@ -15,7 +15,7 @@ from tokcli.schema import Optim, Train
 
 
 class NonFinite(Exception):
-    """The gradient of a step is NaN or infinite on some rank; nothing was updated."""
+    """The loss or the gradient of a step is NaN or infinite on some rank; nothing was updated."""
 
 
 def learning_rate(step: int, optim: Optim, steps: int) -> float:
@@ -43,6 +43,15 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def compile_module(module: nn.Module) -> Callable[..., Any]:
+    """torch.compile, with the parts that are marked `eager` left as they are."""
+    for part in module.modules():
+        if getattr(part, "eager", False):
+            part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+    compiled: Callable[..., Any] = torch.compile(module)  # type: ignore[assignment]
+    return compiled
 
 
 class Average:
@@ -101,7 +110,7 @@ class Updater:
             fused=device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.average = Average(module, train.ema) if train.ema else None
-        compiled: Callable[..., Any] = torch.compile(module) if train.compile else module  # type: ignore[assignment]
+        compiled: Callable[..., Any] = compile_module(module) if train.compile else module
         self.forward = compiled
         if distributed.active():
             # broadcast_buffers would overwrite every rank's codebook by rank 0's and hide a missing all-reduce
@@ -136,9 +145,9 @@ class Updater:
                 (terms["loss"] / self.train.accumulate).backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach() / self.train.accumulate
-        # gradients are already equal on all ranks here, so all of them see the same norm and agree on the verdict
+        # gradients are already equal on all ranks here; a loss is a rank's own, but its sum is the same on all: they agree
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm + distributed.all_reduce_sum(totals["loss"].float().clone())):
             raise NonFinite
         self.optimizer.step()
         if self.average:

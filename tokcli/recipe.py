@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise TokError(str(path), "cannot be read", got=error.strerror or str(error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -129,7 +129,7 @@ def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
         if not sign or not key:
             raise TokError(f"--set {text}", "expected KEY=VALUE", next="for example --set optim.lr=1e-4")
         try:
-            parsed[key.strip()] = yaml.load(value, Loader=_Loader)
+            parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError as error:
             raise TokError(f"--set {text}", "the value is not YAML", got=str(error).splitlines()[0]) from None
     return parsed

@@ -207,17 +207,22 @@ def begin(
 ) -> Draft | Artifact:
     """Open the output folder: `--out`, or `<workspace>/<kind>-<name>-<6 hex>` of recipe and inputs.
 
-    With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer.
+    With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer, or all stop.
     """
     ids = {role: entry["id"] for role, entry in inputs.items()}
     tag = artifact.canonical_hash([dict(resolved), ids])[:6]
     path = options.out or options.workspace / f"{kind}-{name}-{tag}"
     facts = provenance(options, device, int(resolved.get("seed", 0)))
+    answer: Draft | Artifact | None = None
+    refused: TokError | None = None
     if distributed.is_main() or not exclusive:
-        answer = artifact.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
-        distributed.barrier()
-    else:
-        distributed.barrier()
+        try:
+            answer = artifact.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
+        except TokError as error:
+            refused = error
+    if distributed.any_rank(refused is not None):
+        raise refused or SystemExit(TokError.exit_code)  # the rank that knows why says so
+    if answer is None:
         manifest = artifact.read_manifest(path, f"--out {path}")
         done = manifest["status"] == "complete"
         answer = artifact.open_artifact(path) if done else Draft(path, manifest, None, resumed=True)

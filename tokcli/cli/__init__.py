@@ -50,7 +50,7 @@ def main() -> None:
         click.echo(f"{error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader of our pipe has gone
+        sys.stdout = open(os.devnull, "w")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():

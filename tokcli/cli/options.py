@@ -91,6 +91,8 @@ def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bo
     from tokcli import distributed
 
     with quiet_stdout():
+        if not distributed.is_main():
+            logging.getLogger("tok").setLevel(logging.WARNING)  # notices once, not once a rank
         result: Artifact | str | None = stage(options)
     if result is None or not distributed.is_main():
         return

@@ -28,10 +28,18 @@ class ImageSource(Protocol):
     problems: list[tuple[str, str]]  # (key, why) of samples that were found missing or damaged while listing
 
     def __len__(self) -> int: ...
-    def key(self, i: int) -> str: ...
-    def label(self, i: int) -> int: ...
-    def captions(self, i: int) -> list[str]: ...
-    def image(self, i: int) -> UInt8[Tensor, "3 h w"]: ...  # RGB; raises BadImage
+
+    def key(self, i: int) -> str:
+        """The name of sample i, one line of text."""
+
+    def label(self, i: int) -> int:
+        """The class of sample i, -1 for none."""
+
+    def captions(self, i: int) -> list[str]:
+        """The captions of sample i, [] for none."""
+
+    def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
 
 
 SOURCES: dict[str, type[ImageSource]] = {

@@ -84,15 +84,19 @@ class Coco:
         return len(self.keys)
 
     def key(self, i: int) -> str:
+        """Sample i's file name."""
         return self.keys[i]
 
     def label(self, i: int) -> int:
+        """-1: there are no classes."""
         return -1
 
     def captions(self, i: int) -> list[str]:
+        """The captions of sample i, [] for none."""
         return self._captions[i]
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
         return read_image(self.root / self.keys[i], self.keys[i])
 
 

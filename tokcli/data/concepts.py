@@ -3,7 +3,7 @@
 Two emoji are one concept when one drawing is a variant of the other: by person ("man cook", "woman cook",
 "cook"), hair, direction, size or colour ("red heart", "green heart"), hour or phase, number on a key, or two
 places under the same flag. Skin tones are no samples at all. Drawings that share a meaning and little ink
-("cat", "tiger"), and the expressions of the yellow face, stay apart: telling those is what a tokenizer is for.
+("cat", "tiger"), and the expressions of the yellow face, stay apart: a tokenizer is to tell those.
 """
 
 import hashlib

@@ -63,12 +63,15 @@ class Folder:
         return len(self.keys)
 
     def key(self, i: int) -> str:
+        """Sample i's path relative to the folder."""
         return self.keys[i]
 
     def label(self, i: int) -> int:
+        """The class of sample i, -1 for none."""
         return int(self.labels[i])
 
     def captions(self, i: int) -> list[str]:
+        """The captions of sample i, [] for none."""
         if self._captions is not None:
             return self._captions.get(self.keys[i], [])
         if self.keys[i] not in self._sidecars:
@@ -77,6 +80,7 @@ class Folder:
         return caption_lines(sidecar.read_text(encoding="utf-8", errors="replace"))
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
         return read_image(self.root / self.keys[i], self.keys[i])
 
     def _refuse_splits(self, where: str) -> None:

@@ -94,15 +94,19 @@ class Idx:
         return self._shape[0]
 
     def key(self, i: int) -> str:
+        """Split and number of sample i."""
         return f"{self.split}-{i:05d}"
 
     def label(self, i: int) -> int:
+        """The class of sample i, -1 for none."""
         return int(self.labels[i])
 
     def captions(self, i: int) -> list[str]:
+        """None: there are no captions."""
         return []
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """The grey image i as RGB."""
         if self._images is None:
             self._images = _read(self._path("images-idx3"), 3)
         return torch.from_numpy(self._images[i].copy()).expand(3, -1, -1)

@@ -73,12 +73,15 @@ class OpenMoji:
         return len(self._emoji)
 
     def key(self, i: int) -> str:
+        """The code points of sample i, as in OpenMoji's file name."""
         return self._emoji[i].key
 
     def label(self, i: int) -> int:
+        """The category of sample i, as a number."""
         return int(self.labels[i])
 
     def captions(self, i: int) -> list[str]:
+        """The CLDR name of sample i."""
         return [self._emoji[i].caption]
 
     def concept(self, i: int) -> str:
@@ -86,6 +89,7 @@ class OpenMoji:
         return concept(self._emoji[i].caption)
 
     def image(self, i: int) -> UInt8[Tensor, "3 size size"]:
+        """RGB pixels of sample i, on white."""
         if self._pixels is None:
             self._pixels = _all_pixels(base_emoji(self.name), self.size)
         return torch.from_numpy(self._pixels[self._rows[i]].copy())

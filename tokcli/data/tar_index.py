@@ -100,8 +100,7 @@ def _members(
         if member.isdir():
             continue
         if not member.isfile() or member.issparse() or extension.lower() not in (*IMAGES, *TEXTS):
-            kind = "link" if member.issym() or member.islnk() else "" if member.isfile() else "device"
-            kind = kind or (f".{extension.lower()}" if extension else "without extension")
+            kind = _kind(member, extension)
             index.ignored[kind] = index.ignored.get(kind, 0) + 1
             continue
         key = (f"{folder}/{stem}" if folder else stem).removeprefix("./")
@@ -113,6 +112,16 @@ def _members(
             index.problems.append((f"{path.name}/{key}", f"a second {member.name} is not read"))
         else:
             parts[extension.lower()] = (member.offset_data, member.size)
+
+
+def _kind(member: tarfile.TarInfo, extension: str) -> str:
+    if member.issym() or member.islnk():
+        return "link"
+    if not member.isfile():
+        return "device"
+    if member.issparse():
+        return "sparse file"  # its bytes do not lie in one piece
+    return f".{extension.lower()}" if extension else "without extension"
 
 
 def _end(tar: tarfile.TarFile, path: Path, index: TarIndex) -> None:

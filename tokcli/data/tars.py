@@ -41,9 +41,9 @@ class Tars:
     """Samples of one or more tars, in the order of the shards and within them; keys are `shard/key`.
 
     A sample is the members that share a name up to the first dot: jpg, jpeg, png or webp, and beside it cls
-    (class), txt (captions) or json ("cls" or "label"; "captions", "caption" or "text"). Nothing else is read: other
-    members are counted and named in a warning. A shard that is cut short gives what is whole and says the
-    rest in `problems`.
+    (class), txt (captions) or json ("cls" or "label"; "captions", "caption" or "text"). Nothing else is read:
+    other members are counted and named in a warning. A shard that is cut short gives what is whole and says
+    the rest in `problems`.
 
     Raises:
         TokError: a shard is missing or not a plain tar, or there is no image in any.
@@ -77,12 +77,15 @@ class Tars:
         return len(self.keys)
 
     def key(self, i: int) -> str:
+        """Sample i as `shard/key`."""
         return self.keys[i]
 
     def label(self, i: int) -> int:
+        """The class of sample i, -1 for none."""
         return int(self.labels[i])
 
     def captions(self, i: int) -> list[str]:
+        """The captions of sample i, [] for none."""
         found: dict[str, None] = {}  # img2dataset writes one caption into both .txt and .json
         with open(self.shards[self._shard[i]], "rb") as file:
             for extension, offset, size in self._texts[i]:
@@ -90,6 +93,7 @@ class Tars:
         return list(found)
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
         offset, size = self._place[i].tolist()
         try:
             with open(self.shards[self._shard[i]], "rb") as file:

@@ -82,6 +82,8 @@ def present(folder: Path) -> set[int]:
 
 
 class Counts(NamedTuple):
+    """How many rows a finished store has, and how many images were skipped."""
+
     rows: int
     skipped: int
 
@@ -226,7 +228,8 @@ class TokenStore:
 class TokenBatch(NamedTuple):
     """What one rank trains on in one step; labels are -1 where there are none.
 
-    `seeds` are what a sample's other random choices (mask, dropped label) are made from: functions of (seed, epoch, row).
+    `seeds` are what a sample's other random choices (mask, dropped label) are made from: functions of
+    (seed, epoch, row).
     """
 
     indices: Int[Tensor, "b n"]

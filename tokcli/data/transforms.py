@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from tokcli.data.randomness import generator
 
-LONGEST_ASPECT = (
-    4  # of an image before its short side is resized: a 1x100000 image would else become gigabytes
-)
+# Of an image before its short side is resized: a 1x100000 image would else become gigabytes.
+LONGEST_ASPECT = 4
 
 
 class Transform(Protocol):
@@ -21,9 +20,11 @@ class Transform(Protocol):
     size: int
     deterministic: bool
 
-    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]: ...
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        """One square of an image."""
 
-    def describe(self) -> str: ...
+    def describe(self) -> str:
+        """What is done, in words that go into records."""
 
 
 def resize(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 height width"]:
@@ -64,9 +65,11 @@ class CenterCrop:
         self.deterministic = not flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        """One square of an image; random choices come from `rng`."""
         return _flip(_centre(resize_short_side(image, self.size), self.size, self.size), self.flip, rng)
 
     def describe(self) -> str:
+        """What is done, in words that go into records."""
         return f"center-crop {self.size} px, bicubic antialias{', flip' if self.flip else ''}"
 
 
@@ -87,6 +90,7 @@ class RandomCrop:
         self.size, self.zoom, self.flip = size, zoom, flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        """One square of an image; random choices come from `rng`."""
         u, v, x = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
         image = resize_short_side(
             image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0])))
@@ -96,6 +100,7 @@ class RandomCrop:
         return _flip(image[:, top : top + self.size, left : left + self.size], self.flip, rng)
 
     def describe(self) -> str:
+        """What is done, in words that go into records."""
         low, high = self.zoom
         return (
             f"random-crop {self.size} px, zoom {low:g} to {high:g}, bicubic antialias{', flip' * self.flip}"
@@ -129,6 +134,7 @@ class RandomResizedCrop:
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        """One square of an image; random choices come from `rng`."""
         top, left, h, w = self._box(image.shape[1], image.shape[2], rng)
         part = image[:, top : top + h, left : left + w]
         return _flip(resize(part, self.size, self.size), self.flip, rng)
@@ -147,6 +153,7 @@ class RandomResizedCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def describe(self) -> str:
+        """What is done, in words that go into records."""
         (a, b), (c, d) = self.scale, self.ratio
         return (
             f"random-resized-crop {self.size} px, scale {a:g} to {b:g}, ratio {c:.3g} to {d:.3g}, "
@@ -193,6 +200,7 @@ class CropViews:
         self.names = [name for base in bases for name in ([base, f"{base}-flip"] if flip else [base])]
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], index: int) -> UInt8[Tensor, "views 3 s s"]:
+        """All views of sample number `index`, in the order of `names`."""
         views = [self.center(image, torch.Generator())]
         for j in range(1, self.crops + 1):
             views.append(self.crop(image, generator(self.seed, "crop", index, j)))

@@ -22,6 +22,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        """Features of `out` channels at the same size."""
         y = self.conv1(F.silu(self.norm1(x)))
         return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
 
@@ -36,9 +37,9 @@ class PositionAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        q, k, v = (
-            self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
-        )  # (b, 1, h*w, c)
+        """Features in which every position has seen all others."""
+        tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)  # (b, 1, h*w, 3c)
+        q, k, v = tokens.chunk(3, -1)
         y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))
 
@@ -51,4 +52,5 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Features at twice the height and width."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -16,9 +16,13 @@ class Encoder(Protocol):
     code_dim: int
     image_size: int  # of training, in pixels
 
-    def grid(self, size: int | Grid) -> Grid: ...
+    def grid(self, size: int | Grid) -> Grid:
+        """Rows and columns of features for an image of `size` pixels (a side, or height and width)."""
+        ...
 
-    def __call__(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]: ...
+    def __call__(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Features in row-major order of the grid, for images in [0, 1]."""
+        ...
 
 
 class ViTEncoder(nn.Module):

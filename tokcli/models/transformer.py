@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.attention import attend
-
 from tokcli.errors import TokError
 
 Grid = tuple[int, int]  # rows, columns of patches
@@ -34,6 +33,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Tokens mixed over the sequence."""
         b, n, w = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = (
@@ -57,6 +57,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """Tokens after attention and MLP."""
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokcli.errors import TokError
 from tokcli.weights import atomic_write
 
-PAPER = (236, 236, 238)  # light grey: the edge of an image on white stays visible
+PAPER = 236  # a light grey: the edge of an image on white stays visible
 INK = (24, 24, 28)
 FONT_PX = 15
 ELLIPSIS = "…"
@@ -28,6 +28,11 @@ def to_uint8(images: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
     if not values.isfinite().all():
         raise TokError("images", "pixels are not finite", next="look at the decoder's training log")
     return values.clamp(0, 1).mul(255).round().byte()
+
+
+def blank(*shape: int) -> UInt8[np.ndarray, "*n h w 3"]:
+    """An empty sheet, or several, of shape (..., h, w)."""
+    return np.full((*shape, 3), PAPER, np.uint8)
 
 
 def to_array(image: UInt8[Tensor, "*n 3 h w"]) -> UInt8[np.ndarray, "*n h w 3"]:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.pictures.canvas import FONT_PX, PAPER, line_height, put_text, text_width
+from tokcli.pictures.canvas import FONT_PX, blank, line_height, put_text, text_width
 from tokcli.pictures.patches import GAP, choose_patches, crop_patches, mosaic, tiles_of
 from tokcli.weights import disk_error
 
@@ -31,7 +31,7 @@ def code_sheet(
     board = mosaic(tiles_of(patches, context), columns)
     top = MARGIN + line_height()
     wide = max(board.shape[1] - GAP, text_width(caption)) + 2 * MARGIN
-    canvas = np.full((top + board.shape[0] - GAP + MARGIN, wide, 3), PAPER, np.uint8)
+    canvas = blank(top + board.shape[0] - GAP + MARGIN, wide)
     board = board[:-GAP, :-GAP]
     canvas[top : top + board.shape[0], MARGIN : MARGIN + board.shape[1]] = board
     sheet = Image.fromarray(canvas)
@@ -103,7 +103,7 @@ def ranking_sheet(
     boards = [_ranking_side(title, codes, counts, total, crop_patches(images, places[codes], grid, context), context)
               for title, codes in sides]  # fmt: skip
     width, height = sum(b.width for b in boards), max(b.height for b in boards)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.fromarray(blank(height, width))
     for i, board in enumerate(boards):
         sheet.paste(board, (i * boards[0].width, 0))
     return sheet
@@ -125,7 +125,7 @@ def _ranking_side(
     board = mosaic(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1])
     step = max(tiles.shape[2] + GAP, 2 * line_height(FONT_PX) + GAP)
     wide = max(left + board.shape[1], MARGIN + text_width(title, FONT_PX + 2)) + 3 * MARGIN
-    canvas = np.full((top + len(codes) * step + MARGIN, wide, 3), PAPER, np.uint8)
+    canvas = blank(top + len(codes) * step + MARGIN, wide)
     for r, line in enumerate(np.split(board, len(codes))):
         canvas[top + r * step : top + r * step + line.shape[0], left : left + line.shape[1]] = line
     side = Image.fromarray(canvas)

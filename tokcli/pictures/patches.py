@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from tokcli.pictures.canvas import PAPER, enlargement, to_array, upscale
+from tokcli.pictures.canvas import PAPER, blank, enlargement, upscale
 
 GAP = 2
 PATCH_PX = 56  # patches are enlarged to at most this side
@@ -47,8 +47,8 @@ def crop_patches(
 
     Context beyond the image's edge repeats the edge.
     """
-    pixels = to_array(images)
-    _, height, width, _ = pixels.shape
+    pixels = images.cpu().numpy()
+    height, width = pixels.shape[2:]
     (rows, columns), empty = grid, places[..., 0] < 0
     # a grid that does not divide the image gives cells of one size, rounded up
     cell_h, cell_w = -(-height // rows), -(-width // columns)
@@ -56,7 +56,8 @@ def crop_patches(
     left = (places[..., 1] % columns) * width // columns
     y = (top[..., None] + np.arange(-context, cell_h + context)).clip(0, height - 1)
     x = (left[..., None] + np.arange(-context, cell_w + context)).clip(0, width - 1)
-    patches = pixels[places[..., 0].clip(0)[..., None, None], y[..., :, None], x[..., None, :]]
+    # the slice between index arrays puts the channels last, without a copy of all images
+    patches = pixels[places[..., 0].clip(0)[..., None, None], :, y[..., :, None], x[..., None, :]]
     patches[empty] = PAPER
     return patches
 
@@ -66,7 +67,7 @@ def tiles_of(patches: UInt8[np.ndarray, "*k p q 3"], context: int) -> UInt8[np.n
     factor = enlargement(max(patches.shape[-3:-1]), PATCH_PX)
     sides = [(0, 0)] * (patches.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
     tiles = np.pad(upscale(patches, factor), sides)
-    empty = (patches == np.array(PAPER, np.uint8)).all(axis=(-3, -2, -1))
+    empty = (patches == PAPER).all(axis=(-3, -2, -1))
     _outline(tiles, np.where(empty[..., None, None], PAPER, FRAME), 0)
     if context:
         _outline(tiles, np.where(empty[..., None, None], PAPER, OUTLINE), context * factor)
@@ -84,7 +85,7 @@ def mosaic(tiles: UInt8[np.ndarray, "m P Q 3"], columns: int) -> UInt8[np.ndarra
     """Tiles in rows of `columns`, a gap to the right of and below each."""
     m, high, wide, _ = tiles.shape
     rows = -(-m // columns)
-    board = np.full((rows * columns, high + GAP, wide + GAP, 3), PAPER, np.uint8)
+    board = blank(rows * columns, high + GAP, wide + GAP)
     board[:m, :high, :wide] = tiles
     board = board.reshape(rows, columns, high + GAP, wide + GAP, 3).swapaxes(1, 2)
     return board.reshape(rows * (high + GAP), columns * (wide + GAP), 3)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tokcli.errors import TokError
 from tokcli.pictures.canvas import (
     FONT_PX,
-    PAPER,
+    blank,
     enlargement,
     line_height,
     put_text,
@@ -69,7 +69,7 @@ def contact_sheet(
     wide = left + columns * (width + GAP) - GAP + MARGIN
     if title:
         wide = max(wide, MARGIN * 2 + text_width(title, FONT_PX + 2))
-    canvas = np.full((top + len(rows) * (height + GAP) - GAP + MARGIN, wide, 3), PAPER, np.uint8)
+    canvas = blank(top + len(rows) * (height + GAP) - GAP + MARGIN, wide)
     for r, row in enumerate(rows):
         y = top + r * (height + GAP)
         for c, tile in enumerate(upscale(to_array(row), factor)):

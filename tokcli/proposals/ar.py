@@ -56,6 +56,7 @@ class AutoregressiveProposal(Proposal):
     def loss(
         self, indices: Int64[Tensor, "b n"], labels: Int[Tensor, " b"], seeds: Int64[Tensor, " b"]
     ) -> dict[str, Float[Tensor, ""]]:
+        """Mean cross-entropy of the tokens over the whole vocabulary, in nats ("loss"); see `Proposal`."""
         features = self._features(indices[:, :-1], self._condition(labels, seeds))
         logits = self._logits(features, self.head.out_features)
         return {"loss": F.cross_entropy(logits.flatten(0, 1), indices.flatten())}

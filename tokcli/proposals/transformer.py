@@ -71,20 +71,17 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
     ) -> Float[Tensor, "b n d"]:
+        """Mix the values that each position may see; with a cache, x are the positions after those in it."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, h, n, e)
-        if cache is not None or not torch.is_grad_enabled():
-            # On a CPU bfloat16 attention to one query takes 8 times as long.
-            qkv = qkv.float()
         q, k = (rotate(qkv[:2], by) if by is not None else qkv[:2]).unbind()
         v = qkv[2]
-        causal = self.causal and x.shape[1] > 1  # one query sees all that the cache holds
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        if cache is None and torch.is_grad_enabled():
-            mixed = attend(q, k, v.to(q.dtype), causal=causal)
+        if cache is None:
+            mixed = attend(q, k, v, causal=self.causal)
         else:
+            k, v = cache.append(layer, k, v)
+            # One query in bfloat16 takes 8 times as long as in float32 on a CPU, so this is out of autocast.
             with torch.autocast(x.device.type, enabled=False):
-                mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+                mixed = F.scaled_dot_product_attention(q.float(), k, v, is_causal=x.shape[1] > 1)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -98,6 +95,7 @@ class MLP(nn.Module):
         self.out = nn.Linear(mlp_width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Each position by itself."""
         if not self.gated:
             return self.out(F.gelu(self.up(x)))
         gate, value = self.up(x).chunk(2, dim=-1)
@@ -120,6 +118,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
     ) -> Float[Tensor, "b n d"]:
+        """Attention, then MLP, each added to the residual stream."""
         x = x + self.dropout(self.attention(self.attention_norm(x), by, cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -148,6 +147,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None
     ) -> Float[Tensor, "b n d"]:
+        """Features of each position; a cache is filled with x's keys and values, those of all layers."""
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             x = block(x, by, cache, layer)

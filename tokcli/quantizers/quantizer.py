@@ -37,6 +37,7 @@ class Quantizer(nn.Module):
         TokError: one of them is below 1.
     """
 
+    eager = True  # left out of torch.compile: chunked search and bookkeeping are faster so, and exact
     discrete = True  # False only for the yardstick without codes
     usage_window = 100  # steps that `health` looks back
     # buffers that an exported tokenizer leaves out
@@ -71,7 +72,6 @@ class Quantizer(nn.Module):
         """The code of each index, equal to the `z_q` that `forward` gives with it."""
         raise NotImplementedError
 
-    @torch.compiler.disable  # chunked search and bookkeeping are faster eager, and exact
     def forward(self, z_e: Float[Tensor, "b n d"]) -> Quantized:
         """Quantize features of any float type; in train mode also note what `after_step` will apply."""
         with torch.autocast(z_e.device.type, enabled=False):

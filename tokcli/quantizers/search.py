@@ -19,6 +19,7 @@ Metric = Literal["cosine", "euclidean"]
 # few large kernels.
 CPU_BUFFER = 8 << 20
 GPU_BUFFER = 256 << 20
+BLOCK = 128  # codes per block of the two-step argmax
 
 
 @contextlib.contextmanager
@@ -53,9 +54,12 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Met
         of their size.
     """
     z, codebook = z.float(), codebook.float()
-    bias = None
+    k, bias = len(codebook), None
+    padding = -k % BLOCK
+    if padding:  # by copies of code 0, mapped back below
+        codebook = torch.cat([codebook, codebook[:1].expand(padding, -1)])
     if metric == "euclidean":
-        centre = codebook.mean(0)  # distances ignore a common shift, rounding errors do not
+        centre = codebook[:k].mean(0)  # distances ignore a common shift, rounding errors do not
         z, codebook = z - centre, codebook - centre
         bias = codebook.square().sum(1).mul_(-0.5)
     rows = max(1, (GPU_BUFFER if z.is_cuda else CPU_BUFFER) // (4 * len(codebook)))
@@ -69,5 +73,15 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Met
                 torch.mm(chunk, codebook.T, out=out)
             else:
                 torch.addmm(bias, chunk, codebook.T, out=out)
-            torch.argmax(out, 1, out=indices[start : start + rows])
-    return indices
+            indices[start : start + rows] = _argmax(out)
+    return indices.masked_fill_(indices >= k, 0)
+
+
+def _argmax(scores: Float[Tensor, "m k"]) -> Int64[Tensor, " m"]:
+    """argmax over columns by way of the best block of BLOCK: on CPUs max is vectorised, argmax is not."""
+    if scores.is_cuda:
+        return scores.argmax(1)
+    blocks = scores.unflatten(1, (-1, BLOCK))
+    best = blocks.amax(2).argmax(1)
+    inside = blocks[torch.arange(len(scores), device=scores.device), best].argmax(1)
+    return best * BLOCK + inside

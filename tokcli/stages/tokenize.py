@@ -1,6 +1,7 @@
 """`tok tokenize`: images to token shards, once, so that proposal networks never see an image."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -112,9 +113,12 @@ def _finish(
             log.info("%s: another job completes it", draft.path)
             return Artifact(draft.path, draft.manifest)
         merged = store.merge(draft.path, shards)
-        if merged.skipped > recipe.tokens.max_bad * len(source):
+        bad = merged.skipped + len(source.problems)
+        for key, why in source.problems:
+            log.warning("%s: left out: %s", key, why)
+        if bad > math.ceil(recipe.tokens.max_bad * (len(source) + len(source.problems))):
             raise TokError(
-                f"--data {source.name}", f"{merged.skipped} of {len(source)} images could not be read (see skipped.jsonl)",
+                f"--data {source.name}", f"{bad} of {len(source)} images could not be read (see skipped.jsonl)",
                 got=f"tokens.max_bad is {recipe.tokens.max_bad}", next="mend them, or raise it: --set tokens.max_bad=0.1",
             )  # fmt: skip
         facts = {
@@ -126,4 +130,4 @@ def _finish(
         }
         payload = [f"indices-{shard:05d}.npy" for shard in range(shards)] + ["labels.npy"]
         extras = [name for name in ("keys.txt", "captions.jsonl", "skipped.jsonl") if (draft.path / name).exists()]
-        return draft.finish(facts, payload=payload, extras=extras, provenance={"skipped": merged.skipped})
+        return draft.finish(facts, payload=payload, extras=extras, provenance={"skipped": bad})

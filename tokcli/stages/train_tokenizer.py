@@ -17,7 +17,6 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import ImageSource, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
-from tokcli.errors import TokError
 from tokcli.losses import cosine
 from tokcli.models import ENCODERS, Tokenizer
 from tokcli.optim import Updater, autocast

@@ -1,0 +1,73 @@
+"""Held-out cosine feature loss of a tokenizer beside three yardsticks that say how good it is.
+
+    python scripts/yardsticks.py TOKENIZER [WITHOUT_QUANTIZER]
+
+* the mean training feature, the same everywhere: what can be had without looking at the image;
+* k-means on the teacher's own training features at equal k: what k codes can hold if the encoder were the teacher;
+* the same network without quantizer, trained with `--set 'quantizer={name: none, code_dim: 32}'`: what the codes cost.
+
+Prints one line each. Features of the training images come from the cache that training filled.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from tokcli import assemble, measure
+from tokcli.artifact import Artifact, open_artifact
+from tokcli.data import open_source, sibling
+from tokcli.data.randomness import generator
+from tokcli.data.transforms import CenterCrop
+from tokcli.metrics.feature import centroid_loss, constant_loss
+from tokcli.quantizers.kmeans import kmeans
+from tokcli.teachers import Teacher, build_teacher
+from tokcli.teachers.cache import FeatureCache
+
+IMAGES = 1000  # of the training set, for k-means
+
+
+def features_of(teacher: Teacher, spec: str, size: int, most: int) -> torch.Tensor:
+    """The teacher's features of a data set, (images, n, d), unit length."""
+    source = open_source(spec, size=size)
+    cache = FeatureCache(teacher, source, CenterCrop(size))
+    cache.fill(torch.device("cpu"), "bfloat16")
+    chosen = torch.linspace(0, len(source) - 1, min(most, len(source))).long()
+    return F.normalize(cache.rows(chosen), dim=-1)
+
+
+def loss_of(artifact: Artifact, teacher: Teacher, spec: str) -> dict[str, float]:
+    """The tokenizer's own measurements on held-out images."""
+    device, size = torch.device("cpu"), artifact.facts["use_size"]
+    tokenizer = assemble.load_tokenizer(artifact, device)
+    return measure.tokenizer(tokenizer, open_source(spec, size=size), device, size=size, teacher=teacher)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("without", type=Path, nargs="?", help="the same network trained without quantizer")
+    args = parser.parse_args()
+    artifact = open_artifact(args.tokenizer, "TOKENIZER", ["tokenizer"])
+    known = dict(artifact.recipe["teacher"])
+    teacher = build_teacher(known.pop("name"), known)
+    train, size = artifact.inputs["data"]["path"], artifact.facts["use_size"]
+    val = sibling(train, "val")
+    assert val, f"{train} has no held-out part"
+    seen, held_out = features_of(teacher, train, size, IMAGES), features_of(teacher, val, size, IMAGES)
+    own = loss_of(artifact, teacher, val)
+    print(f"tokenizer                 {own['feature_loss']:.4f}")
+    for key in ("codebook_usage_nonblank", "codebook_perplexity_nonblank", "tokens_nonblank"):
+        print(f"  {key:<30}{own[key]:.3f}")
+    if args.without:
+        print(f"without quantizer         {loss_of(open_artifact(args.without), teacher, val)['feature_loss']:.4f}")
+    print(f"mean training feature     {constant_loss(held_out, seen.flatten(0, 1).mean(0)).mean():.4f}")
+    k = artifact.facts["codebook_size"]
+    centroids = kmeans(seen.flatten(0, 1), k, metric="cosine", iterations=10, generator=generator(0, "yardstick"))
+    print(f"k-means of features, k={k}  {centroid_loss(held_out, centroids).mean():.4f}")
+
+
+if __name__ == "__main__":
+    main()

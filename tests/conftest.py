@@ -1,0 +1,60 @@
+"""What all tests share: shapes checked, one thread, a tiny folder of images, a maker of artifacts."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jaxtyping import install_import_hook
+
+# before torch is imported: tests share few cores, and sums of several threads differ in the last bit
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# every annotated call in these is checked, shapes included; the command line, which has no tensors, is left out
+SHAPED = ("attention", "data", "losses", "measure", "metrics", "models", "networks", "pictures", "proposals", "quantizers", "teachers")
+install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """Undo what a command does to the logger, so that later tests see its messages."""
+    logger = logging.getLogger("tok")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate, logger.level = before
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """`photos/train` and `photos/val`: two classes of three 12x10 PNGs each, every one of another colour."""
+    from PIL import Image
+
+    root = tmp_path / "photos"
+    for number in range(12):
+        split, label = ("train", "val")[number // 6], ("cat", "dog")[number % 2]
+        file = root / split / label / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (20 * number, 255 - 20 * number, 90)).save(file)
+    return root
+
+
+@pytest.fixture
+def make_artifact() -> Callable[..., Any]:
+    """Write a small complete artifact: `make_artifact(folder, weights=b"1", kind="tokenizer", ...)`."""
+    from tokcli.artifact import Artifact, Draft, begin
+
+    def make(
+        path: Path, weights: bytes = b"weights", kind: str = "tokenizer", facts: Any = None, inputs: Any = None,
+        recipe: Any = None, log: str = "", seconds: int = 0,
+    ) -> Artifact:  # fmt: skip
+        made_by = {"command": ["tok", "train"], "started": "today", "device": "cpu", "seconds": seconds}
+        draft = begin(path, kind, recipe or {"stage": kind, "seed": 0}, inputs or {}, made_by)
+        assert isinstance(draft, Draft)
+        (path / "model.safetensors").write_bytes(weights)
+        (path / "log.jsonl").write_text(log)
+        return draft.finish(facts or {"codebook_size": 8}, payload=["model.safetensors"], extras=["log.jsonl"])
+
+    return make

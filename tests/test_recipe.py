@@ -1,0 +1,299 @@
+"""Recipes: strict loading, every fault at once, a resolved recipe that is valid and repeats the run."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from tokcli.errors import TokError
+from tokcli.recipe import InvalidRecipe, check, find_recipe, override, parse_set, read_yaml, recipes_root, resolved, to_yaml
+from tokcli.schema import Component, Optim, Recipe
+
+SHIPPED = sorted(recipes_root().glob("*/*.yaml"))
+
+
+class Codes:
+    """A component: what stands after the star are its recipe keys."""
+
+    def __init__(
+        self, supplied: int, *, size: int, metric: Literal["cosine", "euclidean"] = "cosine",
+        revive_after: int | None = None, scale: tuple[float, float] = (0.5, 1.0),
+    ) -> None: ...  # fmt: skip
+
+
+class Term:
+    """A loss with one key."""
+
+    def __init__(self, *, network: str = "small") -> None: ...
+
+
+class ToyRecipe(Recipe):
+    """Recipe of a stage that exists in this file only."""
+
+    stage: Literal["toy"]
+    optim: Optim
+    codes: Component
+    loss: dict[str, dict[str, Any]] = {}
+
+
+FAMILIES = {"codes": {"vq": Codes}, "loss": {"l1": Term, "perceptual": Term}}
+
+
+def valid() -> dict[str, Any]:
+    return {"stage": "toy", "seed": 3, "optim": {"lr": 0.1}, "codes": {"name": "vq", "size": 8}}
+
+
+def checked(**changes: Any) -> ToyRecipe:
+    """The valid recipe with dotted keys changed (`optim__lr=1`)."""
+    tree = valid()
+    override(tree, {key.replace("__", "."): value for key, value in changes.items()})
+    return check(ToyRecipe, tree, "toy.yaml", FAMILIES)
+
+
+def faults(**changes: Any) -> list[str]:
+    with pytest.raises(InvalidRecipe) as caught:
+        checked(**changes)
+    return str(caught.value).splitlines()
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_unknown_key_is_refused_with_the_nearest_one() -> None:
+    assert faults(optim__warmup_step=1) == ["toy.yaml: optim.warmup_step: unknown key. Did you mean 'warmup_steps'?"]
+
+
+def test_key_unlike_any_other_is_refused_with_all_there_are() -> None:
+    assert faults(zzz=1) == ["toy.yaml: zzz: unknown key. Known: codes, loss, optim, seed, stage."]
+
+
+def test_wrong_type_is_refused_with_path_expected_and_got() -> None:
+    assert faults(optim__warmup_steps="ten") == [
+        'toy.yaml: optim.warmup_steps: should be a valid integer. Got "ten".'
+    ]
+
+
+def test_value_outside_its_range_is_refused_with_the_range() -> None:
+    assert faults(optim__lr=-1) == ["toy.yaml: optim.lr: should be greater than 0. Got -1."]
+
+
+@pytest.mark.parametrize("value", ["1", True, 1.5, None])
+def test_nothing_but_an_integer_is_an_integer(value: Any) -> None:
+    assert len(faults(seed=value)) == 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_infinite_numbers_are_refused(value: float) -> None:
+    assert [line.split(": ")[1] for line in faults(optim__weight_decay=value)] == ["optim.weight_decay"]
+
+
+def test_missing_key_is_named() -> None:
+    tree = valid()
+    del tree["optim"]["lr"], tree["codes"]["size"]
+    with pytest.raises(InvalidRecipe) as caught:
+        check(ToyRecipe, tree, "toy.yaml", FAMILIES)
+    assert "toy.yaml: optim.lr: this key is missing." in str(caught.value)
+    assert "toy.yaml: codes.size: this key is missing." in str(caught.value)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    lines = faults(seed=-1, optim__lr="fast", codes__size=1.5, loss__l1={"weight": "x"}, extra=1)
+    assert sorted(line.split(": ")[1] for line in lines) == ["codes.size", "extra", "loss.l1.weight", "optim.lr", "seed"]
+
+
+def test_component_takes_the_keyword_only_arguments_of_its_constructor() -> None:
+    assert checked(codes__metric="euclidean").codes.keys == {
+        "size": 8, "metric": "euclidean", "revive_after": None, "scale": [0.5, 1.0],
+    }  # fmt: skip
+    assert faults(codes__supplied=1)[0].startswith("toy.yaml: codes.supplied: unknown key.")
+    assert faults(codes__metric="l3") == ["toy.yaml: codes.metric: should be 'cosine' or 'euclidean'. Got \"l3\"."]
+
+
+def test_unknown_component_is_refused_with_the_nearest_one() -> None:
+    assert faults(codes__name="vqq") == ["toy.yaml: codes: no such codes 'vqq'. Did you mean 'vq'?"]
+
+
+def test_names_outside_the_family_are_resolved() -> None:
+    tree = valid() | {"codes": {"name": "timm:x", "size": 2}}
+    assert check(ToyRecipe, tree, "", FAMILIES, lambda name: Codes if ":" in name else None).codes.keys["size"] == 2
+
+
+def test_a_number_is_short_for_the_weight_of_a_term() -> None:
+    assert checked(loss={"l1": 1.0}).loss == checked(loss={"l1": {"weight": 1.0}}).loss == {
+        "l1": {"weight": 1.0, "network": "small"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [True, "1", None, [1]])
+def test_weight_of_a_term_is_a_number(weight: Any) -> None:
+    assert "loss.l1.weight: should be a number" in faults(loss={"l1": weight})[0]
+
+
+def test_list_stands_for_a_tuple_and_one_for_one_point_zero() -> None:
+    recipe = checked(optim={"lr": 1, "betas": [0, 0.5]})
+    assert (recipe.optim.lr, recipe.optim.betas) == (1.0, (0.0, 0.5))
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1e-4", ".1e-3", "1.e-4", "0.0001"])
+def test_numbers_in_scientific_notation_are_floats(tmp_path: Path, text: str) -> None:
+    assert read_yaml(written(tmp_path, f"lr: {text}")) == {"lr": 1e-4}
+
+
+def test_duplicate_key_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(TokError, match="line 4: key 'lr' stands twice"):
+        read_yaml(written(tmp_path, "seed: 0\noptim:\n  lr: 1\n  lr: 2\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system [touch pwned]",
+        "a: !!python/name:os.system",
+        "a: !own 1",
+        "a: &anchor {b: 1}\nc: *anchor",
+        "a: &anchor [*anchor]",
+        "a: &b {c: 1}\nd:\n  <<: *b",
+        "? [1, 2]\n: 3",
+        "a: [1, 2",
+        "a: " + "[" * 5000,
+        "- a\n- b",
+        "",
+        "a: \x00",
+        "a: 1\n---\nb: 2",
+    ],
+)
+def test_yaml_that_is_no_plain_mapping_is_refused_in_one_line(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TokError) as caught:
+        read_yaml(written(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "r.yaml"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.touch()
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)  # a hole: reading it would take minutes
+    with pytest.raises(TokError, match="too large for a recipe"):
+        read_yaml(path)
+
+
+def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(TokError, match="is not a valid recipe"):
+        read_yaml(tmp_path / "r.yaml")
+
+
+def test_set_reads_values_as_yaml() -> None:
+    given = ("optim.lr=1e-4", "a=true", "b=null", "c=[1, x]", "d=a=b", "e=")
+    assert parse_set(given) == {"optim.lr": 1e-4, "a": True, "b": None, "c": [1, "x"], "d": "a=b", "e": None}
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=1", " =1", "a=[1", "a=!!python/name:os.system", "a=&x [*x]"])
+def test_set_without_key_or_valid_value_is_refused(text: str) -> None:
+    with pytest.raises(TokError, match="--set"):
+        parse_set((text,))
+
+
+def test_override_makes_sections_and_refuses_values_in_their_place() -> None:
+    tree = {"a": {"b": 1}}
+    override(tree, {"a.b": 2, "x.y.z": 3})
+    assert tree == {"a": {"b": 2}, "x": {"y": {"z": 3}}}
+    with pytest.raises(TokError, match="'b' is a value, not a section"):
+        override(tree, {"a.b.c": 1})
+
+
+def test_checking_leaves_the_given_tree_alone() -> None:
+    tree = valid()
+    check(ToyRecipe, tree, "", FAMILIES)
+    assert tree == valid()
+
+
+def test_unknown_recipe_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(TokError, match="Did you mean 'toy/tokens'"):
+        find_recipe("toy/token", folder="toy", name="tokens")
+
+
+def test_recipe_is_found_by_path_by_name_and_by_default(tmp_path: Path) -> None:
+    toy = recipes_root() / "toy" / "tokens.yaml"
+    assert find_recipe("tokens", folder="toy", name="x") == find_recipe("toy/tokens", folder="x", name="x") == toy
+    assert find_recipe(None, folder="toy", name="tokens") == find_recipe(str(toy), folder="x", name="x") == toy
+    with pytest.raises(TokError, match="no such file"):
+        find_recipe(str(tmp_path / "none.yaml"), folder="toy", name="x")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_shipped_recipe_is_valid_and_its_resolved_form_repeats_it(path: Path, tmp_path: Path) -> None:
+    from tokcli.catalog import check_file
+
+    recipe = check_file(path)
+    again = check_file(written(tmp_path, to_yaml(recipe)))
+    assert resolved(again) == resolved(recipe)
+    assert set(read_yaml(path)) <= set(yaml.safe_load(to_yaml(recipe)))
+
+
+def test_there_are_recipes_of_every_stage() -> None:
+    from tokcli.catalog import stage_models
+
+    assert {read_yaml(path)["stage"] for path in SHIPPED} == set(stage_models())
+
+
+def test_every_shipped_recipe_opens_with_a_comment() -> None:
+    assert [path for path in SHIPPED if not path.read_text(encoding="utf-8").startswith("# ")] == []
+
+
+def test_all_invalid_recipes_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokcli import catalog
+
+    (tmp_path / "own").mkdir()
+    for name, text in (("a", "stage: nothing"), ("b", "stage: tokens\ntokens: {crop: 1}"), ("c", "stage: tokens\ntokens: {}")):
+        (tmp_path / "own" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(catalog, "recipes_root", lambda: tmp_path)
+    with pytest.raises(InvalidRecipe) as caught:
+        catalog.check(None)
+    assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["a.yaml", "b.yaml"]
+
+
+def test_recipe_of_another_stage_is_refused() -> None:
+    from tokcli.stages.tokenize import TokensRecipe
+    from tokcli.workspace import Options, load_recipe
+
+    with pytest.raises(TokError, match="is a recipe of stage 'decoder'. wanted: 'tokens'"):
+        load_recipe(Options(recipe="toy/decoder-conv"), TokensRecipe, "tokens", "toy", {})
+
+
+@pytest.mark.parametrize("transform", [{"name": "centre-crop"}, {"name": "center-crop", "flop": True}, {}, {"name": 3}])
+def test_faults_of_a_transform_are_told_beside_the_others(transform: dict[str, Any]) -> None:
+    from tokcli.stages.train_tokenizer import FAMILIES, TokenizerRecipe
+
+    tree = read_yaml(recipes_root() / "toy" / "tokenizer-vqkd.yaml")
+    tree["data"] |= {"cache_features": True, "transform": transform}
+    tree["optim"]["lr"] = "fast"
+    with pytest.raises(InvalidRecipe) as caught:
+        check(TokenizerRecipe, tree, "r", FAMILIES)
+    assert {line.split(": ")[1].split(".")[0] for line in str(caught.value).splitlines()} == {"data", "optim"}
+
+
+def test_cached_features_need_a_transform_that_is_not_random() -> None:
+    from tokcli.stages.train_tokenizer import FAMILIES, TokenizerRecipe
+
+    tree = read_yaml(recipes_root() / "toy" / "tokenizer-vqkd.yaml")
+    tree["data"] |= {"cache_features": True, "transform": {"name": "center-crop", "flip": True}}
+    with pytest.raises(InvalidRecipe, match="r: data: cache_features needs a transform that is not random"):
+        check(TokenizerRecipe, tree, "r", FAMILIES)
+
+
+def test_decoder_without_a_loss_is_refused() -> None:
+    from tokcli.stages.train_decoder import FAMILIES, DecoderRecipe
+
+    tree = read_yaml(recipes_root() / "toy" / "decoder-conv.yaml") | {"loss": {}}
+    with pytest.raises(InvalidRecipe, match="r: loss: "):
+        check(DecoderRecipe, tree, "r", FAMILIES)
