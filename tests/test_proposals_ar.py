@@ -56,6 +56,17 @@ def test_a_token_does_not_see_those_after_it(network: AutoregressiveProposal) ->
     assert not torch.allclose(before[:, 21:], after[:, 21:], atol=1e-2)
 
 
+def test_loss_and_nll_predict_each_token_from_its_prefix(network: AutoregressiveProposal) -> None:
+    indices, labels, seeds = _batch(4)
+    condition = network._condition(labels)
+    last = torch.stack([network._features(indices[:, :i], condition)[:, -1] for i in range(32)], dim=1)
+    logits = network._logits(last, network.head.out_features)
+    loss = network.loss(indices, labels, seeds)["loss"]
+    assert torch.allclose(loss, -logits.log_softmax(-1).gather(-1, indices[..., None]).mean(), atol=1e-5)
+    nll = -logits[..., :K].log_softmax(-1).gather(-1, indices[..., None])[..., 0]
+    assert torch.allclose(network.nll(indices, labels), nll, atol=1e-4)
+
+
 def test_likelihoods_of_a_token_sum_to_one(network: AutoregressiveProposal) -> None:
     indices, labels, _ = _batch(1)
     every = indices.repeat(K, 1)

@@ -19,7 +19,7 @@ from tokcli.weights import disk_error, sha256, write_text
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "statistics", "report", "viz")
+KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "report", "viz")
 
 
 def canonical_hash(value: Any) -> str:

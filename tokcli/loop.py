@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -32,6 +32,7 @@ LOG = "log.jsonl"
 RATE = "images_per_second"  # in every line of a training step, in none of an evaluation
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Something whose state is saved with the run."""
 

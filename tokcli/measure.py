@@ -122,6 +122,7 @@ class Counts:
                 found[f"codebook_usage{suffix}"] = metrics.codebook_usage(counts)
                 found[f"codebook_perplexity{suffix}"] = metrics.codebook_perplexity(counts)
             found[f"tokens{suffix}"] = int(counts.sum())
+        found["entropy_bits"] = metrics.entropy_bits(self.all)
         found["top_code_share"] = metrics.top_code_share(self.all)
         return found
 
@@ -251,10 +252,16 @@ def read_samples(samples: Artifact, numbers: range) -> UInt8[Tensor, "n 3 s s"]:
     return torch.stack(images)
 
 
-def colours_of(features: Float[Tensor, "b n d"], axes: Float[Tensor, "d 3"], grid: tuple[int, int], size: int) -> Tensor:
-    """Features as colours: three principal axes to red, green, blue; uint8 (b, 3, size, size)."""
+def colours_of(
+    features: Float[Tensor, "b n d"], like: Float[Tensor, "b n d"], grid: tuple[int, int], size: int
+) -> UInt8[Tensor, "b 3 size size"]:
+    """Features as colours: the three principal axes of `like`, over its range, to red, green and blue."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the randomised PCA starts from noise
+        _, _, axes = torch.pca_lowrank(like.flatten(0, 1), q=3)
+    span = (like @ axes).flatten(0, 1)
+    low, high = span.quantile(0.02, dim=0), span.quantile(0.98, dim=0)
     projected = features @ axes
-    low, high = projected.flatten(0, 1).quantile(0.02, dim=0), projected.flatten(0, 1).quantile(0.98, dim=0)
     shown = ((projected - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     maps = shown.transpose(1, 2).unflatten(2, grid)
     return pictures.to_uint8(F.interpolate(maps, (size, size), mode="nearest"))
@@ -274,15 +281,12 @@ def tokenizer_preview(
     wanted = F.normalize(resize_features(teacher(unit(images, device)), teacher.grid(), grid), dim=-1)
     predicted = F.normalize(network.feature_decoder(quantized.z_q, grid).float(), dim=-1)
     network.train(mode)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the randomised PCA starts from noise
-        _, _, axes = torch.pca_lowrank(wanted.flatten(0, 1), q=3)
-        _, _, code_axes = torch.pca_lowrank(quantized.z_q.flatten(0, 1).float(), q=3)
+    codes = quantized.z_q.float()
     rows = {
         "original": images,
-        f"{teacher.name} features": colours_of(wanted, axes, grid, size).cpu(),
-        "predicted from codes": colours_of(predicted, axes, grid, size).cpu(),
-        "codes": colours_of(quantized.z_q.float(), code_axes, grid, size).cpu(),
+        f"{teacher.name} features": colours_of(wanted, wanted, grid, size).cpu(),
+        "predicted from codes": colours_of(predicted, wanted, grid, size).cpu(),
+        "codes": colours_of(codes, codes, grid, size).cpu(),
     }
     if distributed.is_main():
         pictures.save_png(pictures.comparison_sheet(rows, title="held-out images; features by their three main axes"), path)

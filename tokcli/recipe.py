@@ -26,15 +26,23 @@ LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads `1e-4` as a float (YAML 1.1 reads text)."""
+    """SafeLoader that refuses duplicate keys and aliases, and reads `1e-4` as a float (YAML 1.1 reads text)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # ten lines of aliases can stand for gigabytes, or for themselves
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "a recipe has no anchors and aliases", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key_node.start_mark)
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.constructor.ConstructorError(None, None, f"line {line}: key '{key}' stands twice")
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -94,6 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
     except OSError as error:
         raise TokError(str(path), "cannot be read", got=error.strerror or str(error)) from None
+    except RecursionError:
+        raise TokError(str(path), "is not a valid recipe", got="brackets nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
@@ -126,12 +136,13 @@ def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
     parsed = {}
     for text in assignments:
         key, sign, value = text.partition("=")
-        if not sign or not key:
+        if not sign or not key.strip():
             raise TokError(f"--set {text}", "expected KEY=VALUE", next="for example --set optim.lr=1e-4")
         try:
             parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError as error:
-            raise TokError(f"--set {text}", "the value is not YAML", got=str(error).splitlines()[0]) from None
+            problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+            raise TokError(f"--set {text}", "the value is not YAML", got=problem) from None
     return parsed
 
 
@@ -173,7 +184,7 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
     for item in error.errors():
         path = ".".join(filter(None, [prefix, *map(str, item["loc"])]))
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}.")
+            lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}")
         elif item["type"] == "missing":
             lines.append(f"{path}: this key is missing.")
         elif item["type"] == "value_error":  # a validator of ours: its own words
@@ -190,7 +201,7 @@ def _check_component(
     """One component's keys with its defaults filled in, and what is wrong with them."""
     factory = table.get(name) or resolve(name)
     if factory is None:
-        return {}, [f"{path}: no such {path.split('.')[-1]} '{name}'. {nearest(name, table)}."]
+        return {}, [f"{path}: no such {path.split('.')[-1]} '{name}'. {nearest(name, table)}"]
     if not isinstance(keys, Mapping):
         return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
     model = component_model(factory)

@@ -27,13 +27,17 @@ COMMON = [
     click.option("--device", metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
-    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and cost; write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print the manifest (or the metrics) instead of the path."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory; write nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics)."),
 ]  # fmt: skip
 DATA = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="openmoji/train, fashion-mnist/train, a folder of images, or "
                  "shards-{000..099}.tar. Default: what the input was made from, else $TOK_DATA, else openmoji/train."),
     click.option("--labels", type=PATH, metavar="FILE", help="A file of `path class` lines; default: sub-folders are classes."),
+]  # fmt: skip
+HELD_OUT = [
+    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
+    DATA[1],
 ]  # fmt: skip
 TEACHER_WEIGHTS = click.option("--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable.")
 VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="Weights of the perceptual loss's network.")
@@ -99,6 +103,7 @@ def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bo
     if isinstance(result, str):
         click.echo(result)
     elif as_json:
-        click.echo(json.dumps(result.manifest, indent=2, ensure_ascii=False))
+        shown = result.manifest["metrics"] if result.kind == "report" else result.manifest
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         click.echo(str(result.path))

@@ -8,6 +8,7 @@ import click
 from tokcli.cli.options import (
     COMMON,
     DATA,
+    HELD_OUT,
     INCEPTION_WEIGHTS,
     PATH,
     TEACHER_WEIGHTS,
@@ -78,7 +79,7 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 @click.command(short_help="proposal network, decoder -> images")
 @click.option("-n", "--number", type=int, metavar="N", help="How many images; short for --set sample.number=N.")
 @click.option("--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both.")
-@click.option("--classes", metavar="A,B,...", help="Names or numbers of the classes asked for, in turn. Default: all, balanced.")
+@click.option("--classes", metavar="A,B,...", help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.")
 @click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
 @click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
@@ -97,7 +98,7 @@ def sample(
 
     shorthands = {
         "sample.number": number, "sample.cfg_scale": cfg_scale, "sample.temperature": temperature, "sample.top_k": top_k,
-        "sample.top_p": top_p, "sample.steps": steps, "sample.classes": classes.split(",") if classes else None,
+        "sample.top_p": top_p, "sample.steps": steps, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
     }  # fmt: skip
     run_stage(
         lambda o: stage.main(
@@ -112,12 +113,12 @@ def sample(
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
 @click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR", help="Real images for Fréchet distances; repeatable. "
               "Default: the held-out images.")  # fmt: skip
-@with_options(DATA, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, COMMON)
+@with_options(HELD_OUT, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure artifacts on held-out images (--data; default: the val split of what they were made from)."""
     from tokcli.stages import evaluate as stage
 
-    run_stage(lambda o: stage.main(o, artifacts=artifacts, references=references, as_json=as_json), options_of(flags), as_json)
+    run_stage(lambda o: stage.main(o, artifacts=artifacts, references=references), options_of(flags), as_json)
 
 
 @click.command("viz-codebook", short_help="tokenizer, images -> pictures of the codebook")

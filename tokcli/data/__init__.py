@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -19,6 +19,7 @@ from tokcli.registry import nearest
 __all__ = ["SOURCES", "BadImage", "ImageSource", "open_source", "sibling"]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Numbered images with key, class (-1: none) and captions; opening decodes nothing; it can be pickled."""
 

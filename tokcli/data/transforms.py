@@ -1,7 +1,7 @@
 """Images of any size to uint8 squares, which stay uint8 until a batch is on its device."""
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -14,6 +14,7 @@ from tokcli.data.randomness import generator
 LONGEST_ASPECT = 4
 
 
+@runtime_checkable
 class Transform(Protocol):
     """Makes (3, size, size) of (3, h, w); random choices come from the generator alone."""
 

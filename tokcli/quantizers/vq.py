@@ -40,7 +40,12 @@ class VQ(Quantizer):
         kmeans_iterations: rounds of that k-means.
         commitment: weight of the loss term `commitment`, the MSE of features to their (constant) codes.
         revive_after: codes without use for this many steps move to a feature of the batch; None: never.
+        revive_below: codes used less than this share of the average (over the last `usage_window` steps) count as unused too,
+            so that rare codes move to where many features share one; in [0, 1), only with `revive_after`.
         seed: of the initial codes.
+
+    Raises:
+        TokError: `revive_below` out of its range or without `revive_after`.
 
     Raises:
         TokError: a key is out of its range.
@@ -65,6 +70,7 @@ class VQ(Quantizer):
         kmeans_iterations: int = 10,
         commitment: float = 1.0,
         revive_after: int | None = None,
+        revive_below: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(codebook_size, code_dim)
@@ -74,6 +80,9 @@ class VQ(Quantizer):
             raise TokError(
                 "quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after)
             )
+        if not 0 <= revive_below < 1 or (revive_below and revive_after is None):
+            raise TokError("quantizer.revive_below", "must be in [0, 1) and goes with revive_after", got=str(revive_below))
+        self.revive_below = revive_below
         self.metric, self.learning, self.decay, self.commitment = metric, learning, decay, commitment
         self.kmeans_iterations, self.revive_after, self.seed = kmeans_iterations, revive_after, seed
         start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
@@ -177,7 +186,9 @@ class VQ(Quantizer):
 
     def _revive(self, after: int) -> None:
         self.age_steps += 1
-        idle = ((self.idle_steps >= after) & (self.age_steps >= after)).nonzero().flatten()
+        average = self.recent_counts.mean()
+        unused = (self.idle_steps >= after) | (self.recent_counts < self.revive_below * average)
+        idle = (unused & (self.age_steps >= after)).nonzero().flatten()
         if len(idle) == 0:  # the same on every rank: counts are summed
             return
         distortion = self.collect("distortion", (self.codebook_size,))
@@ -185,6 +196,7 @@ class VQ(Quantizer):
         moved, rows = relocate(idle, distortion, farthest(*gather(far), self.codebook_size))
         self.codebook[moved] = rows
         self.age_steps[moved] = 0
+        self.recent_counts[moved] = average  # judged by what it does from here on
         if hasattr(self, "cluster_size"):  # or the old mean would take the code back at the next step
             self.cluster_size[moved] = 1
             self.cluster_sum[moved] = rows

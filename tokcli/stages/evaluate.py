@@ -43,7 +43,7 @@ class EvalRecipe(Recipe):
     eval: Evaluation
 
 
-def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[str], as_json: bool) -> Artifact | str:
+def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[str]) -> Artifact | str:
     """Evaluate artifacts; see `tok eval --help`."""
     if artifacts:
         given = [artifact.open_artifact(path, "ARTIFACT", MEASURED) for path in artifacts]
@@ -192,7 +192,7 @@ class _Judge:
         rows = {"original": images, "reconstruction": measure.reconstruct(tokenizer, network, images, self.device)}
         for a in self.given.values():
             if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
-                turn = a.facts["class_numbers"]
+                turn = a.facts["labels"]
                 wanted = [turn.index(c) if c in turn else position for position, c in enumerate(classes or chosen)]
                 shown = [number for number in wanted if number < a.facts["number"]]
                 rows[f"{a.facts['mode'].upper()} sample"] = torch.cat([measure.read_samples(a, range(n, n + 1)) for n in shown])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact, Draft, locked
-from tokcli.data.randomness import seed_of
+from tokcli.data.randomness import generator, seed_of
 from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal, Sampling
@@ -35,7 +35,7 @@ class Sample(Section):
     """How many images of what, and how their tokens are drawn. Keys that a mode does not read stay null."""
 
     number: int = Field(64, ge=1)
-    classes: list[int | str] | None = None  # names or numbers, in turn; None: all
+    classes: list[int | str] | Literal["data"] | None = None  # names or numbers, in turn; "data": as in training; None: all
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -74,7 +74,7 @@ def main(
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
-    labels = class_numbers(recipe.sample.classes, facts["classes"])
+    labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     if options.dry_run:
         reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
         return plan.describe(options, recipe, {}, reads=reads, writes="samples")
@@ -128,6 +128,20 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
             known = f"numbers 0 to {len(names) - 1}" if text.lstrip("-").isdecimal() else nearest(text, names)
             raise TokError("--classes", f"no such class '{text}'", next=known)
     return found
+
+
+def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> list[int]:
+    """The class of every image: those asked for in turn, or drawn at the training frequencies; -1 without classes.
+
+    Raises:
+        TokError: a class that does not exist.
+    """
+    asked, number = recipe.sample.classes, recipe.sample.number
+    if asked == "data" and names:
+        weights = torch.tensor(counts, dtype=torch.float64)
+        return [int(torch.multinomial(weights, 1, generator=generator(recipe.seed, "class", i))) for i in range(number)]
+    numbers = class_numbers(None if asked == "data" else asked, names)
+    return [numbers[i % len(numbers)] for i in range(number)]
 
 
 def sampling_of(section: Sample, mode: str) -> Sampling:
@@ -189,7 +203,7 @@ class _Machine:
         seeds = torch.zeros(rows, dtype=torch.int64)
         at = [number % rows for number in numbers]
         for row, number in zip(at, numbers, strict=True):
-            labels[row] = self.labels[number % len(self.labels)]
+            labels[row] = self.labels[number]
             seeds[row] = seed_of(self.recipe.seed, "image", number)
         indices = self.proposal.generate(labels.to(self.device), seeds.to(self.device), self.settings)
         images = pictures.to_uint8(self.decoder(self.tokenizer.codes(indices)))
@@ -216,13 +230,13 @@ def _finish(draft: Draft, proposal: Artifact, recipe: SampleRecipe, labels: list
         facts: Mapping[str, Any] = {
             **{key: proposal.facts[key] for key in ("name", "mode", "codebook_size", "grid", "use_size", "classes")},
             "number": number,
-            "class_numbers": labels,
+            "labels": labels,
             "shards": shards,
         }
         artifact.write_listing(draft.path, "images.sha256", [f"images/{i:06d}.png" for i in range(number)])
         shown = range(min(number, 256))
         images = measure.read_samples(Artifact(draft.path, {"facts": facts}), shown)
-        of = torch.tensor([labels[i % len(labels)] for i in shown])
+        of = torch.tensor(labels[: len(shown)])
         pictures.save_png(pictures.class_sheet(images, of, facts["classes"]), draft.path / "sheet.png")
         payload = ["images.sha256", *(f"indices-{s:05d}.npy" for s in range(shards))]
         return draft.finish(facts, payload=payload, extras=["sheet.png"])

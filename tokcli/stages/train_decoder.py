@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, pictures, plan, workspace
@@ -32,7 +33,7 @@ class DecoderRecipe(Recipe):
     stage: Literal["decoder"]
     data: Data
     decoder: Component
-    loss: dict[str, dict[str, Any]]
+    loss: dict[str, dict[str, Any]] = Field(min_length=1)
     optim: Optim
     train: Train
     expects: Expects = Expects()

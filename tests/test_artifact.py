@@ -1,0 +1,452 @@
+"""Artifacts: named by content, whole or marked as running, written by one process, damage found."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokcli import artifact
+from tokcli.artifact import MANIFEST, Artifact, Draft, begin, check_lineage, locate, open_artifact, scan, write_listing, write_manifest
+from tokcli.errors import TokError
+from tokcli.stages.show import verify
+from tokcli.weights import atomic_write, save_tensors, write_text
+
+RECIPE = {"stage": "tokenizer", "seed": 0, "optim": {"lr": 0.1, "clip": None}}
+FORK = multiprocessing.get_context("fork")
+Make = Callable[..., Artifact]
+
+
+def start(path: Path, kind: str = "tokenizer", recipe: Any = None, inputs: Any = None) -> Draft | Artifact:
+    return begin(path, kind, recipe or RECIPE, inputs or {}, {"command": ["tok", "train"]})
+
+
+def in_child(work: Callable[[Connection], None]) -> tuple[Any, Connection]:
+    """A process that runs `work`, and our end of its pipe."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=work, args=(theirs,), daemon=True)
+    process.start()
+    return process, ours
+
+
+def kill(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+# ids
+
+
+def test_equal_content_has_an_equal_id_wherever_and_whenever_made(tmp_path: Path, make_artifact: Make) -> None:
+    a = make_artifact(tmp_path / "a", log="one", seconds=1)
+    b = make_artifact(tmp_path / "elsewhere" / "b", log="two", seconds=2)
+    assert a.id == b.id
+    assert re.fullmatch(r"tokenizer-[0-9a-f]{12}", a.id)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"weights": b"others"},
+        {"facts": {"codebook_size": 9}},
+        {"kind": "decoder"},
+        {"inputs": {"data": {"id": "data-2", "path": "/a"}}},
+    ],
+)
+def test_other_content_has_another_id(tmp_path: Path, make_artifact: Make, other: dict[str, Any]) -> None:
+    same = {"inputs": {"data": {"id": "data-1", "path": "/a"}}}
+    hexes = {make_artifact(tmp_path / name, **same | more).id.split("-")[1] for name, more in (("a", {}), ("b", other))}
+    assert len(hexes) == 2
+
+
+def test_id_forgets_the_paths_of_inputs_and_the_order_of_facts(tmp_path: Path, make_artifact: Make) -> None:
+    facts = {"codebook_size": 8, "grid": [2, 2]}
+    a = make_artifact(tmp_path / "a", facts=facts, inputs={"data": {"id": "data-1", "path": "/a"}})
+    b = make_artifact(tmp_path / "b", facts=dict(reversed(facts.items())), inputs={"data": {"id": "data-1", "path": "/b"}})
+    assert a.id == b.id
+
+
+def test_a_renamed_payload_file_changes_the_id(tmp_path: Path) -> None:
+    ids = []
+    for name in ("x.png", "y.png"):
+        draft = start(tmp_path / name)
+        assert isinstance(draft, Draft)
+        (draft.path / name).write_bytes(b"same")
+        ids.append(draft.finish({}, payload=[name]).id)
+    assert ids[0] != ids[1]
+
+
+# writing: whole or absent
+
+
+def test_running_artifact_is_not_readable_and_says_how_to_go_on(tmp_path: Path) -> None:
+    start(tmp_path / "a")
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is not complete yet. repeat .*: tok train\."):
+        open_artifact(tmp_path / "a", "--tokenizer")
+    assert scan(tmp_path) == []
+
+
+def test_artifact_is_running_until_its_manifest_is_replaced(
+    tmp_path: Path, make_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt  # the last moment before the rename
+
+    draft = start(tmp_path / "a")
+    assert isinstance(draft, Draft)
+    monkeypatch.setattr("tokcli.weights.os.replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        draft.finish({}, payload=[])
+    assert json.loads((tmp_path / "a" / MANIFEST).read_text())["status"] == "running"
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".lock", MANIFEST]
+
+
+def test_manifest_is_old_or_new_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    def write_on(pipe: Connection) -> None:
+        for number in range(1_000_000):
+            manifest = {"schema": 1, "kind": "tokenizer", "status": "running", "recipe": {"n": [number] * 20_000}, "inputs": {}}
+            write_manifest(tmp_path, manifest)
+            if number == 0:
+                pipe.send("started")
+
+    moments = random.Random(0)
+    for _ in range(20):
+        process, pipe = in_child(write_on)
+        pipe.recv()
+        time.sleep(moments.uniform(0, 0.03))
+        kill(process)
+        assert len(set(artifact.read_manifest(tmp_path, "a")["recipe"]["n"])) == 1
+
+
+def test_repeating_a_begun_command_resumes_and_sweeps_up(tmp_path: Path) -> None:
+    first = start(tmp_path / "a")
+    assert isinstance(first, Draft) and not first.resumed
+    first.close()
+    (tmp_path / "a" / ".model.safetensors.x.tmp").write_bytes(b"half")
+    (tmp_path / "a" / "state.pt").write_bytes(b"kept")
+    second = start(tmp_path / "a")
+    assert isinstance(second, Draft) and second.resumed
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".lock", MANIFEST, "state.pt"]
+
+
+def test_repeating_a_finished_command_finds_its_artifact(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a", recipe=RECIPE)
+    before = (tmp_path / "a" / MANIFEST).stat().st_mtime_ns
+    found = start(tmp_path / "a")
+    assert isinstance(found, Artifact) and found.id == made.id
+    assert (tmp_path / "a" / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_artifact_that_another_process_completed_meanwhile_is_found(
+    tmp_path: Path, make_artifact: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_lock = artifact._take_lock
+
+    def late(path: Path) -> Any:
+        monkeypatch.setattr(artifact, "_take_lock", take_lock)
+        make_artifact(path, recipe=RECIPE)
+        return take_lock(path)
+
+    monkeypatch.setattr(artifact, "_take_lock", late)
+    assert isinstance(start(tmp_path / "a"), Artifact)
+
+
+def test_changed_recipe_or_inputs_are_refused_with_the_differing_keys(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a", recipe=RECIPE, inputs={"data": {"id": "data-1", "path": "x"}})
+    changed = RECIPE | {"optim": {"lr": 0.2, "clip": None}, "steps": 3}
+    with pytest.raises(TokError) as caught:
+        start(tmp_path / "a", recipe=changed, inputs={"data": {"id": "data-2", "path": "x"}})
+    got = "optim.lr: 0.1, not 0.2; steps: None, not 3; inputs.data: 'data-1', not 'data-2'"
+    assert got in str(caught.value)
+    assert "clip" not in str(caught.value) and "seed" not in str(caught.value)
+
+
+def test_folder_of_another_kind_is_refused(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a", recipe=RECIPE)
+    with pytest.raises(TokError, match="holds a tokenizer. this command writes a decoder"):
+        start(tmp_path / "a", kind="decoder")
+
+
+def test_folder_of_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TokError, match="is not empty and not an artifact"):
+        start(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# one writer
+
+
+def hold(path: Path) -> Callable[[Connection], None]:
+    def work(pipe: Connection) -> None:
+        draft = start(path)
+        pipe.send(type(draft).__name__)
+        time.sleep(60)
+
+    return work
+
+
+def test_second_writer_is_refused_naming_the_first_until_that_is_killed(tmp_path: Path) -> None:
+    process, pipe = in_child(hold(tmp_path / "a"))
+    assert pipe.recv() == "Draft"
+    with pytest.raises(TokError, match=rf"is being written by process {process.pid} on "):
+        start(tmp_path / "a")
+    kill(process)
+    again = start(tmp_path / "a")
+    assert isinstance(again, Draft) and again.resumed
+
+
+def test_lock_is_free_after_finish_and_after_a_refusal(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a", recipe=RECIPE)
+    for _ in range(2):
+        with pytest.raises(TokError, match="another recipe"):
+            start(tmp_path / "a", recipe={"stage": "other"})
+    assert isinstance(start(tmp_path / "a"), Artifact)
+
+
+def test_bulk_writers_share_a_folder(tmp_path: Path) -> None:
+    drafts = [begin(tmp_path / "a", "tokens", RECIPE, {}, {}, exclusive=False) for _ in range(2)]
+    assert all(isinstance(draft, Draft) for draft in drafts)
+
+
+# reading: what is damaged, missing, or not wanted there
+
+
+def test_wrong_kind_is_refused_naming_the_flag_and_what_it_wants(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a", kind="proposal")
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is a proposal. wanted: a tokenizer."):
+        open_artifact(tmp_path / "a", "--tokenizer", ["tokenizer"])
+
+
+def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(TokError, match="no such folder"):
+        open_artifact(tmp_path / "none")
+    with pytest.raises(TokError, match="is not an artifact"):
+        open_artifact(tmp_path)
+
+
+def test_truncated_manifest_is_refused_wherever_it_ends(tmp_path: Path, make_artifact: Make) -> None:
+    manifest = make_artifact(tmp_path / "a").path / MANIFEST
+    text = manifest.read_text()
+    for length in range(0, len(text) - 2, 37):
+        manifest.write_text(text[:length])
+        with pytest.raises(TokError, match="manifest.json: is damaged"):
+            open_artifact(tmp_path / "a")
+    assert scan(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["schema", "kind", "id", "status", "facts", "inputs", "files", "recipe", "provenance"])
+@pytest.mark.parametrize("value", [None, 3.5, [1]])
+def test_manifest_with_a_missing_or_wrong_key_is_refused(tmp_path: Path, make_artifact: Make, key: str, value: Any) -> None:
+    path = make_artifact(tmp_path / "a").path
+    manifest = json.loads((path / MANIFEST).read_text())
+    write_text(path / MANIFEST, json.dumps({k: value if k == key else v for k, v in manifest.items() if k != key or value}))
+    with pytest.raises(TokError, match=f"is damaged: key '{key}'"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("where", [("files", "model.safetensors"), ("inputs", "data")])
+def test_manifest_with_a_wrong_entry_is_refused(tmp_path: Path, make_artifact: Make, where: tuple[str, str]) -> None:
+    path = make_artifact(tmp_path / "a", inputs={"data": {"id": "data-1", "path": "x"}}).path
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest[where[0]][where[1]] = {"id": 3}
+    write_text(path / MANIFEST, json.dumps(manifest))
+    with pytest.raises(TokError, match=f"is damaged: key '{where[0]}'"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "[" * 100_000])
+def test_manifest_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(TokError, match="is damaged"):
+        open_artifact(tmp_path)
+
+
+def test_manifest_of_another_schema_is_refused_as_such(tmp_path: Path) -> None:
+    write_text(tmp_path / MANIFEST, json.dumps({"schema": 2, "novelty": True}))
+    with pytest.raises(TokError, match="was written in schema 2. this tok reads schema 1"):
+        open_artifact(tmp_path)
+
+
+def test_flipped_bit_in_weights_is_found_where_they_are_read(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a")
+    assert open_artifact(tmp_path / "a").file("model.safetensors").is_file()
+    flip_bit(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(TokError, match=r"model.safetensors: is damaged: its SHA-256 is not the one in the manifest"):
+        open_artifact(tmp_path / "a").file("model.safetensors")
+
+
+def test_missing_and_unlisted_files_are_refused(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a")
+    (made.path / "model.safetensors").unlink()
+    (made.path / "stray.bin").touch()
+    with pytest.raises(TokError, match=r"model.safetensors: is damaged"):
+        open_artifact(made.path).file("model.safetensors")
+    with pytest.raises(TokError, match=r"stray.bin: is not part of this artifact"):
+        open_artifact(made.path).file("stray.bin")
+
+
+# lineage
+
+
+def test_moved_artifact_is_found_by_its_id(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a")
+    make_artifact(tmp_path / "b", weights=b"another")
+    assert locate(made.id, str(tmp_path / "a"), tmp_path).path == tmp_path / "a"
+    shutil.move(tmp_path / "a", tmp_path / "z")
+    shutil.move(tmp_path / "b", tmp_path / "a")  # the hint now leads to something else
+    assert locate(made.id, str(tmp_path / "a"), tmp_path).path == tmp_path / "z"
+    with pytest.raises(TokError, match="tokenizer-000000000000: this input is not at "):
+        locate("tokenizer-000000000000", None, tmp_path)
+
+
+def test_artifacts_of_different_tokenizers_are_refused_together(tmp_path: Path, make_artifact: Make) -> None:
+    one, two = make_artifact(tmp_path / "1"), make_artifact(tmp_path / "2", weights=b"2")
+    made_by = {"tokenizer": {"id": one.id, "path": str(one.path)}}
+    tokens = make_artifact(tmp_path / "k", kind="tokens", inputs=made_by)
+    decoder = make_artifact(tmp_path / "d", kind="decoder", inputs=made_by)
+    check_lineage(tokens, "--tokens", decoder, "--decoder")
+    check_lineage(tokens, "--tokens", one, "--tokenizer")
+    with pytest.raises(TokError, match=rf"--tokens .*k: made for {one.id}, but --tokenizer .*2 speaks {two.id}"):
+        check_lineage(tokens, "--tokens", two, "--tokenizer")
+
+
+# tok verify
+
+
+def pictures(path: Path) -> Path:
+    """A finished artifact whose images stand in a list beside the manifest."""
+    draft = start(path, kind="samples")
+    assert isinstance(draft, Draft)
+    for name in ("0.png", "1.png"):
+        (path / name).write_bytes(name.encode() * 9)
+    write_listing(path, "images.sha256", ["1.png", "0.png"])
+    draft.finish({"number": 2}, payload=["images.sha256"])
+    return path
+
+
+def test_verify_counts_the_files_of_a_whole_artifact(tmp_path: Path) -> None:
+    assert verify(pictures(tmp_path / "a")).endswith(": 3 files are whole")
+
+
+def test_verify_finds_a_damaged_and_a_missing_image_of_a_list(tmp_path: Path) -> None:
+    flip_bit(pictures(tmp_path / "a") / "1.png")
+    with pytest.raises(TokError, match=r"1 of 3 files are damaged or missing. 1.png"):
+        verify(tmp_path / "a")
+    (tmp_path / "a" / "0.png").unlink()
+    with pytest.raises(TokError, match=r"2 of 3 files are damaged or missing. 0.png, 1.png"):
+        verify(tmp_path / "a")
+
+
+def test_verify_finds_a_damaged_list(tmp_path: Path) -> None:
+    flip_bit(pictures(tmp_path / "a") / "images.sha256")
+    with pytest.raises(TokError, match="images.sha256"):
+        verify(tmp_path / "a")
+
+
+def test_verify_finds_changed_facts(tmp_path: Path, make_artifact: Make) -> None:
+    manifest = make_artifact(tmp_path / "a").path / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"codebook_size": 8', '"codebook_size": 9'))
+    with pytest.raises(TokError, match="facts or inputs were changed"):
+        verify(tmp_path / "a")
+
+
+# disks
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a") as tmp:
+        tmp.write_text("half")
+        1 / 0  # noqa: B018
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+def full_disk(path: Path, write: Callable[[Path], None]) -> str:
+    """What a process says that may write no more than 4 KiB a file."""
+
+    def work(pipe: Connection) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            write(path)
+            pipe.send("nothing was wrong")
+        except TokError as error:
+            pipe.send(str(error))
+        except BaseException as error:
+            pipe.send(repr(error))
+
+    process, pipe = in_child(work)
+    assert pipe.poll(30), "no answer"
+    process.join()
+    return str(pipe.recv())
+
+
+def too_much_text(path: Path) -> None:
+    write_text(path, "x" * 10_000)
+
+
+def too_many_weights(path: Path) -> None:
+    import torch
+
+    save_tensors(path, {"w": torch.zeros(10_000)})
+
+
+@pytest.mark.parametrize("write", [too_much_text, too_many_weights])
+def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "a").write_text("old")
+    assert full_disk(tmp_path / "a", write) == (
+        f"{tmp_path / 'a'}: the disk is full. free some space and repeat the command: it resumes."
+    )
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_full_disk_while_finishing_keeps_the_draft(tmp_path: Path) -> None:
+    def finish(path: Path) -> None:
+        draft = start(path)
+        assert isinstance(draft, Draft)
+        (path / "log.jsonl").write_text("kept")
+        draft.finish({"much": "x" * 10_000}, payload=["log.jsonl"])
+
+    assert "manifest.json: the disk is full" in full_disk(tmp_path / "a", finish)
+    draft = start(tmp_path / "a")
+    assert isinstance(draft, Draft) and draft.resumed
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".lock", "log.jsonl", MANIFEST]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/sys is Linux's")
+def test_place_where_nobody_may_write_is_one_line() -> None:
+    with pytest.raises(TokError, match=r"^/sys/tok: cannot (write here|be written)"):
+        start(Path("/sys/tok"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder_is_one_line_and_still_readable(tmp_path: Path, make_artifact: Make) -> None:
+    (tmp_path / "empty").mkdir(mode=0o500)
+    with pytest.raises(TokError, match="empty.*: cannot write here"):
+        start(tmp_path / "empty")
+    made = make_artifact(tmp_path / "a", recipe=RECIPE)
+    made.path.chmod(0o500)
+    assert isinstance(start(made.path), Artifact)
+
+
+def test_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(TokError, match="a: cannot be written"):
+        start(tmp_path / "a")

@@ -1,0 +1,246 @@
+"""Real commands that are interrupted or killed and repeated: the same weights, bit for bit, and nothing unreadable."""
+
+import contextlib
+import gc
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokcli import artifact
+from tokcli.artifact import Artifact, Draft, open_artifact
+from tokcli.cli import cli
+from tokcli.errors import Interrupted, TokError
+from tokcli.loop import STATE, save_state
+from tokcli.optim import Updater
+from tokcli.weights import load_tensors, read_checkpoint, save_tensors
+
+STEPS = 5  # of 8 images out of 20: two epochs end inside a step
+STOPS: dict[str, type[BaseException]] = {"SIGTERM": Interrupted, "killed": KeyboardInterrupt}
+
+
+def tok(*arguments: object) -> Path:
+    """The path that a command prints; its exceptions are left to the caller."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        cli.main([str(a) for a in (*arguments, "--threads", 1)], prog_name="tok", standalone_mode=False)
+    return Path(out.getvalue().strip())
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
+    """Each training command; what it reads is there."""
+    root = tmp_path_factory.mktemp("commands")
+    for number in range(20):
+        file = root / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((70, 64)).save(file)
+    steps = ["--set", f"train.steps={STEPS}"]
+    data = ["--data", root / "photos"]
+    tokenizer = ["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", *data, *steps]
+    made = tok(*tokenizer, "--out", root / "tokenizer")
+    tokens = tok("tokenize", "--recipe", "toy/tokens", "--tokenizer", made, "--out", root / "tokens")
+    proposal = ["train-proposal", "--tokens", tokens, *steps]
+    return {
+        "tokenizer": tokenizer,
+        "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps],
+        "proposal-ar": [*proposal, "--mode", "ar", "--recipe", "toy/proposal-ar"],
+        "proposal-nar": [*proposal, "--mode", "nar", "--recipe", "toy/proposal-nar"],
+    }
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, wanted: int, how: str) -> None:
+    update = Updater.update
+
+    def stopping(self: Updater, step: int, batch: Any) -> dict[str, Tensor]:
+        values = update(self, step, batch)
+        if step + 1 == wanted:
+            if how == "killed":
+                raise KeyboardInterrupt  # in the middle of a step, nothing more is saved
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(Updater, "update", stopping)
+
+
+def stopped(command: list[object], wanted: int, how: str) -> None:
+    """Run a command that is stopped in a step."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_in_step(monkeypatch, wanted, how)
+        with pytest.raises(STOPS[how]):
+            tok(*command)
+    gc.collect()  # a dead process holds no lock; here the draft's goes with the last frame
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The log, without what differs between any two runs."""
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_equal(a: Path, b: Path) -> None:
+    left, right = open_artifact(a), open_artifact(b)
+    name = "model.safetensors"
+    assert left.manifest["files"][name]["sha256"] == right.manifest["files"][name]["sha256"]
+    assert left.id == right.id and left.file(name).exists()
+    assert history(a) == history(b)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "decoder", "proposal-ar", "proposal-nar"])
+def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
+    commands: dict[str, list[object]], tmp_path: Path, name: str
+) -> None:
+    straight = tok(*commands[name], "--out", tmp_path / "straight")
+    again = [*commands[name], "--out", tmp_path / "again"]
+    stopped(again, 4, "killed")  # the toy recipes save every 2 steps
+    assert read_checkpoint(tmp_path / "again" / STATE)["step"] == 2
+    stopped(again, 3, "SIGTERM")
+    assert read_checkpoint(tmp_path / "again" / STATE)["step"] == 3
+    with pytest.raises(TokError, match="not complete yet"):
+        open_artifact(tmp_path / "again")
+    assert tok(*again) == tmp_path / "again"
+    assert [line["step"] for line in history(straight)] == list(range(1, STEPS + 1))
+    assert_equal(straight, tmp_path / "again")
+    assert not (tmp_path / "again" / STATE).exists()
+
+
+def test_weights_depend_on_when_training_ends(commands: dict[str, list[object]], tmp_path: Path) -> None:
+    full = tok(*commands["proposal-nar"], "--out", tmp_path / "full")
+    short = tok(*commands["proposal-nar"], "--out", tmp_path / "short", "--set", f"train.steps={STEPS - 1}")
+    assert open_artifact(full).id != open_artifact(short).id  # or the equalities above would say nothing
+
+
+def test_a_command_killed_while_it_completes_its_artifact_can_be_repeated(
+    commands: dict[str, list[object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = tok(*commands["proposal-ar"], "--out", tmp_path / "straight")
+    again = [*commands["proposal-ar"], "--out", tmp_path / "again"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            tok(*again)
+    gc.collect()
+    assert [a.path.name for a in artifact.scan(tmp_path)] == ["straight"]
+    assert_equal(straight, tok(*again))
+
+
+def started(command: list[object], folder: Path, ready: Callable[[], bool]) -> "subprocess.Popen[str]":
+    """A real process in the middle of its training."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tokcli", *map(str, command), "--threads", "1"], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+        time.sleep(0.005)
+    return run
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_process_that_got_a_signal_and_is_repeated_ends_as_if_it_had_not(
+    commands: dict[str, list[object]], tmp_path: Path, number: int, code: int
+) -> None:
+    longer = ["--set", "train.steps=400", "--set", "train.save_every=7"]
+    again = [*commands["proposal-nar"], *longer, "--out", tmp_path / "again"]
+    run = started(again, tmp_path, (tmp_path / "again" / STATE).exists)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (code, ""), err
+    done = read_checkpoint(tmp_path / "again" / STATE)["step"]
+    assert 7 <= done < 400
+    if number == signal.SIGTERM:
+        assert err.splitlines()[-1] == (
+            f"{tmp_path / 'again'}: interrupted after step {done} of 400, state saved. repeat the command to go on."
+        )
+    straight = tok(*commands["proposal-nar"], *longer, "--out", tmp_path / "straight")
+    assert_equal(straight, tok(*again))
+
+
+class Counter:
+    """50,000 numbers, all equal to the number of the save: a torn file shows."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": torch.full((50_000,), float(self.number))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = int(state["weights"][0])
+
+
+def save_forever(folder: Path) -> None:
+    torch.set_num_threads(1)  # the pool of threads does not survive a fork
+    part = Counter()
+    part.load_state_dict(read_checkpoint(folder / STATE)["part"])
+    while True:
+        part.number += 1
+        save_state(folder, part.number, 0.0, {"part": part})
+        save_tensors(folder / "model.safetensors", part.state_dict())
+        manifest = artifact.read_manifest(folder, "")
+        artifact.write_manifest(folder, manifest | {"provenance": {"saved": part.number}})
+
+
+def saved_numbers(folder: Path) -> list[int]:
+    """What the files hold, each read whole."""
+    state = read_checkpoint(folder / STATE)
+    tensors = [state["part"]["weights"], load_tensors(folder / "model.safetensors")["weights"]]
+    assert all(t.unique().numel() == 1 and len(t) == 50_000 for t in tensors)
+    manifest = artifact.read_manifest(folder, "")
+    return [state["step"], *(int(t[0]) for t in tensors), manifest["provenance"]["saved"]]
+
+
+def test_twenty_kills_at_random_moments_of_saving_leave_nothing_unreadable(tmp_path: Path) -> None:
+    folder, moments = tmp_path / "run", random.Random(0)
+    recipe, facts = {"stage": "proposal"}, {"saved": 0}
+    draft = artifact.begin(folder, "proposal", recipe, {}, facts)
+    save_state(folder, 0, 0.0, {"part": Counter()})
+    save_tensors(folder / "model.safetensors", Counter().state_dict())
+    assert isinstance(draft, Draft)
+    draft.close()
+    kills_in_a_save = 0
+    for _ in range(20):
+        before = read_checkpoint(folder / STATE)["step"]
+        run = multiprocessing.get_context("fork").Process(target=save_forever, args=(folder,), daemon=True)
+        run.start()
+        while read_checkpoint(folder / STATE)["step"] < before + 2:
+            assert run.is_alive()
+        time.sleep(moments.uniform(0, 0.03))
+        run.kill()
+        run.join()
+        numbers = saved_numbers(folder)
+        assert max(numbers) - min(numbers) <= 1 and min(numbers) > before
+        kills_in_a_save += any(folder.glob(".*.tmp"))
+        resumed = artifact.begin(folder, "proposal", recipe, {}, facts)
+        assert isinstance(resumed, Draft) and resumed.resumed
+        resumed.close()
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))  # what a kill left is cleared away
+    assert kills_in_a_save >= 5  # the moments were well chosen
+
+
+def test_a_complete_artifact_is_not_made_again(commands: dict[str, list[object]], tmp_path: Path) -> None:
+    command = [*commands["proposal-nar"], "--out", tmp_path / "once"]
+    first = tok(*command)
+    before = (first / "manifest.json").stat().st_mtime_ns
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_in_step(monkeypatch, 1, "killed")
+        assert tok(*command) == first
+    assert (first / "manifest.json").stat().st_mtime_ns == before
+    assert isinstance(open_artifact(first), Artifact)
