@@ -18,7 +18,18 @@ from typing import Any
 import pytest
 
 from tokcli import artifact
-from tokcli.artifact import MANIFEST, Artifact, Draft, begin, check_lineage, locate, open_artifact, scan, write_listing, write_manifest
+from tokcli.artifact import (
+    MANIFEST,
+    Artifact,
+    Draft,
+    begin,
+    check_lineage,
+    locate,
+    open_artifact,
+    scan,
+    write_listing,
+    write_manifest,
+)
 from tokcli.errors import TokError
 from tokcli.stages.show import verify
 from tokcli.weights import atomic_write, save_tensors, write_text
@@ -121,13 +132,14 @@ def test_artifact_is_running_until_its_manifest_is_replaced(
 def test_manifest_is_old_or_new_whenever_its_writer_is_killed(tmp_path: Path) -> None:
     def write_on(pipe: Connection) -> None:
         for number in range(1_000_000):
-            manifest = {"schema": 1, "kind": "tokenizer", "status": "running", "recipe": {"n": [number] * 20_000}, "inputs": {}}
+            manifest = {"schema": 1, "kind": "tokens", "status": "running", "inputs": {}, "provenance": {}}
+            manifest["recipe"] = {"n": [number] * 2000}
             write_manifest(tmp_path, manifest)
             if number == 0:
                 pipe.send("started")
 
     moments = random.Random(0)
-    for _ in range(20):
+    for _ in range(10):
         process, pipe = in_child(write_on)
         pipe.recv()
         time.sleep(moments.uniform(0, 0.03))

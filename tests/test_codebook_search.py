@@ -45,6 +45,13 @@ def test_every_code_is_its_own_nearest(k: int) -> None:
         assert nearest(codebook, codebook, metric).tolist() == list(range(k))
 
 
+def test_padding_of_the_codebook_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    last_of_ties = lambda scores: scores.shape[1] - 1 - scores.flip(1).argmax(1)  # noqa: E731
+    monkeypatch.setattr(search, "_argmax", last_of_ties)  # as a GPU may choose between code 0 and its copies
+    codebook = normalize(random(3, 6), dim=1)
+    assert nearest(codebook[:1], codebook, "cosine").tolist() == [0]
+
+
 def test_euclidean_search_survives_features_far_from_the_origin() -> None:
     z, codebook = random(200, 4), random(300, 4, seed=1)
     assert (

@@ -9,6 +9,7 @@ from tokcli.proposals import PROPOSALS, Proposal, Sampling
 
 K, N, CLASSES = 16, 9, 3
 MODES = sorted(PROPOSALS)
+SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
 WARM = {
     "plain": Sampling(steps=4),
     "guided": Sampling(steps=4, cfg_scale=2.0, top_k=9, top_p=0.9, temperature=0.8),
@@ -18,8 +19,7 @@ WARM = {
 def build(mode: str, classes: int = CLASSES, **keys: float) -> Proposal:
     """A tiny network with a head that is not zero, in eval mode."""
     torch.manual_seed(0)
-    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24} | keys
-    network = PROPOSALS[mode](K, (3, 3), classes, **sizes)  # type: ignore[arg-type]
+    network = PROPOSALS[mode](K, (3, 3), classes, **SIZES | keys)  # type: ignore[arg-type]
     for parameter in network.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -117,8 +117,7 @@ def test_loss_is_a_mean_over_samples(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_loss_of_a_fresh_network_is_that_of_a_uniform_guess(mode: str) -> None:
-    network, (indices, labels, seeds) = build(mode), batch(4)
-    torch.nn.init.zeros_(network.head.weight)
+    network, (indices, labels, seeds) = PROPOSALS[mode](K, (3, 3), CLASSES, **SIZES), batch(4)  # type: ignore[arg-type]
     got = network.loss(indices, labels, seeds)
     guess = torch.tensor(float(network.head.out_features)).log()
     assert torch.allclose(got["masked_ce"] if mode == "nar" else got["loss"], guess)

@@ -91,6 +91,24 @@ class Artifact:
         return path
 
 
+def _damaged_key(manifest: Any) -> str | None:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        return "schema"
+    if manifest["schema"] != SCHEMA:
+        return None  # its other keys are not for us to judge
+    wanted = {"kind": str, "status": str, "recipe": dict, "inputs": dict, "provenance": dict}
+    if manifest.get("status") == "complete":
+        wanted |= {"id": str, "facts": dict, "files": dict}
+    entries: dict[str, dict[str, type]] = {"inputs": {"id": str, "path": str}, "files": {"sha256": str, "bytes": int, "payload": bool}}
+    for key, kind in wanted.items():
+        if not isinstance(manifest.get(key), kind):
+            return key
+        for entry in manifest[key].values() if key in entries else ():
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in entries[key].items()):
+                return key
+    return None
+
+
 def read_manifest(path: Path, where: str) -> dict[str, Any]:
     """The manifest in a folder, checked for form.
 
@@ -104,13 +122,11 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
         raise TokError(where, "is not an artifact (it holds no manifest.json)", next="tok show lists artifacts")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise TokError(str(file), "is damaged", got=str(error), next="restore it, or repeat with another --out") from None
-    wanted = {"schema": int, "kind": str, "status": str, "recipe": dict, "inputs": dict}
-    wanted |= {"id": str, "facts": dict, "files": dict} if isinstance(manifest, dict) and manifest.get("status") == "complete" else {}
-    for key, kind in wanted.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
-            raise TokError(str(file), f"is damaged: key '{key}' is missing or of a wrong type")
+    damaged = _damaged_key(manifest)
+    if damaged:
+        raise TokError(str(file), f"is damaged: key '{damaged}' is missing or of a wrong type")
     if manifest["schema"] != SCHEMA:
         raise TokError(str(file), f"was written in schema {manifest['schema']}", got=f"this tok reads schema {SCHEMA}")
     return manifest
@@ -303,15 +319,14 @@ def begin(
     try:
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
-        exists = (path / MANIFEST).exists()
-        if occupied and not exists:
+        if occupied and not (path / MANIFEST).exists():
             raise TokError(where, "is not empty and not an artifact", next="choose another folder")
         # the lock comes before the manifest is read: whoever holds it may be about to replace it
         lock = _take_lock(path) if exclusive and os.access(path, os.W_OK) else None
     except OSError as error:
         raise disk_error(path, error) from None
     try:
-        if exists:
+        if (path / MANIFEST).exists():
             manifest = read_manifest(path, where)
             _refuse_changes(where, manifest, kind, recipe, inputs)
             if manifest["status"] == "complete":

@@ -116,7 +116,7 @@ def build_losses(
         weights: files given by flags.
         device: where they run; "meta" builds them without reading weights.
     """
-    built = []
+    built: list[tuple[str, float, nn.Module]] = []
     for name, section in terms.items():
         keys = {key: value for key, value in section.items() if key not in ("weight",)}
         supplied: list[Any] = []

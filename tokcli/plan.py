@@ -16,11 +16,6 @@ def parameter_count(module: nn.Module | None, trainable: bool | None = None) -> 
     return sum(p.numel() for p in module.parameters() if trainable is None or p.requires_grad == trainable)
 
 
-def parameter_counts(modules: Mapping[str, nn.Module | None]) -> dict[str, int]:
-    """Parameters by module name."""
-    return {name: parameter_count(module) for name, module in modules.items() if module is not None}
-
-
 def describe(
     options: Options,
     recipe: Recipe,

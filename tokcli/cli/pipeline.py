@@ -58,10 +58,11 @@ def tokenize(
     as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Turn images into token shards that proposal networks train on."""
+    share = _share(shard_index, num_shards)  # before the seconds that importing torch takes
     from tokcli.stages import tokenize as stage
 
     options = options_of(flags, {"tokens.crops": crops, "tokens.flip": flip})
-    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, share=_share(shard_index, num_shards)), options, as_json)
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, share=share), options, as_json)
 
 
 @click.command("train-proposal", short_help="token shards -> proposal network")
@@ -94,6 +95,7 @@ def sample(
     decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images: tokens from a proposal network, pixels from a decoder."""
+    share = _share(shard_index, num_shards)
     from tokcli.stages import sample as stage
 
     shorthands = {
@@ -102,7 +104,7 @@ def sample(
     }  # fmt: skip
     run_stage(
         lambda o: stage.main(
-            o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=_share(shard_index, num_shards)
+            o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share
         ),
         options_of(flags, shorthands),
         as_json,

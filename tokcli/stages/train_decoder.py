@@ -1,6 +1,7 @@
 """`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction and perceptual losses."""
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
-FAMILIES = {"data.transform": TRANSFORMS, "decoder": DECODERS, "loss": LOSSES}
+FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {"data.transform": TRANSFORMS, "decoder": DECODERS, "loss": LOSSES}
 PREVIEW = 12  # images on the preview sheet
 
 

@@ -5,6 +5,7 @@ BEiT v2 (arXiv 2208.06366, section 2.1), as used by "Image Understanding Makes f
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from tokcli.weights import save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
-FAMILIES = {
+FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "data.transform": TRANSFORMS,
     "teacher": TEACHERS,
     "encoder": ENCODERS,
@@ -103,7 +104,7 @@ def _plan(options: Options, recipe: TokenizerRecipe, spec: str) -> str:
     with torch.device("meta"):
         teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, "random")
         tokenizer = assemble.build_tokenizer(resolved(recipe), teacher.feature_dim)
-    modules = {
+    modules: dict[str, Any] = {
         "encoder": tokenizer.encoder,
         "quantizer": tokenizer.quantizer,
         "feature decoder": tokenizer.feature_decoder,
@@ -191,7 +192,7 @@ def _train(options: Options, recipe: TokenizerRecipe, spec: str, init: Path | No
             "name": recipe.teacher.name, "sha256": teacher.sha256, "image_size": teacher.image_size,
             "layers": teacher.layers, "feature_dim": teacher.feature_dim,
         },
-        "parameters": plan.parameter_counts({"encoder": tokenizer.encoder, "feature_decoder": tokenizer.feature_decoder}),
+        "parameters": {name: plan.parameter_count(part) for name, part in tokenizer.named_children()},
     }  # fmt: skip
     return loop.complete(draft, facts, measured, batches.skipped, seconds)
 
