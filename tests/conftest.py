@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # every annotated call in these is checked, shapes included; beartype cannot check the protocol that others take
 SHAPED = [
-    "attention", "data.decode", "data.npy", "data.randomness", "data.tokens", "data.transforms", "losses", "metrics", "models",
-    "networks", "proposals", "quantizers", "teachers.teacher",
+    "data.decode", "data.npy", "data.randomness", "data.transforms", "losses", "metrics", "models",
+    "networks", "quantizers", "teachers.teacher",
 ]  # fmt: skip
 install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
 

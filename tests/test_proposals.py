@@ -1,5 +1,6 @@
 """What every proposal network promises, the AR and the NAR one alike."""
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -152,7 +153,8 @@ def test_under_bf16_logits_and_loss_are_float32(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_compiled_loss_equals_eager_in_one_graph(mode: str) -> None:
+def test_compiled_loss_equals_eager_in_one_graph(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks that tests add cannot be traced
     network, (indices, labels, seeds) = build(mode, dropout=0.0).train(), batch(4)
     compiled = torch.compile(network.loss, fullgraph=True, backend="aot_eager")
     eager = network.loss(indices, labels, seeds)["loss"]

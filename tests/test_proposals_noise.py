@@ -62,14 +62,6 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     assert torch.equal(together, alone)
 
 
-def test_compiled_equals_eager() -> None:
-    seeds = torch.tensor([1, -1, 2**63 - 1])
-    compiled = torch.compile(uniform, fullgraph=True, backend="aot_eager")
-    assert torch.equal(
-        compiled(seeds, Purpose.MASK, COUNTERS), uniform(seeds, Purpose.MASK, COUNTERS)
-    )
-
-
 def test_gumbel_has_its_mean_and_variance() -> None:
     g = gumbel(torch.arange(512), Purpose.CHOICE, COUNTERS)
     assert abs(g.mean().item() - 0.5772) < 0.01

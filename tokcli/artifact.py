@@ -151,6 +151,11 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
     if manifest["status"] != "complete":
         command = " ".join(manifest.get("provenance", {}).get("command", []))
         raise TokError(where, "is not complete yet", next=f"repeat the command that makes it: {command}")
+    if content_id(manifest) != manifest["id"]:
+        raise TokError(
+            str(path / MANIFEST), "facts or inputs were changed: the id does not match", got=manifest["id"],
+            next="restore it from a copy, or delete the folder and repeat the command that made it",
+        )  # fmt: skip
     return Artifact(path, manifest)
 
 

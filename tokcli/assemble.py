@@ -1,5 +1,6 @@
 """Build networks from recipes, and load them back from artifacts."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from tokcli.losses import LOSSES
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.proposals import PROPOSALS, Proposal
 from tokcli.quantizers import QUANTIZERS
+from tokcli.recipe import component_model
 from tokcli.registry import lookup
 from tokcli.schema import Data
 from tokcli.weights import load_strict, load_tensors
@@ -26,8 +28,10 @@ WEIGHTS_FLAGS = {"vgg16": "vgg", "inception": "inception"}  # networks whose fil
 
 def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any], *supplied: Any) -> Any:
     """`table[section["name"]](*supplied, **other keys)`."""
-    keys = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items() if key != "name"}
-    return lookup(family, table, section["name"])(*supplied, **keys)
+    factory = lookup(family, table, section["name"])
+    keys = {key: value for key, value in section.items() if key != "name"}
+    # the recipe's lists become tuples where the constructor wants them
+    return factory(*supplied, **dict(component_model(factory).model_validate_json(json.dumps(keys))))
 
 
 def build_transform(data: Data) -> Transform:

@@ -113,8 +113,14 @@ def recipe_folder(spec: str) -> str:
 
 
 def data_spec(options: Options, recorded: str | None = None) -> str:
-    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set."""
-    if options.data:
+    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set.
+
+    Raises:
+        TokError: `--data ""`, as a script passes whose variable is not set.
+    """
+    if options.data is not None:
+        if not options.data.strip():
+            raise TokError("--data", "is empty", next="name a data set or a folder, or leave the flag out")
         return options.data
     for spec, origin in ((recorded, "recorded in the input"), (os.environ.get("TOK_DATA"), "from TOK_DATA")):
         if spec:

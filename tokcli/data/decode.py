@@ -4,7 +4,7 @@ import io
 import threading
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def decode(data: bytes | Path, key: str = "") -> UInt8[Tensor, "3 h w"]:
         raise BadImage(name, f"cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
-def _open(file: IO[bytes], name: str) -> Image.Image:
+def _open(file: Any, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -34,7 +34,7 @@ log = logging.getLogger("tok")
 class Sample(Section):
     """How many images of what, and how their tokens are drawn. Keys that a mode does not read stay null."""
 
-    number: int = Field(64, ge=1)
+    number: int = Field(64, ge=1, le=10_000_000)
     classes: list[int | str] | Literal["data"] | None = None  # names or numbers, in turn; "data": as in training; None: all
     temperature: float = 1.0
     top_k: int = 0

@@ -54,6 +54,8 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
     made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
     folder = workspace.recipe_folder(made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, ProposalRecipe, name, folder, FAMILIES)
+    if mode == "nar" and recipe.proposal.name == "ar":  # the flag's default is no contradiction
+        raise TokError("--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}")
     if options.dry_run:
         return _plan(options, recipe, made_by)
     with workspace.session(options) as device:

