@@ -61,7 +61,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         draw(root / "photos" / "train" / ("cat", "dog")[number % 2] / f"{number}.png", shade=20 * number)
     where = ["--workspace", root / "ws"]
     t = made("train-tokenizer", *SMALL, "--data", root / "photos" / "train", *where)
-    d = made("train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", t, "--set", "loss={l1: 1.0}", *BRIEF, *where)
+    d = made("train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", t, "--set", "loss={l1: 1.0}", "--set", "decoder.widths=[16, 16, 8, 8, 8]", *BRIEF, *where)
     k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, *where)
     p = made("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", k, *BRIEF, *where)
     return {"photos": root / "photos" / "train", "tokenizer": t, "decoder": d, "tokens": k, "proposal": p}
