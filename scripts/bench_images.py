@@ -67,9 +67,7 @@ def main() -> None:
     def ours(data: bytes) -> torch.Tensor:
         return own(decode(data), rng).contiguous()
 
-    difference = torch.stack(
-        [(theirs(d) * 255 - ours(d).float()).abs().round() for d in images]
-    )  # warms both up
+    difference = torch.stack([(theirs(d) * 255 - ours(d).float()).abs().round() for d in images])  # warms both up
     rounds = [(seconds(theirs, images), seconds(ours, images)) for _ in range(args.rounds)]
     slow, fast = (args.images / statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(a / b for a, b in rounds)
@@ -79,9 +77,7 @@ def main() -> None:
     print(f"Pillow {PIL.__version__}, {platform.machine()}, 1 thread, median of {args.rounds} rounds")
     print(f"peers, float32    {slow:7.0f} img/s")
     print(f"ours, uint8       {fast:7.0f} img/s   {ratio:.2f}x")
-    print(
-        f"difference        at most {int(difference.max())} of 255 levels, {difference.mean():.4f} on average"
-    )
+    print(f"difference        at most {int(difference.max())} of 255 levels, {difference.mean():.4f} on average")
 
 
 if __name__ == "__main__":

@@ -95,21 +95,13 @@ def wrong(found: Tensor, z: Tensor, codebook: Tensor) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=16384)
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="timed calls per search; the median is printed"
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls per search; the median is printed")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"torch {torch.__version__}, python {platform.python_version()}, CPU {platform.machine()}, 1 thread"
-    )
-    print(
-        f"{options.vectors} vectors, float32, medians of {options.repeats}; errors against a float64 search"
-    )
+    print(f"torch {torch.__version__}, python {platform.python_version()}, CPU {platform.machine()}, 1 thread")
+    print(f"{options.vectors} vectors, float32, medians of {options.repeats}; errors against a float64 search")
     searches: dict[str, Search] = {"cdist": by_cdist, "euclidean": euclidean, "cosine": cosine}
     for k, d in SHAPES:
         z, codebook = data(options.vectors, k, d)

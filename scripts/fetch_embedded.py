@@ -94,9 +94,7 @@ def squeezenet(folder: Path) -> dict[str, Tensor]:
             name = f"features.{places[int(fire[4:])]}.{part}"
         else:
             name = {"conv1": "features.0", "conv10": "classifier.1"}[key]
-        state[f"{name}.weight"] = torch.from_numpy(kernel.astype(np.float32)).permute(
-            3, 2, 0, 1
-        )  # HWIO -> OIHW
+        state[f"{name}.weight"] = torch.from_numpy(kernel.astype(np.float32)).permute(3, 2, 0, 1)  # HWIO -> OIHW
         state[f"{name}.bias"] = torch.from_numpy(bias.astype(np.float32))
     return state
 
@@ -187,9 +185,7 @@ def vits14(folder: Path) -> dict[str, Tensor]:
                 module = name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
                 tensors[f"{module}.weight"] = tensors[held].T
             elif held.startswith("onnx::") and name.startswith("/backbone/embeddings/") and held in tensors:
-                tensors["positions." + ("class" if tensors[held].shape[1] == 1 else "patches")] = tensors[
-                    held
-                ]
+                tensors["positions." + ("class" if tensors[held].shape[1] == 1 else "patches")] = tensors[held]
     b = "backbone."
     state = {
         "cls_token": tensors[b + "embeddings.cls_token"],

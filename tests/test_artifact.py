@@ -79,7 +79,9 @@ def test_other_content_has_another_id(tmp_path: Path, make_artifact: Make, other
 def test_id_forgets_the_paths_of_inputs_and_the_order_of_facts(tmp_path: Path, make_artifact: Make) -> None:
     facts = {"codebook_size": 8, "grid": [2, 2]}
     a = make_artifact(tmp_path / "a", facts=facts, inputs={"data": {"id": "data-1", "path": "/a"}})
-    b = make_artifact(tmp_path / "b", facts=dict(reversed(facts.items())), inputs={"data": {"id": "data-1", "path": "/b"}})
+    b = make_artifact(
+        tmp_path / "b", facts=dict(reversed(facts.items())), inputs={"data": {"id": "data-1", "path": "/b"}}
+    )
     assert a.id == b.id
 
 

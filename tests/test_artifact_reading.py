@@ -47,10 +47,14 @@ def test_truncated_manifest_is_refused_wherever_it_ends(tmp_path: Path, make_art
 
 @pytest.mark.parametrize("key", ["schema", "kind", "id", "status", "facts", "inputs", "files", "recipe", "provenance"])
 @pytest.mark.parametrize("value", [None, 3.5, [1]])
-def test_manifest_with_a_missing_or_wrong_key_is_refused(tmp_path: Path, make_artifact: Make, key: str, value: Any) -> None:
+def test_manifest_with_a_missing_or_wrong_key_is_refused(
+    tmp_path: Path, make_artifact: Make, key: str, value: Any
+) -> None:
     path = make_artifact(tmp_path / "a").path
     manifest = json.loads((path / MANIFEST).read_text())
-    write_text(path / MANIFEST, json.dumps({k: value if k == key else v for k, v in manifest.items() if k != key or value}))
+    write_text(
+        path / MANIFEST, json.dumps({k: value if k == key else v for k, v in manifest.items() if k != key or value})
+    )
     with pytest.raises(TokError, match=f"is damaged: key '{key}'"):
         open_artifact(path)
 

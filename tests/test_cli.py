@@ -73,7 +73,9 @@ def failing(error: BaseException) -> Callable[..., Any]:
 
 
 def test_no_help_imports_torch_or_anything_heavy() -> None:
-    ran = subprocess.run([sys.executable, "-c", HELP_IMPORTS_NOTHING_HEAVY], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", HELP_IMPORTS_NOTHING_HEAVY], capture_output=True, text=True, check=False
+    )
     assert (ran.stdout.strip(), ran.stderr) == ("[]", "")
 
 
@@ -84,7 +86,9 @@ def test_help_lists_every_command_in_the_order_of_the_pipeline() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_flag_says_what_it_does(name: str) -> None:
-    silent = [p.name for p in cli.commands[name].params if p.param_type_name == "option" and not getattr(p, "help", None)]
+    silent = [
+        p.name for p in cli.commands[name].params if p.param_type_name == "option" and not getattr(p, "help", None)
+    ]
     assert silent in ([], ["workspace"] if name == "show" else [])
     assert cli.commands[name].help
 
@@ -157,7 +161,9 @@ def test_misuse_exits_with_2_and_an_empty_stdout(tok: Callable[..., Answer], arg
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_expected_failure_is_one_line_and_exits_with_1(tok: Callable[..., Answer], arguments: list[str], said: str) -> None:
+def test_expected_failure_is_one_line_and_exits_with_1(
+    tok: Callable[..., Answer], arguments: list[str], said: str
+) -> None:
     code, out, err = tok(*arguments)
     *notices, line = err.splitlines()
     assert (code, out) == (1, "")
@@ -217,10 +223,26 @@ def test_json_is_the_manifest(
     assert manifest == json.loads((tmp_path / "a" / "manifest.json").read_text())
 
 
-def test_flags_reach_the_stage_as_options_and_recipe_keys(tok: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_reach_the_stage_as_options_and_recipe_keys(
+    tok: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
     stage_that(monkeypatch, lambda options: seen.append(options))
-    tok("viz-codebook", "--seed", "3", "--set", "a.b=[1]", "--set", "c=x", "--out", "o", "--workspace", "w", "--data", "d")
+    tok(
+        "viz-codebook",
+        "--seed",
+        "3",
+        "--set",
+        "a.b=[1]",
+        "--set",
+        "c=x",
+        "--out",
+        "o",
+        "--workspace",
+        "w",
+        "--data",
+        "d",
+    )
     options = seen[0]
     assert options.sets == {"seed": 3, "a.b": [1], "c": "x"}
     assert (options.out, options.workspace, options.data) == (Path("o"), Path("w"), "d")
@@ -252,7 +274,9 @@ def test_dry_run_prints_a_recipe_that_is_valid_and_writes_nothing(tok: Callable[
 def test_show_lists_complete_artifacts_and_passes_over_the_rest(
     tok: Callable[..., Answer], tmp_path: Path, make_artifact: Callable[..., Any]
 ) -> None:
-    made = [make_artifact(tmp_path / "artifacts" / name, kind=kind) for name, kind in (("a", "tokenizer"), ("b", "tokens"))]
+    made = [
+        make_artifact(tmp_path / "artifacts" / name, kind=kind) for name, kind in (("a", "tokenizer"), ("b", "tokens"))
+    ]
     (tmp_path / "artifacts" / "notes").mkdir()
     assert [line.split() for line in tok("show").out.splitlines()] == [[a.id, f"artifacts/{a.path.name}"] for a in made]
     assert [entry["kind"] for entry in json.loads(tok("show", "--json").out)] == ["tokenizer", "tokens"]
@@ -280,7 +304,9 @@ def test_verify_passes_a_whole_artifact_and_names_a_damaged_file(
 def test_recipes_lists_and_shows_what_is_shipped(tok: Callable[..., Answer]) -> None:
     listed = tok("recipes").out
     assert "toy/tokens " in listed
-    assert tok("recipes", "toy/tokens").out.startswith(f"# {listed.split('toy/tokens ')[1].splitlines()[0].strip()}\nstage: tokens\n")
+    assert tok("recipes", "toy/tokens").out.startswith(
+        f"# {listed.split('toy/tokens ')[1].splitlines()[0].strip()}\nstage: tokens\n"
+    )
 
 
 def test_recipes_checks_a_file_of_one_s_own(tok: Callable[..., Answer], tmp_path: Path) -> None:

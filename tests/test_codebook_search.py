@@ -54,9 +54,7 @@ def test_padding_of_the_codebook_never_shows(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_euclidean_search_survives_features_far_from_the_origin() -> None:
     z, codebook = random(200, 4), random(300, 4, seed=1)
-    assert (
-        nearest(z + 300, codebook + 300, "euclidean") == nearest(z, codebook, "euclidean")
-    ).float().mean() > 0.98
+    assert (nearest(z + 300, codebook + 300, "euclidean") == nearest(z, codebook, "euclidean")).float().mean() > 0.98
 
 
 def test_search_ignores_autocast_and_restores_the_precision_settings() -> None:
@@ -74,9 +72,7 @@ def test_search_ignores_autocast_and_restores_the_precision_settings() -> None:
 
 
 def run(rows: Tensor, k: int, metric: Metric = "euclidean", iterations: int = 10, seed: int = 0) -> Tensor:
-    return kmeans(
-        rows, k, metric=metric, iterations=iterations, generator=torch.Generator().manual_seed(seed)
-    )
+    return kmeans(rows, k, metric=metric, iterations=iterations, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -121,9 +117,7 @@ def test_fewer_distinct_rows_than_codes_still_gives_distinct_finite_codes(rows: 
 def test_an_empty_cluster_moves_to_the_farthest_row(monkeypatch: pytest.MonkeyPatch) -> None:
     far, unreachable = torch.tensor([[9.0, 0.0]]), torch.tensor([[1e3, 1e3]])
     rows = torch.cat([0.01 * random(400, 2), far])
-    monkeypatch.setattr(
-        "tokcli.quantizers.kmeans._seeds", lambda *_: torch.cat([torch.zeros(1, 2), unreachable])
-    )
+    monkeypatch.setattr("tokcli.quantizers.kmeans._seeds", lambda *_: torch.cat([torch.zeros(1, 2), unreachable]))
     assert torch.allclose(run(rows, 2, iterations=3)[1], far)
 
 

@@ -190,8 +190,6 @@ def test_a_folder_with_broken_files_trains(tmp_path: Path) -> None:
         Image.new("RGB", (20 + i, 16), (i, 0, 0)).save(tmp_path / f"{i}.jpg")
     (tmp_path / "8.jpg").write_bytes((tmp_path / "7.jpg").read_bytes()[:300])
     (tmp_path / "9.jpg").write_text("<html>")
-    batches = TrainBatches(
-        open_source(str(tmp_path), size=8), CenterCrop(8), batch_size=10, seed=0, max_bad=0.2
-    )
+    batches = TrainBatches(open_source(str(tmp_path), size=8), CenterCrop(8), batch_size=10, seed=0, max_bad=0.2)
     assert take(iter(batches), 1)[0].indices.max() == 7
     assert sorted(key for key, _ in batches.skipped) == ["8.jpg", "9.jpg"]

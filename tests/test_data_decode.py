@@ -131,9 +131,7 @@ def test_a_missing_file_is_bad(tmp_path: Path) -> None:
         decode(tmp_path / "gone.png")
 
 
-@pytest.mark.parametrize(
-    "side", [14_000, 20_000]
-)  # the first is over our limit only, the second over Pillow's too
+@pytest.mark.parametrize("side", [14_000, 20_000])  # the first is over our limit only, the second over Pillow's too
 def test_a_huge_image_is_refused_by_its_size_before_memory_is_spent(side: int) -> None:
     data = png_claiming(side, side, rows=side)
     assert len(data) < 100_000 and side**2 > MAX_IMAGE_PIXELS

@@ -167,9 +167,7 @@ def test_fashion_mnist_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest
     assert open_source("fashion-mnist/val", size=8).name == "fashion-mnist/val"
 
 
-def test_a_missing_fashion_mnist_says_how_to_fetch_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_fashion_mnist_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     monkeypatch.setattr("tokcli.data.idx.PACKAGED", Path("nowhere"))
     with pytest.raises(TokError, match=r"apt-get download dataset-fashion-mnist && dpkg-deb -x"):

@@ -70,9 +70,7 @@ def test_a_folder_of_splits_names_both(tmp_path: Path) -> None:
     assert sibling(str(tmp_path / "val"), "val") is None
 
 
-@pytest.mark.parametrize(
-    "spec", ["gone", "opemoji/train", "pipe:cat a.tar", "https://x/a.tar", "s3://b/{0..3}.tar"]
-)
+@pytest.mark.parametrize("spec", ["gone", "opemoji/train", "pipe:cat a.tar", "https://x/a.tar", "s3://b/{0..3}.tar"])
 def test_what_is_not_there_is_one_line(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TokError) as error:

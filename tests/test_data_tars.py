@@ -128,9 +128,7 @@ def test_a_tar_cut_short_gives_what_is_whole_and_says_so(tmp_path: Path, cut: st
     path.write_bytes(path.read_bytes()[: place[cut]])
     source = open_source(str(path), size=8)
     assert len(source) == 10 and source.image(9).unique().tolist() == [9]
-    assert any(
-        "a.tar" in key and ("cut short" in why or "ends inside" in why) for key, why in source.problems
-    )
+    assert any("a.tar" in key and ("cut short" in why or "ends inside" in why) for key, why in source.problems)
 
 
 def test_a_hole_of_zeros_in_a_tar_is_noticed(tmp_path: Path) -> None:
@@ -210,9 +208,7 @@ def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spec", ["pipe:touch ran", "pipe:touch ran #.tar", "http://x/{0..1}.tar", "{pipe:touch ran,b}.tar"]
 )
-def test_pipes_and_urls_are_refused_and_not_run(
-    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipes_and_urls_are_refused_and_not_run(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TokError):
         open_source(spec, size=8)

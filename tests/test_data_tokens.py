@@ -99,9 +99,7 @@ def test_the_last_code_of_65536_fits_two_bytes(tmp_path: Path) -> None:
     write_shard(tmp_path, 0, torch.full((1, 1, 2), 65_535), [0], ["a"], [[]], codebook_size=65_536)
     merge(tmp_path, 1)
     store = TokenStore(tmp_path)
-    assert store.dtype == np.uint16 and store.batch(torch.tensor([0]), torch.tensor([0])).tolist() == [
-        [65_535] * 2
-    ]
+    assert store.dtype == np.uint16 and store.batch(torch.tensor([0]), torch.tensor([0])).tolist() == [[65_535] * 2]
 
 
 def test_an_index_outside_the_codebook_is_not_written(tmp_path: Path) -> None:
@@ -111,9 +109,7 @@ def test_an_index_outside_the_codebook_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_shard_in_which_all_images_were_bad_is_a_shard(tmp_path: Path) -> None:
-    write_shard(
-        tmp_path, 0, torch.empty(0, 2, 5, dtype=torch.int64), [], [], [], [("a", "bad")], codebook_size=8
-    )
+    write_shard(tmp_path, 0, torch.empty(0, 2, 5, dtype=torch.int64), [], [], [], [("a", "bad")], codebook_size=8)
     write_shard(tmp_path, 1, torch.ones(1, 2, 5, dtype=torch.int64), [0], ["b"], [[]], codebook_size=8)
     assert merge(tmp_path, 2) == (1, 1)
     assert TokenStore(tmp_path).batch(torch.tensor([0]), torch.tensor([1])).tolist() == [[1] * 5]

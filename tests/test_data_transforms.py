@@ -78,9 +78,7 @@ def test_random_resized_crop_takes_the_area_it_was_asked_for() -> None:
     transform = RandomResizedCrop(8, scale=(0.25, 0.25), ratio=(1.0, 1.0))
     boxes = [transform._box(100, 100, generator(0, i)) for i in range(50)]
     assert {(h, w) for _, _, h, w in boxes} == {(50, 50)}
-    assert len({top for top, *_ in boxes}) > 20 and all(
-        0 <= top <= 50 and 0 <= left <= 50 for top, left, *_ in boxes
-    )
+    assert len({top for top, *_ in boxes}) > 20 and all(0 <= top <= 50 and 0 <= left <= 50 for top, left, *_ in boxes)
 
 
 def test_random_resized_crop_of_a_strip_is_its_centre() -> None:

@@ -39,7 +39,9 @@ class Photos:
     name, id, classes, problems = "photos", "data-0", ["any"], ()
 
     def __init__(self) -> None:
-        self.pixels = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        self.pixels = torch.randint(
+            0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -61,7 +63,9 @@ def settings(**keys: Any) -> Train:
     return Train(**{"steps": STEPS, "batch_size": 8, "ema": 0.9, "log_every": 1, **keys})
 
 
-def tokenizer_training(train: Train, revive_after: int | None = 2) -> tuple[Updater, Any, Callable[[int, Any], dict[str, Any]]]:
+def tokenizer_training(
+    train: Train, revive_after: int | None = 2
+) -> tuple[Updater, Any, Callable[[int, Any], dict[str, Any]]]:
     """VQ-KD with an EMA codebook, k-means start and revival; the teacher is a fixed projection of patches."""
     torch.manual_seed(0)
     encoder = ENCODERS["vit"](8, image_size=16, patch_size=4, width=16, depth=1, heads=2)

@@ -61,7 +61,19 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         draw(root / "photos" / "train" / ("cat", "dog")[number % 2] / f"{number}.png", shade=20 * number)
     where = ["--workspace", root / "ws"]
     t = made("train-tokenizer", *SMALL, "--data", root / "photos" / "train", *where)
-    d = made("train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", t, "--set", "loss={l1: 1.0}", "--set", "decoder.widths=[16, 16, 8, 8, 8]", *BRIEF, *where)
+    d = made(
+        "train-decoder",
+        "--recipe",
+        "toy/decoder-conv",
+        "--tokenizer",
+        t,
+        "--set",
+        "loss={l1: 1.0}",
+        "--set",
+        "decoder.widths=[16, 16, 8, 8, 8]",
+        *BRIEF,
+        *where,
+    )
     k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, *where)
     p = made("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", k, *BRIEF, *where)
     return {"photos": root / "photos" / "train", "tokenizer": t, "decoder": d, "tokens": k, "proposal": p}
@@ -104,7 +116,9 @@ def test_a_folder_without_images_is_refused(train: list[Any], tmp_path: Path) ->
 
 
 def test_an_unknown_key_gets_the_nearest_one(train: list[Any], family: dict[str, Path]) -> None:
-    assert "optim.lrr: unknown key. Did you mean 'lr'?" in refusal(*train, "--data", family["photos"], "--set", "optim.lrr=1")
+    assert "optim.lrr: unknown key. Did you mean 'lr'?" in refusal(
+        *train, "--data", family["photos"], "--set", "optim.lrr=1"
+    )
 
 
 def test_a_truncated_jpeg_is_counted_and_named_not_fatal(family: dict[str, Path], tmp_path: Path) -> None:
@@ -134,7 +148,9 @@ def test_a_decompression_bomb_is_left_out_unopened(family: dict[str, Path], tmp_
 
     draw(tmp_path / "photos" / "good.png")
     size = (20_000).to_bytes(4, "big") * 2
-    header = chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    header = (
+        chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
     (tmp_path / "photos" / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header)
     flags = ["--tokenizer", family["tokenizer"], "--data", tmp_path / "photos", "--workspace", tmp_path]
     k = made("tokenize", "--recipe", "toy/tokens", *flags, "--set", "tokens.max_bad=0.5")

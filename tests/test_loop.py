@@ -23,7 +23,9 @@ from tokcli.schema import Optim, Train
 from tokcli.weights import read_checkpoint
 
 STEPS = 7
-TOKENS = torch.randint(0, 8, (10, 4), generator=torch.Generator().manual_seed(0))  # 10 rows by 4 a step: epochs end inside steps
+TOKENS = torch.randint(
+    0, 8, (10, 4), generator=torch.Generator().manual_seed(0)
+)  # 10 rows by 4 a step: epochs end inside steps
 STORE: Any = SimpleNamespace(rows=10, views=1, labels=np.arange(10) % 3, batch=lambda rows, views: TOKENS[rows])
 Hook = Callable[[int, "Classifier"], None]
 
@@ -187,7 +189,9 @@ def poison(wanted: int) -> Hook:
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 6])
-def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_state_before(straight: Any, tmp_path: Path, wanted: int) -> None:
+def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_state_before(
+    straight: Any, tmp_path: Path, wanted: int
+) -> None:
     with pytest.raises(TokError, match=rf"^step {wanted}: .*not finite \(last finite at {wanted - 1}\)") as caught:
         train(tmp_path, before=poison(wanted))
     assert caught.value.exit_code == 1

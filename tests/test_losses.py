@@ -95,9 +95,7 @@ def test_perceptual_orders_noise_and_blur(network):
     loss, image = real_or_skip(network), photo()
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     noisy = [loss((image + s * noise).clamp(0, 1), image).item() for s in (0.02, 0.05, 0.1, 0.2)]
-    blurred = [
-        loss(F.avg_pool2d(F.pad(image, [k // 2] * 4, "replicate"), k, 1), image).item() for k in (3, 5, 9)
-    ]
+    blurred = [loss(F.avg_pool2d(F.pad(image, [k // 2] * 4, "replicate"), k, 1), image).item() for k in (3, 5, 9)]
     assert noisy == sorted(noisy) and blurred == sorted(blurred) and min(noisy[0], blurred[0]) > 0
 
 
@@ -142,7 +140,5 @@ def test_missing_vgg_weights_name_their_flag(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     refused = OSError("no network")
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(refused))
-    with pytest.raises(
-        TokError, match=r"vgg16: weights not found \(hub unreachable\). Give --vgg-weights PATH"
-    ):
+    with pytest.raises(TokError, match=r"vgg16: weights not found \(hub unreachable\). Give --vgg-weights PATH"):
         PerceptualLoss(network="vgg16")

@@ -48,9 +48,7 @@ def parameters(module: nn.Module) -> int:
         (lambda: ViTDecoder(32, (14, 14), 224, **BASE), 86_405_376),
     ],
 )
-def test_published_networks_have_the_published_number_of_parameters(
-    build: Callable[[], nn.Module], count: int
-) -> None:
+def test_published_networks_have_the_published_number_of_parameters(build: Callable[[], nn.Module], count: int) -> None:
     with torch.device("meta"):
         assert parameters(build()) == count
 
@@ -60,10 +58,7 @@ def test_attention_equals_its_formula() -> None:
     nn.init.normal_(attention.q_bias), nn.init.normal_(attention.v_bias)
     q, k, v = (x @ attention.qkv.weight.T).chunk(3, -1)
     q, v = q + attention.q_bias, v + attention.v_bias
-    heads = [
-        (q[..., h] @ k[..., h].transpose(1, 2) / 2).softmax(-1) @ v[..., h]
-        for h in (slice(0, 4), slice(4, 8))
-    ]
+    heads = [(q[..., h] @ k[..., h].transpose(1, 2) / 2).softmax(-1) @ v[..., h] for h in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
 
 

@@ -115,7 +115,5 @@ def test_a_download_is_kept_and_a_damaged_one_is_not(tmp_path, monkeypatch):
 def test_find_weights_without_a_flag_does_not_name_one(tmp_path, monkeypatch):
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     source = NETWORKS["squeezenet"].source("squeezenet")
-    with pytest.raises(
-        TokError, match=r"not found. Fetch them where there is a network: python scripts/fetch"
-    ):
+    with pytest.raises(TokError, match=r"not found. Fetch them where there is a network: python scripts/fetch"):
         find_weights("squeezenet", source, where="perceptual loss squeezenet", flag=None)

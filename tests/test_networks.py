@@ -13,16 +13,12 @@ def scrambled(module: nn.Module) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     state = module.state_dict()
     return {
-        k: t + 0.1 * t.abs().mean().clamp(min=0.1) * torch.rand(t.shape, generator=g)
-        if t.is_floating_point()
-        else t
+        k: t + 0.1 * t.abs().mean().clamp(min=0.1) * torch.rand(t.shape, generator=g) if t.is_floating_point() else t
         for k, t in state.items()
     }
 
 
-@pytest.mark.parametrize(
-    "name", [*NETWORKS, "timm:test_vit", "timm:convnext_atto", "open_clip:ViT-B-32/openai"]
-)
+@pytest.mark.parametrize("name", [*NETWORKS, "timm:test_vit", "timm:convnext_atto", "open_clip:ViT-B-32/openai"])
 def test_every_network_builds_on_the_meta_device_frozen_and_in_eval_mode(name):
     with torch.device("meta"):
         network = build_network(name, "random")
@@ -44,9 +40,7 @@ def test_layers_are_returned_in_the_order_asked_for(name):
         names = [network.layer_names[-1], network.layer_names[0], network.layer_names[-1]]
         size = network.image_size
         last, first, again = network.shapes(size, names)
-    assert (
-        last == again == network.shapes(size, names[:1])[0] and first == network.shapes(size, names[1:2])[0]
-    )
+    assert last == again == network.shapes(size, names[:1])[0] and first == network.shapes(size, names[1:2])[0]
 
 
 def test_efflite0_gives_maps_at_the_documented_widths_and_strides():
@@ -89,9 +83,7 @@ def test_squeezenet_sees_bgr_in_0_to_255_minus_caffes_mean():
 def test_prepare_resizes_with_antialiasing_and_stays_in_range():
     network = build_network("efflite0", "random")
     checkers = (torch.arange(64).view(-1, 1) + torch.arange(64)).remainder(2).float().expand(1, 3, 64, 64)
-    assert (
-        network.prepare(checkers, 16)[..., 2:-2, 2:-2].abs().max() < 0.05
-    )  # grey, where aliasing keeps a pattern
+    assert network.prepare(checkers, 16)[..., 2:-2, 2:-2].abs().max() < 0.05  # grey, where aliasing keeps a pattern
     assert network.prepare(checkers.roll(3), 100).abs().max() <= 1.0  # mean and std 0.5
 
 
@@ -103,9 +95,7 @@ def test_inception_equals_pytorch_fids_from_resizing_to_pooling(monkeypatch):
     monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: state)
     expected = theirs.InceptionV3([3]).eval()
     images = torch.rand(1, 3, 320, 310)  # made smaller, where antialiasing would show
-    torch.testing.assert_close(
-        network.pooled(images), expected(images)[0].flatten(1).detach(), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(network.pooled(images), expected(images)[0].flatten(1).detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_an_unknown_layer_names_the_nearest():
@@ -135,9 +125,7 @@ def test_building_a_network_leaves_the_callers_random_numbers_alone():
 def test_a_network_of_another_name_names_the_nearest():
     with pytest.raises(TokError, match="Did you mean 'efflite0'"):
         build_network("eflite0")
-    with pytest.raises(
-        TokError, match=r"timm:test_vitt: timm has no such model. Did you mean 'timm:test_vit"
-    ):
+    with pytest.raises(TokError, match=r"timm:test_vitt: timm has no such model. Did you mean 'timm:test_vit"):
         build_network("timm:test_vitt")
     with pytest.raises(TokError, match=r"no weights 'opnai' of ViT-B-32. Did you mean 'openai'"):
         build_network("open_clip:ViT-B-32/opnai")

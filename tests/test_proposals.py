@@ -196,9 +196,7 @@ def test_damaged_weights_are_refused_instead_of_sampled(mode: str) -> None:
         network.generate(labels, seeds, WARM["guided"])
 
 
-@pytest.mark.parametrize(
-    "bad", [{"heads": 3}, {"width": 0}, {"depth": 0}, {"dropout": 1.0}, {"label_drop": 1.5}]
-)
+@pytest.mark.parametrize("bad", [{"heads": 3}, {"width": 0}, {"depth": 0}, {"dropout": 1.0}, {"label_drop": 1.5}])
 @pytest.mark.parametrize("mode", MODES)
 def test_an_impossible_size_is_refused_by_its_recipe_key(mode: str, bad: dict[str, float]) -> None:
     keys = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 8} | bad

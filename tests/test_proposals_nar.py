@@ -69,9 +69,7 @@ def test_the_network_does_not_see_masked_codes(network: MaskedProposal) -> None:
     mask = random_mask(seeds, torch.full((4,), 6), N)
     other = torch.where(mask, (indices + 1) % K, indices)
     condition = network._condition(labels)
-    assert torch.equal(
-        network._masked_logits(indices, mask, condition), network._masked_logits(other, mask, condition)
-    )
+    assert torch.equal(network._masked_logits(indices, mask, condition), network._masked_logits(other, mask, condition))
 
 
 def test_the_loss_counts_masked_tokens_only(network: MaskedProposal) -> None:

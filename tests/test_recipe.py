@@ -82,9 +82,7 @@ def test_key_unlike_any_other_is_refused_with_all_there_are() -> None:
 
 
 def test_wrong_type_is_refused_with_path_expected_and_got() -> None:
-    assert faults(optim__warmup_steps="ten") == [
-        'toy.yaml: optim.warmup_steps: should be a valid integer. Got "ten".'
-    ]
+    assert faults(optim__warmup_steps="ten") == ['toy.yaml: optim.warmup_steps: should be a valid integer. Got "ten".']
 
 
 def test_value_outside_its_range_is_refused_with_the_range() -> None:
@@ -112,7 +110,13 @@ def test_missing_key_is_named() -> None:
 
 def test_all_faults_are_told_at_once() -> None:
     lines = faults(seed=-1, optim__lr="fast", codes__size=1.5, loss__l1={"weight": "x"}, extra=1)
-    assert sorted(line.split(": ")[1] for line in lines) == ["codes.size", "extra", "loss.l1.weight", "optim.lr", "seed"]
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "codes.size",
+        "extra",
+        "loss.l1.weight",
+        "optim.lr",
+        "seed",
+    ]
 
 
 def test_component_takes_the_keyword_only_arguments_of_its_constructor() -> None:
@@ -264,7 +268,11 @@ def test_all_invalid_recipes_are_told_at_once(tmp_path: Path, monkeypatch: pytes
     from tokcli import catalog
 
     (tmp_path / "own").mkdir()
-    for name, text in (("a", "stage: nothing"), ("b", "stage: tokens\ntokens: {crop: 1}"), ("c", "stage: tokens\ntokens: {}")):
+    for name, text in (
+        ("a", "stage: nothing"),
+        ("b", "stage: tokens\ntokens: {crop: 1}"),
+        ("c", "stage: tokens\ntokens: {}"),
+    ):
         (tmp_path / "own" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(catalog, "recipes_root", lambda: tmp_path)
     with pytest.raises(InvalidRecipe) as caught:

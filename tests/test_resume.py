@@ -159,7 +159,7 @@ def process(command: list[object]) -> Iterator["subprocess.Popen[str]"]:
         run.communicate()
 
 
-LONGER = ["--set", "train.steps=300", "--set", "train.save_every=7"]
+LONGER = ["--set", "train.steps=200", "--set", "train.save_every=7"]
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,10 @@ def test_a_process_that_got_a_signal_and_is_repeated_ends_as_if_it_had_not(
         out, err = run.communicate()
     assert (run.returncode, out) == (code, ""), err
     done = read_checkpoint(tmp_path / "again" / STATE)["step"]
-    assert 7 <= done < 300
+    assert 7 <= done < 200
     if number == signal.SIGTERM:
         assert err.splitlines()[-1] == (
-            f"{tmp_path / 'again'}: interrupted after step {done} of 300, state saved. repeat the command to go on."
+            f"{tmp_path / 'again'}: interrupted after step {done} of 200, state saved. repeat the command to go on."
         )
     assert_equal(undisturbed, tok(*again))
 

@@ -24,8 +24,7 @@ def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:
         module = build()
     g = torch.Generator().manual_seed(1)
     state = {
-        k: torch.empty(t.shape).uniform_(-0.05, 0.05, generator=g)
-        + float(t.ndim == 1 and k.endswith("weight"))
+        k: torch.empty(t.shape).uniform_(-0.05, 0.05, generator=g) + float(t.ndim == 1 and k.endswith("weight"))
         for k, t in module.state_dict().items()
     }
     module.load_state_dict(state, assign=True)
@@ -104,9 +103,7 @@ def test_clip_projects_normalised_patch_tokens(clip, images):
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     theirs.output_tokens, pooled_and_tokens = True, None
-    pooled_and_tokens = theirs(
-        (images - mean) / std
-    )  # open_clip gives tokens after ln_post, before the projection
+    pooled_and_tokens = theirs((images - mean) / std)  # open_clip gives tokens after ln_post, before the projection
     theirs.output_tokens = False
     torch.testing.assert_close(teacher(images), pooled_and_tokens[1] @ theirs.proj, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(teacher.network.pooled(images), pooled_and_tokens[0], rtol=1e-4, atol=1e-4)
@@ -161,9 +158,7 @@ def test_other_image_sizes_interpolate_positions(name, request, images):
     assert small.shape[-2:] == (7, 7) and small.isfinite().all()
     # features of the small image resemble those of the large one more than another place's
     pooled = nn.functional.avg_pool2d(teacher.network.maps(images)[0], 2).flatten(2)
-    cosine = torch.einsum(
-        "bcn,bcm->nm", *(nn.functional.normalize(t, dim=1) for t in (small.flatten(2), pooled))
-    )
+    cosine = torch.einsum("bcn,bcm->nm", *(nn.functional.normalize(t, dim=1) for t in (small.flatten(2), pooled)))
     assert cosine.diagonal().mean() > cosine.mean()
 
 
@@ -234,9 +229,7 @@ def test_real_vits14_tells_photos_apart_by_patch():
         teacher = build_teacher("vits14", {})
     except TokError as error:
         pytest.skip(str(error))
-    photos = [
-        torch.from_numpy(photo).permute(2, 0, 1)[None] / 255 for photo in (data.chelsea(), data.coffee())
-    ]
+    photos = [torch.from_numpy(photo).permute(2, 0, 1)[None] / 255 for photo in (data.chelsea(), data.coffee())]
     cat, cup = (nn.functional.normalize(teacher(photo)[0], dim=-1) for photo in photos)
     within, across = (cat @ cat.T).mean(), (cat @ cup.T).mean()
     assert within > across + 0.1

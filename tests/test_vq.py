@@ -70,10 +70,7 @@ def test_losses_are_weighted_mean_squares_with_the_gradient_on_one_side_each() -
     z_q, _, losses = vq(z)
     torch.testing.assert_close(losses["commitment"], 0.25 * mse_loss(z, z_q))
     torch.testing.assert_close(losses["codebook"], mse_loss(z, z_q))
-    assert (
-        torch.autograd.grad(losses["commitment"], vq.codebook, allow_unused=True, retain_graph=True)[0]
-        is None
-    )
+    assert torch.autograd.grad(losses["commitment"], vq.codebook, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(losses["codebook"], z, allow_unused=True)[0] is None
 
 
@@ -160,8 +157,28 @@ def test_farthest_rows_do_not_depend_on_order_or_on_how_a_batch_is_split() -> No
 
 
 def test_idle_codes_go_to_the_worst_clusters_one_each() -> None:
-    far = Farthest(
-        torch.tensor([0, 2, 3]), torch.tensor([1.0, 2.0, 0.0]), torch.tensor([[1.0], [2.0], [3.0]])
-    )
+    far = Farthest(torch.tensor([0, 2, 3]), torch.tensor([1.0, 2.0, 0.0]), torch.tensor([[1.0], [2.0], [3.0]]))
     moved, rows = relocate(torch.tensor([4, 5, 6]), torch.tensor([9.0, 0, 5.0, 0, 0, 0, 0]), far)
     assert moved.tolist() == [4, 5] and rows.flatten().tolist() == [1.0, 2.0]
+
+
+def test_features_pass_unquantized_until_init_after_and_k_means_sees_them_then() -> None:
+    quantizer = VQ(codebook_size=4, code_dim=3, init_after=2)
+    z = torch.randn(2, 5, 3)
+    for step in range(2):
+        assert torch.equal(quantizer(z).z_q, quantizer.normalise(z))
+        quantizer.after_step(step)
+    quantizer.initialise(z)
+    assert quantizer(z).indices.unique().numel() > 1
+    assert quantizer.initialised
+
+
+def test_rarely_used_codes_move_where_features_are_crowded() -> None:
+    quantizer = VQ(codebook_size=2, code_dim=2, init="uniform", revive_after=2, revive_below=0.5)
+    quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    angles = torch.cat([torch.linspace(-0.5, 0.5, 99), torch.tensor([3.14159])])
+    z = torch.stack([angles.cos(), angles.sin()], -1)[None]
+    for step in range(4):
+        quantizer(z)
+        quantizer.after_step(step)
+    assert (quantizer.codebook[1] @ torch.tensor([1.0, 0.0])) > 0

@@ -99,7 +99,10 @@ def _damaged_key(manifest: Any) -> str | None:
     wanted = {"kind": str, "status": str, "recipe": dict, "inputs": dict, "provenance": dict}
     if manifest.get("status") == "complete":
         wanted |= {"id": str, "facts": dict, "files": dict}
-    entries: dict[str, dict[str, type]] = {"inputs": {"id": str, "path": str}, "files": {"sha256": str, "bytes": int, "payload": bool}}
+    entries: dict[str, dict[str, type]] = {
+        "inputs": {"id": str, "path": str},
+        "files": {"sha256": str, "bytes": int, "payload": bool},
+    }
     for key, kind in wanted.items():
         if not isinstance(manifest.get(key), kind):
             return key
@@ -123,7 +126,9 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise TokError(str(file), "is damaged", got=str(error), next="restore it, or repeat with another --out") from None
+        raise TokError(
+            str(file), "is damaged", got=str(error), next="restore it, or repeat with another --out"
+        ) from None
     damaged = _damaged_key(manifest)
     if damaged:
         raise TokError(str(file), f"is damaged: key '{damaged}' is missing or of a wrong type")
@@ -182,7 +187,11 @@ def locate(wanted: str, hint: str | None, near: Path) -> Artifact:
     for artifact in scan(near):
         if artifact.id == wanted:
             return artifact
-    raise TokError(wanted, f"this input is not at {hint or 'its recorded path'} nor in {near}", next="bring it back, or name it by its flag")
+    raise TokError(
+        wanted,
+        f"this input is not at {hint or 'its recorded path'} nor in {near}",
+        next="bring it back, or name it by its flag",
+    )
 
 
 def check_lineage(a: Artifact, flag_a: str, b: Artifact, flag_b: str, role: str = "tokenizer") -> None:
@@ -226,7 +235,11 @@ class Draft:
         """
         payload = sorted(payload)
         files = {
-            name: {"sha256": sha256(self.path / name), "bytes": (self.path / name).stat().st_size, "payload": name in payload}
+            name: {
+                "sha256": sha256(self.path / name),
+                "bytes": (self.path / name).stat().st_size,
+                "payload": name in payload,
+            }
             for name in [*payload, *sorted(extras)]
         }
         self.manifest |= {"facts": json.loads(json.dumps(facts)), "files": files, "status": "complete"}
@@ -288,7 +301,9 @@ def _take_lock(path: Path) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise TokError(str(path), f"is being written by {holder}", next="wait for it, or choose another --out") from None
+        raise TokError(
+            str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
+        ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -371,15 +386,24 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "")
 
 
 def _refuse_changes(
-    where: str, manifest: Mapping[str, Any], kind: str, recipe: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]
+    where: str,
+    manifest: Mapping[str, Any],
+    kind: str,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]],
 ) -> None:
     if manifest["kind"] != kind:
-        raise TokError(where, f"holds a {manifest['kind']}", got=f"this command writes a {kind}", next="choose another --out")
+        raise TokError(
+            where, f"holds a {manifest['kind']}", got=f"this command writes a {kind}", next="choose another --out"
+        )
     changed = differing_keys(manifest["recipe"], recipe)
     old = {role: entry["id"] for role, entry in manifest["inputs"].items()}
     new = {role: entry["id"] for role, entry in inputs.items()}
     changed += differing_keys(old, new, "inputs.")
     if changed:
         raise TokError(
-            where, "was made by another recipe or other inputs", got="; ".join(changed), next="choose another --out, or leave it out"
+            where,
+            "was made by another recipe or other inputs",
+            got="; ".join(changed),
+            next="choose another --out, or leave it out",
         )

@@ -42,9 +42,7 @@ def start(device: torch.device) -> None:
     """Join the process group if there is more than one process; NCCL on GPUs, gloo on CPUs."""
     if world_size() > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, rank=rank(), world_size=world_size(), timeout=datetime.timedelta(minutes=30)
-        )
+        dist.init_process_group(backend, rank=rank(), world_size=world_size(), timeout=datetime.timedelta(minutes=30))
 
 
 def stop() -> None:

@@ -15,7 +15,9 @@ class TokError(Exception):
 
     def __init__(self, where: str, what: str, *, got: str = "", next: str = "") -> None:
         self.where, self.what, self.got, self.next = where, what, got, next
-        sentences = [s if s.endswith(("?", "!")) else f"{s.rstrip('.')}." for s in map(str.strip, (what, got, next)) if s]
+        sentences = [
+            s if s.endswith(("?", "!")) else f"{s.rstrip('.')}." for s in map(str.strip, (what, got, next)) if s
+        ]
         super().__init__(f"{where}: {' '.join(sentences)}")
 
 

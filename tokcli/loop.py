@@ -123,7 +123,9 @@ def save_state(folder: Path, step: int, seconds: float, parts: dict[str, Statefu
     if distributed.is_main():
         with atomic_write(folder / STATE) as tmp:
             try:
-                torch.save({"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in parts.items()}}, tmp)
+                torch.save(
+                    {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in parts.items()}}, tmp
+                )
             except RuntimeError as error:  # torch's zip writer reports a full disk this way
                 raise TokError(
                     str(folder / STATE), "could not be written, the disk may be full",
@@ -252,11 +254,16 @@ def claimed(
     done = present()
     todo = [shard for shard in mine if shard not in done]
     quiet = None if todo else True
-    with StopSignal() as stop, tqdm(total=len(todo) * size, unit=unit, desc=desc, file=sys.stderr, disable=quiet) as bar:
+    with (
+        StopSignal() as stop,
+        tqdm(total=len(todo) * size, unit=unit, desc=desc, file=sys.stderr, disable=quiet) as bar,
+    ):
         for shard in todo:
             if stop.received is not None:
                 raise Interrupted(
-                    str(folder), f"interrupted before shard {shard}, finished shards are kept", next="repeat the command to go on"
+                    str(folder),
+                    f"interrupted before shard {shard}, finished shards are kept",
+                    next="repeat the command to go on",
                 )
             with locked(folder, f".shard-{shard:05d}.lock") as got:
                 if got and shard not in present():
@@ -278,7 +285,10 @@ def complete(
         skipped: unreadable images by key, with the reason.
         seconds: of training.
     """
-    made = {"seconds": round(seconds, 1), "skipped": {"images": len(skipped), "first": [f"{k}: {why}" for k, why in skipped[:20]]}}
+    made = {
+        "seconds": round(seconds, 1),
+        "skipped": {"images": len(skipped), "first": [f"{k}: {why}" for k, why in skipped[:20]]},
+    }
     extras = [name for name in ("recipe.yaml", LOG, "preview.png") if (draft.path / name).exists()]
     finished = draft.finish(facts, payload=["model.safetensors"], extras=extras, metrics=metrics, provenance=made)
     (draft.path / STATE).unlink(missing_ok=True)

@@ -248,7 +248,9 @@ def read_samples(samples: Artifact, numbers: range) -> UInt8[Tensor, "n 3 s s"]:
             with Image.open(path) as image:
                 images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
         except (OSError, SyntaxError) as error:
-            raise TokError(str(path), "cannot be read", got=str(error), next="tok verify names what is damaged") from None
+            raise TokError(
+                str(path), "cannot be read", got=str(error), next="tok verify names what is damaged"
+            ) from None
     return torch.stack(images)
 
 
@@ -269,7 +271,13 @@ def colours_of(
 
 @torch.no_grad()
 def tokenizer_preview(
-    network: Tokenizer, source: ImageSource, device: torch.device, size: int, teacher: Teacher, path: Path, columns: int = 12
+    network: Tokenizer,
+    source: ImageSource,
+    device: torch.device,
+    size: int,
+    teacher: Teacher,
+    path: Path,
+    columns: int = 12,
 ) -> None:
     """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
     chosen = [int(i) for i in torch.linspace(0, len(source) - 1, min(columns, len(source)))]
@@ -289,4 +297,6 @@ def tokenizer_preview(
         "codes": colours_of(codes, codes, grid, size).cpu(),
     }
     if distributed.is_main():
-        pictures.save_png(pictures.comparison_sheet(rows, title="held-out images; features by their three main axes"), path)
+        pictures.save_png(
+            pictures.comparison_sheet(rows, title="held-out images; features by their three main axes"), path
+        )

@@ -48,5 +48,7 @@ def describe(
         lines.append(f"# memory  {gigabytes:.2f} GiB for weights, gradients and optimizer; activations come on top")
     train = getattr(recipe, "train", None)
     if isinstance(train, Train):
-        lines.append(f"# trains  {train.steps:,} steps x {train.batch_size} = {train.steps * train.batch_size:,} samples")
+        lines.append(
+            f"# trains  {train.steps:,} steps x {train.batch_size} = {train.steps * train.batch_size:,} samples"
+        )
     return "\n".join(lines)

@@ -157,7 +157,9 @@ def choose(
         log.info("%s %s (the only one that fits)", flag, found[0].path)
         return found[0]
     if not found:
-        raise TokError(flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"name one, or make it: {maker}")
+        raise TokError(
+            flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"name one, or make it: {maker}"
+        )
     listed = ", ".join(str(a.path) for a in found)
     raise TokError(flag, f"{len(found)} fit", got=listed, next=f"pick one with {flag} PATH")
 
@@ -195,7 +197,9 @@ def _commit() -> str | None:
     if not (folder / ".git").exists():
         return None  # installed from a wheel
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() if found.returncode == 0 else None

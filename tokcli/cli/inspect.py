@@ -10,8 +10,15 @@ from tokcli.cli.options import PATH
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
 @click.argument("artifact", required=False, type=PATH)
-@click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True, metavar="DIR",
-              help="Whose artifacts are listed.")
+@click.option(
+    "--workspace",
+    type=PATH,
+    envvar="TOK_WORKSPACE",
+    default=Path("artifacts"),
+    show_default=True,
+    metavar="DIR",
+    help="Whose artifacts are listed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
     """Show one artifact, or list those of the workspace."""

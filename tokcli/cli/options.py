@@ -39,9 +39,13 @@ HELD_OUT = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
     DATA[1],
 ]  # fmt: skip
-TEACHER_WEIGHTS = click.option("--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable.")
+TEACHER_WEIGHTS = click.option(
+    "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable."
+)
 VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="Weights of the perceptual loss's network.")
-INCEPTION_WEIGHTS = click.option("--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name.")
+INCEPTION_WEIGHTS = click.option(
+    "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name."
+)
 
 
 def with_options(*groups: Any) -> Callable[[F], F]:
@@ -69,7 +73,9 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
     for key, value in {"seed": flags["seed"], **(shorthands or {})}.items():
         if value is not None:
             sets[key] = value
-    weights = {name: flags[f"{name}_weights"] for name in ("teacher", "vgg", "inception") if flags.get(f"{name}_weights")}
+    weights = {
+        name: flags[f"{name}_weights"] for name in ("teacher", "vgg", "inception") if flags.get(f"{name}_weights")
+    }
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
 

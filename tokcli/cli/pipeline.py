@@ -27,7 +27,9 @@ SHARDS = [
 
 
 @click.command("train-tokenizer", short_help="images -> tokenizer")
-@click.option("--teacher", metavar="NAME", help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.")
+@click.option(
+    "--teacher", metavar="NAME", help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED."
+)
 @click.option("--method", metavar="NAME", default="vqkd", show_default=True, help="How the tokenizer learns.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another tokenizer's weights.")
 @with_options(DATA, TEACHER_WEIGHTS, COMMON)
@@ -66,7 +68,9 @@ def tokenize(
 
 
 @click.command("train-proposal", short_help="token shards -> proposal network")
-@click.option("--mode", type=click.Choice(["ar", "nar"]), default="ar", show_default=True, help="Autoregressive or masked.")
+@click.option(
+    "--mode", type=click.Choice(["ar", "nar"]), default="ar", show_default=True, help="Autoregressive or masked."
+)
 @click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
 @with_options(COMMON)
@@ -79,8 +83,14 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 
 @click.command(short_help="proposal network, decoder -> images")
 @click.option("-n", "--number", type=int, metavar="N", help="How many images; short for --set sample.number=N.")
-@click.option("--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both.")
-@click.option("--classes", metavar="A,B,...", help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.")
+@click.option(
+    "--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both."
+)
+@click.option(
+    "--classes",
+    metavar="A,B,...",
+    help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
+)
 @click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
 @click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
@@ -103,9 +113,7 @@ def sample(
         "sample.top_p": top_p, "sample.steps": steps, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
     }  # fmt: skip
     run_stage(
-        lambda o: stage.main(
-            o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share
-        ),
+        lambda o: stage.main(o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share),
         options_of(flags, shorthands),
         as_json,
     )

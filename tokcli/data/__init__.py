@@ -78,11 +78,7 @@ def _open(spec: str, where: str, size: int, labels: Path | None) -> ImageSource:
     if name in EMBEDDED:
         if split not in SPLITS:
             raise TokError(where, f"Give {name}/train or {name}/val")
-        return (
-            OpenMoji(split, size=size)
-            if name == "openmoji"
-            else Idx(find_fashion(), split, name=spec.rstrip("/"))
-        )
+        return OpenMoji(split, size=size) if name == "openmoji" else Idx(find_fashion(), split, name=spec.rstrip("/"))
     if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:", spec) and not Path(spec).exists():
         raise TokError(where, "only local files are read: no URLs, no pipes", next="Download the data first")
     if (spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec) and not Path(spec).is_dir():

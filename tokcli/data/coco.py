@@ -22,15 +22,11 @@ def coco_split(path: Path) -> tuple[Path, Path] | None:
     """
     files = sorted(path.parent.glob("annotations/captions_*.json"))
     named = {file.stem.removeprefix("captions_"): file for file in files}
-    fitting = [
-        name for name in named if name == path.name or re.fullmatch(re.escape(path.name) + r"\d{4}", name)
-    ]
+    fitting = [name for name in named if name == path.name or re.fullmatch(re.escape(path.name) + r"\d{4}", name)]
     if path.name in named:
         fitting = [path.name]
     if len(fitting) > 1:
-        raise TokError(
-            f"--data {path}", "there are captions of several years", got=", ".join(fitting), next="Name one"
-        )
+        raise TokError(f"--data {path}", "there are captions of several years", got=", ".join(fitting), next="Name one")
     if not fitting:
         return None
     folders = [folder for folder in (path.parent / fitting[0], path) if folder.is_dir()]
@@ -62,9 +58,7 @@ class Coco:
         self._captions: list[list[str]] = []
         sizes = []
         for number, key in sorted(names.items(), key=lambda item: item[1]):
-            why = bad_name(key) or (
-                "leads out of the folder" if ".." in Path(key).parts or key[:1] == "/" else ""
-            )
+            why = bad_name(key) or ("leads out of the folder" if ".." in Path(key).parts or key[:1] == "/" else "")
             try:
                 size = 0 if why else (self.root / key).stat().st_size
             except OSError:

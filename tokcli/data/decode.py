@@ -107,7 +107,5 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
     width, height = image.size
-    rows = torch.frombuffer(
-        bytearray(image.tobytes()), dtype=torch.uint8
-    )  # np.array(image) takes 1.5x as long
+    rows = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)  # np.array(image) takes 1.5x as long
     return rows.view(height, width, 3).permute(2, 0, 1)

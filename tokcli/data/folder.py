@@ -84,9 +84,7 @@ class Folder:
         return read_image(self.root / self.keys[i], self.keys[i])
 
     def _refuse_splits(self, where: str) -> None:
-        children = {
-            entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-        }
+        children = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         if {"train", "val"} <= children <= {"train", "val", "test"}:
             raise TokError(
                 where,

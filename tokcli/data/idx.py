@@ -72,9 +72,7 @@ class Idx:
             )
         digest = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest()[:16]
         most = int(self.labels.max(initial=-1)) + 1
-        self.classes = (
-            list(_FASHION_CLASSES) if digest in _FASHION.values() else [str(i) for i in range(most)]
-        )
+        self.classes = list(_FASHION_CLASSES) if digest in _FASHION.values() else [str(i) for i in range(most)]
         n, h, w = self._shape
         self.id = data_id("idx", "1", [split], self.labels, [n, h, w])
 
@@ -86,9 +84,7 @@ class Idx:
         return path
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {
-            "_images": None
-        }  # 47 MB that another process reads again in a third of a second
+        return self.__dict__ | {"_images": None}  # 47 MB that another process reads again in a third of a second
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -141,7 +137,5 @@ def _read(path: Path, dims: int) -> np.ndarray:
         except (OSError, EOFError) as error:
             raise TokError(str(path), "cannot be read", got=str(error)) from None
     if len(data) != int(np.prod(shape)):
-        raise TokError(
-            str(path), f"its header claims {int(np.prod(shape)):,} bytes", got=f"it holds {len(data):,}"
-        )
+        raise TokError(str(path), f"its header claims {int(np.prod(shape)):,} bytes", got=f"it holds {len(data):,}")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

@@ -14,9 +14,7 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MOST_CLASSES = 1_000_000
 
 
-def data_id(
-    kind: str, version: str, keys: Iterable[str], labels: np.ndarray, sizes: Iterable[int], *more: str
-) -> str:
+def data_id(kind: str, version: str, keys: Iterable[str], labels: np.ndarray, sizes: Iterable[int], *more: str) -> str:
     """`data-` and 12 digits: the same data has the same id wherever it lies.
 
     File sizes stand for contents, which would take hours to hash: silent damage keeps the id.
@@ -53,9 +51,7 @@ def class_numbers(names: Sequence[str | None], where: str) -> tuple[np.ndarray, 
     if known and all(_is_number(name) for name in known):
         numbers = {name: int(name) for name in known}
         if max(numbers.values()) >= MOST_CLASSES:
-            raise TokError(
-                where, "class numbers must be under a million", got=f"found {max(numbers.values())}"
-            )
+            raise TokError(where, "class numbers must be under a million", got=f"found {max(numbers.values())}")
         classes = [str(i) for i in range(max(numbers.values()) + 1)]
     else:
         classes = sorted(known)
@@ -84,9 +80,7 @@ def read_labels(path: Path, where: str) -> dict[str, str]:
                 labels[key.strip().replace("\\", "/").removeprefix("./")] = name.strip()
                 break
         else:
-            raise TokError(
-                f"{path}:{number}", "not a path and a class", got=line[:60], next="write: path<TAB>class"
-            )
+            raise TokError(f"{path}:{number}", "not a path and a class", got=line[:60], next="write: path<TAB>class")
     return labels
 
 

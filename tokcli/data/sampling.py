@@ -17,9 +17,7 @@ class Order:
 
     def __init__(self, count: int, batch_size: int, seed: int, world: int = 1) -> None:
         if count < 1 or batch_size < 1:
-            raise TokError(
-                "batch_size", "there must be samples and a batch size", got=f"{count} and {batch_size}"
-            )
+            raise TokError("batch_size", "there must be samples and a batch size", got=f"{count} and {batch_size}")
         if batch_size % world:
             raise TokError("batch_size", f"does not divide over {world} processes", got=str(batch_size))
         self.count, self.batch_size, self.seed, self.world = count, batch_size, seed, world

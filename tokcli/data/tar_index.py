@@ -45,9 +45,7 @@ def index_tar(path: Path) -> TarIndex:
     except OSError:
         raise TokError(f"--data {path}", "no such file") from None
     identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    cached = (
-        cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
-    )
+    cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
         return TarIndex(**json.loads(cached.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -80,9 +78,7 @@ def _build(path: Path) -> TarIndex:
     return index
 
 
-def _members(
-    tar: tarfile.TarFile, path: Path, samples: dict[str, dict[str, tuple[int, int]]], index: TarIndex
-) -> None:
+def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, dict[str, tuple[int, int]]], index: TarIndex) -> None:
     bytes_there = path.stat().st_size
     while True:
         try:
@@ -131,15 +127,11 @@ def _end(tar: tarfile.TarFile, path: Path, index: TarIndex) -> None:
     with open(path, "rb") as file:
         file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
-            index.problems.append(
-                (path.name, f"cut short at byte {tar.offset}: no end mark, what followed is lost")
-            )
+            index.problems.append((path.name, f"cut short at byte {tar.offset}: no end mark, what followed is lost"))
             return
         while block := file.read(1 << 20):
             if block.strip(b"\x00"):
-                index.problems.append(
-                    (path.name, f"zeros at byte {tar.offset}, then data that no reader reaches")
-                )
+                index.problems.append((path.name, f"zeros at byte {tar.offset}, then data that no reader reaches"))
                 return
 
 
@@ -152,9 +144,7 @@ def _add(index: TarIndex, path: Path, fd: int, key: str, parts: dict[str, tuple[
     assert image is not None
     index.keys.append(key)
     index.images.append(image)
-    index.texts.append(
-        [(extension, *parts[extension]) for extension in ("txt", "json") if extension in parts]
-    )
+    index.texts.append([(extension, *parts[extension]) for extension in ("txt", "json") if extension in parts])
     index.names.append(_class_name(fd, parts))
 
 

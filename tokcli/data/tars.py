@@ -55,18 +55,12 @@ class Tars:
         self.shards = expand(self.name)
         shards = [index_tar(path) for path in self.shards]
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
-        self.keys = [
-            f"{p.stem}/{key}" for p, shard in zip(self.shards, shards, strict=True) for key in shard.keys
-        ]
+        self.keys = [f"{p.stem}/{key}" for p, shard in zip(self.shards, shards, strict=True) for key in shard.keys]
         if not self.keys:
             why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
-            raise TokError(
-                where, f"no images found{why}", next="Members are read by extension: " + " ".join(IMAGES)
-            )
+            raise TokError(where, f"no images found{why}", next="Members are read by extension: " + " ".join(IMAGES))
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards])
-        self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(
-            -1, 2
-        )
+        self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(-1, 2)
         self._texts = [text for shard in shards for text in shard.texts]
         self.labels, self.classes = class_numbers([name for shard in shards for name in shard.names], where)
         self.ignored = _report(where, shards)

@@ -52,13 +52,9 @@ def write_shard(
     """
     array = np.asarray(indices)
     if not (array.ndim == 3 and len(array) == len(labels) == len(keys) == len(captions)):
-        raise ValueError(
-            f"{array.shape} indices, {len(labels)} labels, {len(keys)} keys, {len(captions)} captions"
-        )
+        raise ValueError(f"{array.shape} indices, {len(labels)} labels, {len(keys)} keys, {len(captions)} captions")
     if array.size and (array.min() < 0 or array.max() >= codebook_size):
-        raise ValueError(
-            f"indices from {array.min()} to {array.max()}, outside a codebook of {codebook_size}"
-        )
+        raise ValueError(f"indices from {array.min()} to {array.max()}, outside a codebook of {codebook_size}")
     rows = {
         "labels": list(map(int, labels)),
         "keys": list(keys),
@@ -97,16 +93,12 @@ def merge(folder: Path, shards: int) -> Counts:
         TokError: a shard is missing.
     """
     if missing := sorted(set(range(shards)) - present(folder)):
-        raise TokError(
-            str(folder), f"{len(missing)} of {shards} shards are missing", got=f"the first: {missing[0]}"
-        )
+        raise TokError(str(folder), f"{len(missing)} of {shards} shards are missing", got=f"the first: {missing[0]}")
     try:
         parts = [json.loads(_sidecar(folder, i).read_text(encoding="utf-8")) for i in range(shards)]
     except FileNotFoundError:
         return _merged(folder)
-    whole = {
-        name: [x for part in parts for x in part[name]] for name in ("labels", "keys", "captions", "skipped")
-    }
+    whole = {name: [x for part in parts for x in part[name]] for name in ("labels", "keys", "captions", "skipped")}
     _save(folder / "labels.npy", np.array(whole["labels"], dtype=np.int32))
     write_text(folder / "keys.txt", "".join(f"{key}\n" for key in whole["keys"]))
     if any(whole["captions"]):
@@ -124,9 +116,7 @@ def _merged(folder: Path) -> Counts:
         skipped = (folder / "skipped.jsonl").read_text(encoding="utf-8").count("\n")
         return Counts(len(open_npy(folder / "labels.npy")), skipped)
     except FileNotFoundError:
-        raise TokError(
-            str(folder), "the rows of a shard are missing", next="Delete its indices and repeat"
-        ) from None
+        raise TokError(str(folder), "the rows of a shard are missing", next="Delete its indices and repeat") from None
 
 
 def _lines(rows: Iterator[dict[str, object]]) -> str:
@@ -155,13 +145,9 @@ class TokenStore:
             ) from None
         self.dtype = self._shards[0].dtype
         for number, shard in zip(numbers, self._shards, strict=True):
-            like_first = (
-                shard.ndim == 3 and shard.shape[1:] == self._shards[0].shape[1:] and shard.dtype == self.dtype
-            )
+            like_first = shard.ndim == 3 and shard.shape[1:] == self._shards[0].shape[1:] and shard.dtype == self.dtype
             if not like_first or shard.dtype not in (np.uint16, np.uint32):
-                raise NpyError(
-                    str(_shard(folder, number)), "no token shard", got=f"{shard.dtype} {shard.shape}"
-                )
+                raise NpyError(str(_shard(folder, number)), "no token shard", got=f"{shard.dtype} {shard.shape}")
         self.views, self.n = self._shards[0].shape[1:]
         self._ends = list(itertools.accumulate(len(shard) for shard in self._shards))
         self.rows = self._ends[-1]
@@ -200,14 +186,10 @@ class TokenStore:
 
     def _checked(self, name: str, found: list) -> list:  # type: ignore[type-arg]
         if len(found) != self.rows:
-            raise TokError(
-                str(self.folder / name), f"not one line for each of {self.rows} rows", got=str(len(found))
-            )
+            raise TokError(str(self.folder / name), f"not one line for each of {self.rows} rows", got=str(len(found)))
         return found
 
-    def batch(
-        self, rows: Int[Tensor, " b"] | np.ndarray, views: Int[Tensor, " b"] | np.ndarray
-    ) -> Int[Tensor, "b n"]:
+    def batch(self, rows: Int[Tensor, " b"] | np.ndarray, views: Int[Tensor, " b"] | np.ndarray) -> Int[Tensor, "b n"]:
         """Tokens of one view of each row, as int64."""
         rows, views = np.asarray(rows), np.asarray(views)
         tokens = np.empty((len(rows), self.n), dtype=np.int64)
@@ -241,9 +223,7 @@ class TokenBatch(NamedTuple):
 class TokenBatches:
     """Endless batches of tokens in `TrainBatches`' order; the view is a function of (seed, epoch, row)."""
 
-    def __init__(
-        self, store: TokenStore, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, store: TokenStore, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.store, self.seed, self.rank = store, seed, rank
         self.order = Order(store.rows, batch_size, seed, world)
 
@@ -259,9 +239,7 @@ class TokenBatches:
         for at in itertools.count(step):
             epochs, rows = self.order.of_rank(at, self.rank)
             pairs = list(zip(epochs.tolist(), rows.tolist(), strict=True))
-            views = np.array(
-                [seed_of(self.seed, "view", epoch, row) % self.store.views for epoch, row in pairs]
-            )
+            views = np.array([seed_of(self.seed, "view", epoch, row) % self.store.views for epoch, row in pairs])
             labels = torch.from_numpy(self.store.labels[rows].astype(np.int64))
             seeds = torch.tensor([seed_of(self.seed, "sample", epoch, row) for epoch, row in pairs])
             yield TokenBatch(self.store.batch(rows, views), labels, torch.from_numpy(rows), seeds)

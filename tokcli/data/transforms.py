@@ -93,9 +93,7 @@ class RandomCrop:
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
         """One square of an image; random choices come from `rng`."""
         u, v, x = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
-        image = resize_short_side(
-            image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0])))
-        )
+        image = resize_short_side(image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0]))))
         top = int(v * (image.shape[1] - self.size + 1))
         left = int(x * (image.shape[2] - self.size + 1))
         return _flip(image[:, top : top + self.size, left : left + self.size], self.flip, rng)
@@ -103,9 +101,7 @@ class RandomCrop:
     def describe(self) -> str:
         """What is done, in words that go into records."""
         low, high = self.zoom
-        return (
-            f"random-crop {self.size} px, zoom {low:g} to {high:g}, bicubic antialias{', flip' * self.flip}"
-        )
+        return f"random-crop {self.size} px, zoom {low:g} to {high:g}, bicubic antialias{', flip' * self.flip}"
 
 
 class RandomResizedCrop:

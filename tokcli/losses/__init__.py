@@ -15,9 +15,7 @@ __all__ = ["LOSSES", "L1Loss", "L2Loss", "Loss", "PerceptualLoss", "cosine"]
 class Loss(Protocol):
     """What a loss offers; the caller weighs it."""
 
-    def __call__(
-        self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, ""]:
+    def __call__(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """A scalar in float32; gradients flow to the prediction only."""
         ...
 

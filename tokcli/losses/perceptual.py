@@ -63,9 +63,7 @@ class PerceptualLoss(nn.Module):
         self.image_size = image_size
         self.heads: list[str] = []
         if network == "vgg16":
-            for name, head in zip(
-                self.layers, lpips_heads(self.layers, self.network.layer_names), strict=True
-            ):
+            for name, head in zip(self.layers, lpips_heads(self.layers, self.network.layer_names), strict=True):
                 self.heads.append(f"head_{name.replace('.', '_')}")
                 self.register_buffer(self.heads[-1], head, persistent=False)
 
@@ -77,16 +75,12 @@ class PerceptualLoss(nn.Module):
         maps = self.network.maps(images, self.layers, size=self.image_size)
         return [m * (m.square().sum(1, keepdim=True) + TINY).rsqrt() for m in maps]
 
-    def forward(
-        self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """The batch's mean distance, float32; images in [0, 1]; gradients flow to the prediction only."""
         with torch.no_grad():
             wanted = self._features(target)
         squares = [(p - w).square() for p, w in zip(self._features(prediction), wanted, strict=True)]
         if self.heads:
-            weighted = [
-                (s * self.get_buffer(h)).sum(1).mean() for s, h in zip(squares, self.heads, strict=True)
-            ]
+            weighted = [(s * self.get_buffer(h)).sum(1).mean() for s, h in zip(squares, self.heads, strict=True)]
             return torch.stack(weighted).sum()
         return torch.stack([s.sum(1).mean() for s in squares]).mean()

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 class L1Loss(nn.Module):
     """Mean absolute difference of pixel values."""
 
-    def forward(
-        self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """A float32 scalar; gradients flow to the prediction only."""
         return (prediction.float() - target.detach().float()).abs().mean()
 
@@ -17,8 +15,6 @@ class L1Loss(nn.Module):
 class L2Loss(nn.Module):
     """Mean squared difference of pixel values."""
 
-    def forward(
-        self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """A float32 scalar; gradients flow to the prediction only."""
         return (prediction.float() - target.detach().float()).square().mean()

@@ -18,9 +18,7 @@ class PixelDecoder(Protocol):
 
     grid: Grid
 
-    def __call__(
-        self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None
-    ) -> Float[Tensor, "b 3 height width"]:
+    def __call__(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b 3 height width"]:
         """Images in about [0, 1], not clamped; codes in row-major order of `grid` (default: training's)."""
         ...
 
@@ -82,9 +80,7 @@ class ConvDecoder(nn.Module):
         layers += [group_norm(before), nn.SiLU(), nn.Conv2d(before, 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(
-        self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None
-    ) -> Float[Tensor, "b 3 height width"]:
+    def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b 3 height width"]:
         """Images in about [0, 1], not clamped; codes in row-major order of `grid` (default: training's)."""
         x = z_q.unflatten(1, grid or self.grid).permute(0, 3, 1, 2)  # (b, d, h, w), channels_last as it lies
         if x.device.type == "cpu" and torch.is_grad_enabled():
@@ -159,9 +155,7 @@ class ViTDecoder(nn.Module):
         self.trunk = Trunk(grid, width, depth, heads, mlp_ratio, dropout, class_token=True)
         self.head = task_layers(width, 3 * self.patch_size**2)
 
-    def forward(
-        self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None
-    ) -> Float[Tensor, "b 3 height width"]:
+    def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b 3 height width"]:
         """Images in about [0, 1], not clamped; codes in row-major order of `grid` (default: training's)."""
         grid = grid or self.grid
         x = self.head(self.trunk(self.embed(z_q), grid))  # (b, n, 3 p p)

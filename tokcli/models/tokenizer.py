@@ -27,9 +27,7 @@ class Tokenizer(nn.Module):
     quantizer: Quantizer
     feature_decoder: FeatureDecoder | None
 
-    def __init__(
-        self, encoder: Encoder, quantizer: Quantizer, feature_decoder: FeatureDecoder | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, quantizer: Quantizer, feature_decoder: FeatureDecoder | None = None) -> None:
         super().__init__()
         self.encoder, self.quantizer, self.feature_decoder = encoder, quantizer, feature_decoder
 
@@ -85,8 +83,6 @@ class Tokenizer(nn.Module):
         fresh = {name: t for name, t in self.state_dict().items() if name not in exported}
         surplus = {name for name in state if name in fresh}
         if surplus:
-            raise TokError(
-                where, "holds training state, not an exported tokenizer", got=", ".join(sorted(surplus))
-            )
+            raise TokError(where, "holds training state, not an exported tokenizer", got=", ".join(sorted(surplus)))
         load_strict(self, {**fresh, **state}, where)
         self.quantizer.restart_training_state()

@@ -36,11 +36,7 @@ class Attention(nn.Module):
         """Tokens mixed over the sequence."""
         b, n, w = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = (
-            F.linear(x, self.qkv.weight, bias)
-            .view(b, n, 3, self.heads, w // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = F.linear(x, self.qkv.weight, bias).view(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(b, n, w))
 
 
@@ -118,9 +114,7 @@ class Trunk(nn.Module):
         extra = self.positions.shape[1] - self.grid[0] * self.grid[1]
         image = self.positions[:, extra:].unflatten(1, self.grid).permute(0, 3, 1, 2)
         resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
-        return torch.cat(
-            [self.positions[:, :extra], resized.flatten(2).transpose(1, 2).to(self.positions)], 1
-        )
+        return torch.cat([self.positions[:, :extra], resized.flatten(2).transpose(1, 2).to(self.positions)], 1)
 
 
 def task_layers(width: int, out: int) -> nn.Sequential:

@@ -65,12 +65,8 @@ def build_network(
     cls, where = network_class(name, role=role), f"{role} {name}"
     path = None  # found first, so that what is missing is told within seconds
     if weights != "random":
-        path = (
-            Path(weights) if weights else find_weights(name, cls.source(name), where=where, flag=weights_flag)
-        )
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the caller's random numbers do not depend on which network it loads
+        path = Path(weights) if weights else find_weights(name, cls.source(name), where=where, flag=weights_flag)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on which network it loads
         torch.manual_seed(0)
         network = cls(name)  # type: ignore[call-arg]
     if path is None:

@@ -86,9 +86,7 @@ class Network(nn.Module):
         try:
             state = self.convert(load_tensors(path))
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise TokError(
-                where, f"{path} does not hold the weights of this network", got=str(error)
-            ) from None
+            raise TokError(where, f"{path} does not hold the weights of this network", got=str(error)) from None
         broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if broken:
             raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
@@ -101,9 +99,7 @@ class Network(nn.Module):
         """Images in [0, 1] resized to `size` pixels square (None: as they are) and normalised."""
         images = images.float()
         if size is not None and images.shape[-2:] != (size, size):
-            if (
-                self.resize == "bicubic"
-            ):  # bicubic overshoots: keep what the network sees in the range of images
+            if self.resize == "bicubic":  # bicubic overshoots: keep what the network sees in the range of images
                 images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
             else:
                 images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
@@ -167,13 +163,9 @@ class Network(nn.Module):
         names = []
         for layer in layers:
             if isinstance(layer, int):
-                layer = (
-                    blocks[layer] if layer < 0 and -layer <= len(blocks) else self.block_name.format(layer)
-                )
+                layer = blocks[layer] if layer < 0 and -layer <= len(blocks) else self.block_name.format(layer)
             if layer not in self.layer_names:
-                raise TokError(
-                    self.name, f"there is no layer '{layer}'", next=nearest(layer, self.layer_names)
-                )
+                raise TokError(self.name, f"there is no layer '{layer}'", next=nearest(layer, self.layer_names))
             names.append(layer)
         return names
 

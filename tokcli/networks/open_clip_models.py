@@ -66,9 +66,7 @@ class OpenCLIP(Network):
             )
         config = open_clip.get_model_config(model)
         if config is None:
-            raise TokError(
-                name, f"open_clip has no model '{model}'", next=nearest(model, open_clip.list_models())
-            )
+            raise TokError(name, f"open_clip has no model '{model}'", next=nearest(model, open_clip.list_models()))
         pretrained = open_clip.get_pretrained_cfg(model, tag)
         if not pretrained:
             known = open_clip.list_pretrained_tags_by_model(model)
@@ -101,9 +99,7 @@ class OpenCLIP(Network):
         numbers = sorted({self.layer_names.index(name) for name in names})
         norm = norm and self.has_final_norm
         if not self.own:
-            return dict(
-                zip((self.layer_names[n] for n in numbers), self._trunk(x, numbers, norm), strict=True)
-            )
+            return dict(zip((self.layer_names[n] for n in numbers), self._trunk(x, numbers, norm), strict=True))
         grid = (x.shape[2] // self.multiple, x.shape[3] // self.multiple)
         tokens, found = self._embedded(x), {}
         for n, block in enumerate(self.body.transformer.resblocks[: numbers[-1] + 1]):

@@ -151,9 +151,7 @@ def hugging_face(repository: str, file: str) -> Path:
             raise Unreachable("hub unreachable: HF_HUB_OFFLINE is set")
         # the client retries for half a minute: ask once ourselves first
         try:
-            urllib.request.urlopen(
-                urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT
-            ).close()
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=TIMEOUT).close()
         except urllib.error.HTTPError:
             pass  # it answered
         except OSError:

@@ -53,9 +53,7 @@ class SupervisedViT(Network):
     def _maps(self, x: Tensor, names: list[str], norm: bool) -> dict[str, Tensor]:
         numbers = {name: self.layer_names.index(name) for name in names}
         outputs, grid = self._tokens(x, max(numbers.values())), (x.shape[2] // 16, x.shape[3] // 16)
-        tokens = {
-            name: self.body.encoder.ln(outputs[n]) if norm else outputs[n] for name, n in numbers.items()
-        }
+        tokens = {name: self.body.encoder.ln(outputs[n]) if norm else outputs[n] for name, n in numbers.items()}
         # the class token is the first one; the last patch stays
         return {name: t[:, 1:].transpose(1, 2).unflatten(2, grid) for name, t in tokens.items()}
 

@@ -35,9 +35,7 @@ class Timm(Network):
         except TypeError:
             body = create_model(model, num_classes=0)
         if not hasattr(body, "forward_intermediates"):
-            raise TokError(
-                name, "gives no feature maps", next="choose a model that has forward_intermediates"
-            )
+            raise TokError(name, "gives no feature maps", next="choose a model that has forward_intermediates")
         super().__init__(name, body, mean=body.pretrained_cfg["mean"], std=body.pretrained_cfg["std"])
         if not self.model:
             self.image_size = self.extractor_size = body.pretrained_cfg["input_size"][-1]

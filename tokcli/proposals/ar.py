@@ -83,9 +83,7 @@ class AutoregressiveProposal(Proposal):
     def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
         condition = self._conditions(labels, sampling)
         by = self._rotation(self.tokens)
-        cache = Cache(
-            self.depth, len(condition), self.heads, self.tokens, self.width // self.heads, condition.device
-        )
+        cache = Cache(self.depth, len(condition), self.heads, self.tokens, self.width // self.heads, condition.device)
         noise = self._noise(seeds)
         indices = torch.empty(len(labels), self.tokens, dtype=torch.int64, device=labels.device)
         last, total = condition, torch.zeros((), device=condition.device)

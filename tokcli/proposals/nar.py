@@ -52,9 +52,7 @@ class MaskedProposal(Proposal):
             dropout=dropout, label_drop=label_drop,
         )  # fmt: skip
         if not 0 <= label_smoothing < 1:
-            raise TokError(
-                "proposal.label_smoothing", "must be at least 0 and under 1", got=f"Got {label_smoothing}"
-            )
+            raise TokError("proposal.label_smoothing", "must be at least 0 and under 1", got=f"Got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.mask_row = codebook_size + classes + 1
         self.embedding = nn.Embedding(codebook_size + classes + 2, width)

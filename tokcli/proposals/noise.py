@@ -46,9 +46,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform(
-    seeds: Int64[Tensor, " b"], purpose: Purpose, counters: Int64[Tensor, "#b m"]
-) -> Float64[Tensor, "b m"]:
+def uniform(seeds: Int64[Tensor, " b"], purpose: Purpose, counters: Int64[Tensor, "#b m"]) -> Float64[Tensor, "b m"]:
     """Numbers in the open interval (0, 1), odd multiples of 2^-53; equal on every device.
 
     Args:
@@ -61,8 +59,6 @@ def uniform(
     return (_shift(words, 12).double() + 0.5) * 2.0**-52
 
 
-def gumbel(
-    seeds: Int64[Tensor, " b"], purpose: Purpose, counters: Int64[Tensor, "#b m"]
-) -> Float64[Tensor, "b m"]:
+def gumbel(seeds: Int64[Tensor, " b"], purpose: Purpose, counters: Int64[Tensor, "#b m"]) -> Float64[Tensor, "b m"]:
     """Standard Gumbel noise, -log(-log u) of the same numbers."""
     return -torch.log(-torch.log(uniform(seeds, purpose, counters)))

@@ -83,9 +83,7 @@ def keep_likely(logits: Float[Tensor, "*m k"], top_k: int, top_p: float) -> Floa
     return logits.masked_fill(logits < least, -math.inf)
 
 
-def draw(
-    logits: Float[Tensor, "*m k"], noise: Float64[Tensor, "*m"], sampling: Sampling
-) -> Int64[Tensor, "*m"]:
+def draw(logits: Float[Tensor, "*m k"], noise: Float64[Tensor, "*m"], sampling: Sampling) -> Int64[Tensor, "*m"]:
     """One code per row by inversion: the first whose cumulated probability exceeds the uniform number.
 
     Inversion takes one number a row where the Gumbel trick takes one a code; the sum runs in float64, so
@@ -99,9 +97,7 @@ def draw(
     return torch.cat([_invert(rows, u, sampling) for rows, u in parts]).view(noise.shape)
 
 
-def _invert(
-    logits: Float[Tensor, "m k"], noise: Float64[Tensor, " m"], sampling: Sampling
-) -> Int64[Tensor, " m"]:
+def _invert(logits: Float[Tensor, "m k"], noise: Float64[Tensor, " m"], sampling: Sampling) -> Int64[Tensor, " m"]:
     p = keep_likely(logits / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
     cumulated = p.cumsum(-1, dtype=torch.float64)
     target = noise[:, None] * cumulated[:, -1:]

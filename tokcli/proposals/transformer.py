@@ -44,9 +44,7 @@ class Cache:
     Attention reads the filled slice, cut by a Python int: on a CPU that beats a fixed shape with a mask.
     """
 
-    def __init__(
-        self, depth: int, batch: int, heads: int, length: int, head_dim: int, device: torch.device
-    ) -> None:
+    def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, device: torch.device) -> None:
         self.kv = torch.empty(depth, 2, batch, heads, length, head_dim, device=device)
         self.filled = 0
 
@@ -105,9 +103,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches."""
 
-    def __init__(
-        self, width: int, heads: int, mlp_width: int, dropout: float, *, causal: bool, gated: bool
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, *, causal: bool, gated: bool) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(width, eps=1e-5)
         self.attention = Attention(width, heads, causal=causal)

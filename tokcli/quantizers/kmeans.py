@@ -68,9 +68,4 @@ def _first_occurrences(rows: Float[Tensor, "m d"]) -> Int64[Tensor, " u"]:
     """Positions of the first of each group of equal rows, ascending."""
     unique, inverse = torch.unique(rows, dim=0, return_inverse=True)
     positions = torch.arange(len(rows), device=rows.device)
-    return (
-        positions.new_full((len(unique),), len(rows))
-        .scatter_reduce(0, inverse, positions, "amin")
-        .sort()
-        .values
-    )
+    return positions.new_full((len(unique),), len(rows)).scatter_reduce(0, inverse, positions, "amin").sort().values

@@ -38,6 +38,7 @@ class Quantizer(nn.Module):
     """
 
     eager = True  # left out of torch.compile: chunked search and bookkeeping are faster so, and exact
+    init_after = 0  # training steps before `initialise` is wanted
     discrete = True  # False only for the yardstick without codes
     usage_window = 100  # steps that `health` looks back
     # buffers that an exported tokenizer leaves out

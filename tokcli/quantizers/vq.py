@@ -38,6 +38,8 @@ class VQ(Quantizer):
         decay: share of a code kept at each EMA step, in [0, 1). Without effect on "gradient".
         init: "kmeans" of the first batch (`initialise`), or "uniform" in +-1/k (cosine: then normalised).
         kmeans_iterations: rounds of that k-means.
+        init_after: training steps that features pass unquantized before it. A fresh encoder sends all patches into one narrow
+            cone, and codes found there leave it only over many thousands of steps.
         commitment: weight of the loss term `commitment`, the MSE of features to their (constant) codes.
         revive_after: codes without use for this many steps move to a feature of the batch; None: never.
         revive_below: codes used less than this share of the average (over the last `usage_window` steps) count as unused too,
@@ -51,9 +53,10 @@ class VQ(Quantizer):
         TokError: a key is out of its range.
     """
 
-    training_only = (*Quantizer.training_only, "age_steps", "cluster_size", "cluster_sum")
+    training_only = (*Quantizer.training_only, "steps", "age_steps", "cluster_size", "cluster_sum")
 
     codebook: Tensor
+    steps: Tensor
     age_steps: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
@@ -68,6 +71,7 @@ class VQ(Quantizer):
         decay: float = 0.99,
         init: Literal["kmeans", "uniform"] = "kmeans",
         kmeans_iterations: int = 10,
+        init_after: int = 0,
         commitment: float = 1.0,
         revive_after: int | None = None,
         revive_below: float = 0.0,
@@ -77,12 +81,13 @@ class VQ(Quantizer):
         if not 0 <= decay < 1:
             raise TokError("quantizer.decay", "must be at least 0 and below 1", got=str(decay))
         if revive_after is not None and revive_after < 1:
-            raise TokError(
-                "quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after)
-            )
+            raise TokError("quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after))
         if not 0 <= revive_below < 1 or (revive_below and revive_after is None):
-            raise TokError("quantizer.revive_below", "must be in [0, 1) and goes with revive_after", got=str(revive_below))
+            raise TokError(
+                "quantizer.revive_below", "must be in [0, 1) and goes with revive_after", got=str(revive_below)
+            )
         self.revive_below = revive_below
+        self.init_after = init_after if init == "kmeans" else 0
         self.metric, self.learning, self.decay, self.commitment = metric, learning, decay, commitment
         self.kmeans_iterations, self.revive_after, self.seed = kmeans_iterations, revive_after, seed
         start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
@@ -93,6 +98,7 @@ class VQ(Quantizer):
             self.register_buffer("codebook", start)
         self.initialised.fill_(init != "kmeans")
         # steps since the start or the last revival
+        self.register_buffer("steps", torch.tensor(0))  # since the start
         self.register_buffer("age_steps", torch.zeros(codebook_size, dtype=torch.int64))
         self._far: Farthest | None = None  # candidates for revival, noted since the last step
         if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
@@ -102,6 +108,11 @@ class VQ(Quantizer):
     def normalise(self, x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
         """Unit length under "cosine", unchanged under "euclidean"."""
         return F.normalize(x, dim=-1) if self.metric == "cosine" else x
+
+    @property
+    def warming(self) -> bool:
+        """Whether features still pass unquantized: k-means is to come, `init_after` steps from the start."""
+        return self.init_after > 0 and not self.initialised and int(self.steps) < self.init_after
 
     def table(self) -> Float[Tensor, "k d"]:
         """All codes as they are compared and returned."""
@@ -114,6 +125,10 @@ class VQ(Quantizer):
     def quantize(self, z: Float[Tensor, "b n d"]) -> Quantized:
         """Nearest code, straight-through; terms `commitment` and, for gradient learning, `codebook`."""
         z = self.normalise(z)
+        if self.training and self.warming:
+            return Quantized(
+                z, torch.zeros(z.shape[:2], dtype=torch.int64, device=z.device), {"commitment": z.sum() * 0}
+            )
         table = self.table()
         indices = nearest(z.detach().flatten(0, 1), table.detach(), self.metric).view(z.shape[:2])
         q = F.embedding(indices, table)
@@ -124,9 +139,7 @@ class VQ(Quantizer):
             self._observe(z.detach().flatten(0, 1), q.detach().flatten(0, 1), indices.flatten())
         return Quantized(straight_through(z, q), indices, losses)
 
-    def _observe(
-        self, z: Float[Tensor, "m d"], q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]
-    ) -> None:
+    def _observe(self, z: Float[Tensor, "m d"], q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]) -> None:
         if self.learning == "ema":
             self.note("sums", torch.zeros_like(self.codebook).index_add_(0, indices, z))
         if self.revive_after is not None:
@@ -164,6 +177,10 @@ class VQ(Quantizer):
     def after_step(self, step: int) -> None:
         """EMA, then revival, from what all ranks saw since the last call."""
         k, d = self.codebook_size, self.code_dim
+        if self.warming:
+            self._pending.clear()
+            self.steps += 1
+            return
         counts = self.collect("counts", (k,), torch.int64)
         if self.learning == "ema":
             self._move_to_means(counts, self.collect("sums", (k, d)))

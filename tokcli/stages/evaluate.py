@@ -51,20 +51,29 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         given = [a for a in artifact.scan(options.workspace) if a.kind in MEASURED]
         log.info("ARTIFACT...: all %d of %s", len(given), options.workspace)
     if not given:
-        raise TokError("ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="name artifacts, or train some")
+        raise TokError(
+            "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="name artifacts, or train some"
+        )
     recorded = given[0].inputs["data"]["path"]
     spec = options.data or sibling(recorded, "val")
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
     recipe = workspace.load_recipe(options, EvalRecipe, "eval", workspace.recipe_folder(spec), {})
     if options.dry_run:
-        return plan.describe(options, recipe, {}, reads={"data": spec, **{a.id: str(a.path) for a in given}}, writes="report")
+        return plan.describe(
+            options, recipe, {}, reads={"data": spec, **{a.id: str(a.path) for a in given}}, writes="report"
+        )
     with workspace.session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)
 
 
 def _run(
-    options: Options, recipe: EvalRecipe, given: Sequence[Artifact], spec: str, references: list[str], device: torch.device
+    options: Options,
+    recipe: EvalRecipe,
+    given: Sequence[Artifact],
+    spec: str,
+    references: list[str],
+    device: torch.device,
 ) -> Artifact:
     size = given[0].facts["use_size"]
     held_out = open_source(spec, size=size, labels=options.labels)
@@ -158,7 +167,12 @@ class _Judge:
         tokenizer = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device)
         network = assemble.load_proposal(a, self.device)
         return measure.proposal(
-            network, tokenizer, self.held_out, self.device, size=a.facts["use_size"], mask_ratio=self.recipe.eval.mask_ratio
+            network,
+            tokenizer,
+            self.held_out,
+            self.device,
+            size=a.facts["use_size"],
+            mask_ratio=self.recipe.eval.mask_ratio,
         )
 
     def _samples(self, a: Artifact) -> dict[str, Any]:
@@ -175,7 +189,6 @@ class _Judge:
                 suffix = "" if position == 0 else f" against {source.name}"
                 found[metrics.frechet_name(extractor) + suffix] = distance
         return found
-
 
     def sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
@@ -195,7 +208,9 @@ class _Judge:
                 turn = a.facts["labels"]
                 wanted = [turn.index(c) if c in turn else position for position, c in enumerate(classes or chosen)]
                 shown = [number for number in wanted if number < a.facts["number"]]
-                rows[f"{a.facts['mode'].upper()} sample"] = torch.cat([measure.read_samples(a, range(n, n + 1)) for n in shown])
+                rows[f"{a.facts['mode'].upper()} sample"] = torch.cat(
+                    [measure.read_samples(a, range(n, n + 1)) for n in shown]
+                )
         names = [self.held_out.classes[self.held_out.label(i)] for i in numbers] if classes else None
         return pictures.comparison_sheet(rows, column_labels=names)
 
@@ -212,4 +227,3 @@ def _rows(results: list[dict[str, Any]]) -> list[table.Row]:
             if metrics.is_known(key):  # counts and second references stay in metrics.json
                 row[key] = value
     return [table.Row(names[tokenizer], values) for tokenizer, values in rows.items()]
-

@@ -35,7 +35,9 @@ class Sample(Section):
     """How many images of what, and how their tokens are drawn. Keys that a mode does not read stay null."""
 
     number: int = Field(64, ge=1, le=10_000_000)
-    classes: list[int | str] | Literal["data"] | None = None  # names or numbers, in turn; "data": as in training; None: all
+    classes: list[int | str] | Literal["data"] | None = (
+        None  # names or numbers, in turn; "data": as in training; None: all
+    )
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -69,7 +71,12 @@ def main(
         raise TokError(f"--proposal {proposal}", f"is of mode {facts['mode']}", got=f"--mode {mode}")
     tokenizer_id = proposal_artifact.input_id("tokenizer")
     decoder_artifact = workspace.choose(
-        options, "--decoder", decoder, ["decoder"], lambda a: a.input_id("tokenizer") == tokenizer_id, "tok train-decoder"
+        options,
+        "--decoder",
+        decoder,
+        ["decoder"],
+        lambda a: a.input_id("tokenizer") == tokenizer_id,
+        "tok train-decoder",
     )
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
@@ -95,8 +102,12 @@ def main(
         index, jobs = share or (distributed.rank(), distributed.world_size())
         machine: _Machine | None = None
         present = lambda: _present(draft.path)  # noqa: E731
-        for shard in loop.claimed(draft.path, range(index, shards, jobs), present, size=size, unit="image", desc="sample"):
-            machine = machine or _Machine(proposal_artifact, decoder_artifact, settings, recipe, labels, batch_size, device)
+        for shard in loop.claimed(
+            draft.path, range(index, shards, jobs), present, size=size, unit="image", desc="sample"
+        ):
+            machine = machine or _Machine(
+                proposal_artifact, decoder_artifact, settings, recipe, labels, batch_size, device
+            )
             machine.write_shard(draft.path, shard, range(shard * size, min((shard + 1) * size, recipe.sample.number)))
         missing = shards - len(present())
         if missing:
@@ -152,10 +163,18 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     """
     if mode == "ar" and (section.steps is not None or section.choice_temperature is not None):
         key = "steps" if section.steps is not None else "choice_temperature"
-        raise TokError(f"sample.{key}", "an autoregressive network decodes token by token and does not read it", next="leave it out")
+        raise TokError(
+            f"sample.{key}",
+            "an autoregressive network decodes token by token and does not read it",
+            next="leave it out",
+        )
     optional = {k: v for k in ("steps", "choice_temperature") if (v := getattr(section, k)) is not None}
     return Sampling(
-        temperature=section.temperature, top_k=section.top_k, top_p=section.top_p, cfg_scale=section.cfg_scale, **optional
+        temperature=section.temperature,
+        top_k=section.top_k,
+        top_p=section.top_p,
+        cfg_scale=section.cfg_scale,
+        **optional,
     )
 
 
@@ -187,7 +206,10 @@ class _Machine:
                     part = run[start : start + self.batch_size]
                     indices, images = self.run(part)
                     found.append(indices)
-                    waiting += [writers.submit(_write_png, measure.sample_path(folder, i), im) for i, im in zip(part, images, strict=True)]
+                    waiting += [
+                        writers.submit(_write_png, measure.sample_path(folder, i), im)
+                        for i, im in zip(part, images, strict=True)
+                    ]
             for future in waiting:
                 future.result()
         codes = torch.cat(found).numpy()

@@ -20,7 +20,9 @@ def listing(workspace: Path, as_json: bool) -> str:
     if as_json:
         return json.dumps([{"id": a.id, "kind": a.kind, "path": str(a.path)} for a in found], indent=2)
     if not found:
-        raise TokError(f"--workspace {workspace}", "holds no complete artifacts", next="tok train-tokenizer makes the first")
+        raise TokError(
+            f"--workspace {workspace}", "holds no complete artifacts", next="tok train-tokenizer makes the first"
+        )
     width = max(len(a.id) for a in found)
     return "\n".join(f"{a.id:<{width}}  {a.path}" for a in found)
 
@@ -30,9 +32,17 @@ def describe(path: Path) -> str:
     found = manifest(path)
     lines = [f"{found.get('id', found['kind'])}  {found['status']}  {path}", ""]
     lines += _section("facts", found.get("facts", {})) + _section("metrics", found.get("metrics", {}))
-    lines += ["made from", *(f"  {role:<12}{entry['id']}  {entry['path']}" for role, entry in found["inputs"].items()), ""]
+    lines += [
+        "made from",
+        *(f"  {role:<12}{entry['id']}  {entry['path']}" for role, entry in found["inputs"].items()),
+        "",
+    ]
     made = found["provenance"]
-    lines += ["made by", f"  {' '.join(made['command'])}", f"  {made['started']}, {made.get('seconds', '?')} s, {made['device']}"]
+    lines += [
+        "made by",
+        f"  {' '.join(made['command'])}",
+        f"  {made['started']}, {made.get('seconds', '?')} s, {made['device']}",
+    ]
     return "\n".join(lines)
 
 
@@ -64,7 +74,9 @@ def verify(path: Path) -> str:
         shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         raise TokError(str(path), f"{len(damaged)} of {len(expected)} files are damaged or missing", got=shown)
     if content_id(artifact.manifest) != artifact.id:
-        raise TokError(str(path / "manifest.json"), "facts or inputs were changed: the id does not match", got=artifact.id)
+        raise TokError(
+            str(path / "manifest.json"), "facts or inputs were changed: the id does not match", got=artifact.id
+        )
     return f"{artifact.id}: {len(expected)} files are whole"
 
 

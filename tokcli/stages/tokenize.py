@@ -68,7 +68,13 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
 
 
 def _write_shards(
-    draft: Draft, made_by: Artifact, source: ImageSource, views: CropViews, recipe: TokensRecipe, mine: range, device: torch.device
+    draft: Draft,
+    made_by: Artifact,
+    source: ImageSource,
+    views: CropViews,
+    recipe: TokensRecipe,
+    mine: range,
+    device: torch.device,
 ) -> None:
     size = recipe.tokens.shard_size
     tokenizer: Tokenizer | None = None
@@ -80,7 +86,13 @@ def _write_shards(
 
 
 def _write_shard(
-    folder: Path, shard: int, tokenizer: Tokenizer, source: ImageSource, views: CropViews, rows: range, device: torch.device
+    folder: Path,
+    shard: int,
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    views: CropViews,
+    rows: range,
+    device: torch.device,
 ) -> None:
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []

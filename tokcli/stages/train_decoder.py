@@ -24,7 +24,11 @@ from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
-FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {"data.transform": TRANSFORMS, "decoder": DECODERS, "loss": LOSSES}
+FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "data.transform": TRANSFORMS,
+    "decoder": DECODERS,
+    "loss": LOSSES,
+}
 PREVIEW = 12  # images on the preview sheet
 
 
@@ -84,7 +88,12 @@ def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifac
 
 
 def _train(
-    options: Options, recipe: DecoderRecipe, tokenizer_artifact: Artifact, spec: str, init: Path | None, device: torch.device
+    options: Options,
+    recipe: DecoderRecipe,
+    tokenizer_artifact: Artifact,
+    spec: str,
+    init: Path | None,
+    device: torch.device,
 ) -> Artifact:
     facts = tokenizer_artifact.facts
     size, grid = recipe.data.size, tuple(facts["grid"])
@@ -94,7 +103,11 @@ def _train(
             next=f"--set data.size={facts['use_size']}",
         )  # fmt: skip
     measure.check_expected(
-        recipe.expects, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=grid, classes=len(facts["classes"])
+        recipe.expects,
+        codebook_size=facts["codebook_size"],
+        code_dim=facts["code_dim"],
+        grid=grid,
+        classes=len(facts["classes"]),
     )
     source = open_source(spec, size=size, labels=options.labels)
     inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(tokenizer_artifact)}

@@ -49,13 +49,17 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
     """Train a proposal network; see `tok train-proposal --help`."""
     name = f"proposal-{mode}"
     if options.dry_run and tokens is None:
-        recipe = workspace.load_recipe(options, ProposalRecipe, name, workspace.recipe_folder(workspace.data_spec(options)), FAMILIES)
+        recipe = workspace.load_recipe(
+            options, ProposalRecipe, name, workspace.recipe_folder(workspace.data_spec(options)), FAMILIES
+        )
         return _plan(options, recipe, None)
     made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
     folder = workspace.recipe_folder(made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, ProposalRecipe, name, folder, FAMILIES)
     if mode == "nar" and recipe.proposal.name == "ar":  # the flag's default is no contradiction
-        raise TokError("--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}")
+        raise TokError(
+            "--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
+        )
     if options.dry_run:
         return _plan(options, recipe, made_by)
     with workspace.session(options) as device:
@@ -76,7 +80,9 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> 
     return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal")
 
 
-def _train(options: Options, recipe: ProposalRecipe, made_by: Artifact, init: Path | None, device: torch.device) -> Artifact:
+def _train(
+    options: Options, recipe: ProposalRecipe, made_by: Artifact, init: Path | None, device: torch.device
+) -> Artifact:
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
     measure.check_expected(
@@ -101,7 +107,11 @@ def _train(options: Options, recipe: ProposalRecipe, made_by: Artifact, init: Pa
         load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
-        store, batch_size=recipe.train.batch_size, seed=recipe.seed, rank=distributed.rank(), world=distributed.world_size()
+        store,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
     )
 
     def step(number: int, batch: TokenBatch) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _train(options: Options, recipe: TokenizerRecipe, spec: str, init: Path | No
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = batch.images.to(device, non_blocking=True).float() / 255
         quantizer = tokenizer.quantizer
-        if not quantizer.initialised:
+        if not quantizer.initialised and number >= quantizer.init_after:
             with torch.no_grad(), autocast(device, recipe.train.precision):
                 features = tokenizer.encoder(images)
             quantizer.initialise(features.float())
@@ -174,7 +174,9 @@ def _train(options: Options, recipe: TokenizerRecipe, spec: str, init: Path | No
         if held_out is not None:
             measured = measure.tokenizer(tokenizer, held_out, device, size=use_size, teacher=teacher)
         if distributed.is_main():
-            measure.tokenizer_preview(tokenizer, held_out or source, device, use_size, teacher, draft.path / "preview.png")
+            measure.tokenizer_preview(
+                tokenizer, held_out or source, device, use_size, teacher, draft.path / "preview.png"
+            )
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     facts = {
@@ -225,5 +227,3 @@ class _Targets:
             with autocast(self.device, self.precision):
                 features = self.teacher(images)
         return measure.resize_features(features, self.teacher.grid(), self.grid)
-
-

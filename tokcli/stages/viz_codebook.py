@@ -97,9 +97,7 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
             places = places[:: max(1, len(places) // keep)][:keep]
             features.append(z_e[row].cpu()[places])
             owners.append(of[row].repeat(len(places)))
-    return _Seen(
-        torch.cat(images), torch.cat(indices), torch.cat(labels), torch.cat(features), torch.cat(owners), grid
-    )
+    return _Seen(torch.cat(images), torch.cat(indices), torch.cat(labels), torch.cat(features), torch.cat(owners), grid)
 
 
 def _draw(folder: Path, network: Tokenizer, seen: _Seen, classes: list[str], recipe: VizRecipe) -> Tensor:
@@ -116,7 +114,10 @@ def _draw(folder: Path, network: Tokenizer, seen: _Seen, classes: list[str], rec
     pictures.save_png(ranking, folder / "ranking.png")
     pictures.write_csv(folder / "usage.csv", pictures.usage_numbers(counts))
     pictures.draw_usage(
-        counts, folder / "usage.png", usage=metrics.codebook_usage(counts), perplexity=metrics.codebook_perplexity(counts)
+        counts,
+        folder / "usage.png",
+        usage=metrics.codebook_usage(counts),
+        perplexity=metrics.codebook_perplexity(counts),
     )
     codes = quantizer.codes(torch.arange(k, device=next(network.parameters()).device)).cpu().float()
     features = seen.features

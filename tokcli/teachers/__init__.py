@@ -30,9 +30,7 @@ def teacher_class(name: str) -> type[Teacher]:
     return lookup("teacher", TEACHERS, name)
 
 
-def build_teacher(
-    name: str, keys: Mapping[str, Any], weights: Path | Literal["random"] | None = None
-) -> Teacher:
+def build_teacher(name: str, keys: Mapping[str, Any], weights: Path | Literal["random"] | None = None) -> Teacher:
     """A frozen teacher.
 
     Args:

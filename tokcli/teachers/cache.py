@@ -68,9 +68,7 @@ class FeatureCache:
                 next="set it to false, or TOK_CACHE to another disk",
             )  # fmt: skip
         mine = missing[distributed.rank() :: distributed.world_size()]
-        for shard in tqdm(
-            mine, desc="teacher features", unit="shard", disable=not distributed.is_main() or not mine
-        ):
+        for shard in tqdm(mine, desc="teacher features", unit="shard", disable=not distributed.is_main() or not mine):
             with atomic_write(self._path(shard)) as tmp, open(tmp, "wb") as file:
                 np.save(file, self._compute(shard, device, precision))
         distributed.barrier()
@@ -105,9 +103,7 @@ class FeatureCache:
             self._run(waiting, out, device, precision)
         return out
 
-    def _run(
-        self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device, precision: str
-    ) -> None:
+    def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device, precision: str) -> None:
         images = torch.stack([image for _, image in waiting]).to(device).float() / 255
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             features = self.teacher(images)

@@ -42,9 +42,7 @@ class Teacher(nn.Module):
         self.name = name
         self.network = build_network(name, weights, role="teacher", weights_flag="--teacher-weights")
         if not norm and not self.network.has_final_norm:
-            raise TokError(
-                f"teacher {name}", "norm: false changes nothing", got="the network has no final norm"
-            )
+            raise TokError(f"teacher {name}", "norm: false changes nothing", got="the network has no final norm")
         self.layers: list[int | str] = list(self.network.resolve(layers))
         self.norm = norm
         self.image_size = image_size or self.network.image_size
