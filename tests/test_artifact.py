@@ -216,8 +216,10 @@ def test_second_writer_is_refused_naming_the_first_until_that_is_killed(tmp_path
     assert isinstance(again, Draft) and again.resumed
 
 
-def test_lock_is_free_after_finish_and_after_a_refusal(tmp_path: Path, make_artifact: Make) -> None:
-    make_artifact(tmp_path / "a", recipe=RECIPE)
+def test_lock_is_free_after_finish_and_after_a_refusal(tmp_path: Path) -> None:
+    draft = start(tmp_path / "a")  # kept alive, so that only finish can release it
+    assert isinstance(draft, Draft)
+    draft.finish({}, payload=[])
     for _ in range(2):
         with pytest.raises(TokError, match="another recipe"):
             start(tmp_path / "a", recipe={"stage": "other"})
