@@ -315,3 +315,15 @@ def test_decoder_without_a_loss_is_refused() -> None:
     tree = read_yaml(recipes_root() / "toy" / "decoder-conv.yaml") | {"loss": {}}
     with pytest.raises(InvalidRecipe, match="r: loss: "):
         check(DecoderRecipe, tree, "r", FAMILIES)
+
+
+def test_another_component_does_not_inherit_the_keys_of_the_one_before() -> None:
+    tree = {"teacher": {"name": "efflite0", "layers": ["head"]}}
+    override(tree, {"teacher.norm": False, "teacher.name": "clip"})
+    assert tree == {"teacher": {"name": "clip", "norm": False}}
+
+
+def test_naming_the_same_component_keeps_its_keys() -> None:
+    tree = {"teacher": {"name": "efflite0", "layers": ["head"]}}
+    override(tree, {"teacher.name": "efflite0"})
+    assert tree["teacher"]["layers"] == ["head"]

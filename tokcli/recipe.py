@@ -115,8 +115,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
-    """Set dotted keys (`optim.lr`) in a nested mapping, making sections that are missing."""
-    for dotted, value in assignments.items():
+    """Set dotted keys (`optim.lr`) in a nested mapping, making sections that are missing.
+
+    Naming another component (`teacher.name=clip`) drops the keys of the one before, which mean nothing to it.
+    """
+    names_first = sorted(assignments.items(), key=lambda item: not item[0].endswith(".name"))
+    for dotted, value in names_first:
         *sections, last = dotted.split(".")
         node = tree
         for section in sections:
@@ -124,6 +128,8 @@ def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
             if not isinstance(child, dict):
                 raise TokError(f"--set {dotted}", f"'{section}' is a value, not a section", got=repr(child))
             node = child
+        if last == "name" and node.get("name", value) != value:
+            node.clear()
         node[last] = value
 
 
