@@ -47,7 +47,8 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_artifact() -> Callable[..., Any]:
     """Write a small complete artifact: `make_artifact(folder, weights=b"1", kind="tokenizer", ...)`."""
-    from tokcli.artifact import Artifact, Draft, begin
+    from tokcli.artifact import Artifact
+    from tokcli.draft import Draft, begin
 
     def make(
         path: Path, weights: bytes = b"weights", kind: str = "tokenizer", facts: Any = None, inputs: Any = None,

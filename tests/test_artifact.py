@@ -16,16 +16,15 @@ from typing import Any
 
 import pytest
 
-from tokcli import artifact
+from tokcli import draft as drafts
 from tokcli.artifact import (
     MANIFEST,
     Artifact,
-    Draft,
-    begin,
     open_artifact,
+    read_manifest,
     scan,
-    write_manifest,
 )
+from tokcli.draft import Draft, begin, write_manifest
 from tokcli.errors import TokError
 from tokcli.weights import atomic_write, save_tensors, write_text
 
@@ -135,7 +134,7 @@ def test_manifest_is_old_or_new_whenever_its_writer_is_killed(tmp_path: Path) ->
         pipe.recv()
         time.sleep(moments.uniform(0, 0.03))
         kill(process)
-        assert len(set(artifact.read_manifest(tmp_path, "a")["recipe"]["n"])) == 1
+        assert len(set(read_manifest(tmp_path, "a")["recipe"]["n"])) == 1
 
 
 def test_repeating_a_begun_command_resumes_and_sweeps_up(tmp_path: Path) -> None:
@@ -160,14 +159,14 @@ def test_repeating_a_finished_command_finds_its_artifact(tmp_path: Path, make_ar
 def test_artifact_that_another_process_completed_meanwhile_is_found(
     tmp_path: Path, make_artifact: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_lock = artifact._take_lock
+    take_lock = drafts._take_lock
 
     def late(path: Path) -> Any:
-        monkeypatch.setattr(artifact, "_take_lock", take_lock)
+        monkeypatch.setattr(drafts, "_take_lock", take_lock)
         make_artifact(path, recipe=RECIPE)
         return take_lock(path)
 
-    monkeypatch.setattr(artifact, "_take_lock", late)
+    monkeypatch.setattr(drafts, "_take_lock", late)
     assert isinstance(start(tmp_path / "a"), Artifact)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tokcli.artifact import MANIFEST, Artifact, Draft, begin, check_lineage, locate, open_artifact, scan, write_listing
+from tokcli.artifact import MANIFEST, Artifact, check_lineage, locate, open_artifact, scan
+from tokcli.draft import Draft, begin, write_listing
 from tokcli.errors import TokError
 from tokcli.stages.show import verify
 from tokcli.weights import write_text

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokcli import artifact
-from tokcli.artifact import Draft, open_artifact
+from tokcli import draft as drafts
+from tokcli.artifact import open_artifact, read_manifest, scan
 from tokcli.cli import cli
+from tokcli.draft import Draft
 from tokcli.errors import Interrupted, TokError
 from tokcli.loop import STATE, save_state
 from tokcli.optim import Updater
@@ -149,7 +150,7 @@ def test_a_command_killed_while_it_completes_its_artifact_can_be_repeated(
         with pytest.raises(Killed):
             tok(*again)
     gc.collect()
-    assert artifact.scan(tmp_path) == []  # readers do not see it
+    assert scan(tmp_path) == []  # readers do not see it
     assert_equal(straight(commands, "proposal-ar", root), tok(*again))
 
 
@@ -216,8 +217,8 @@ def save_forever(folder: Path) -> None:
         part.number += 1
         save_state(folder, part.number, 0.0, {"part": part})
         save_tensors(folder / "model.safetensors", part.state_dict())
-        manifest = artifact.read_manifest(folder, "")
-        artifact.write_manifest(folder, manifest | {"provenance": {"saved": part.number}})
+        manifest = read_manifest(folder, "")
+        drafts.write_manifest(folder, manifest | {"provenance": {"saved": part.number}})
 
 
 def saved_numbers(folder: Path) -> list[int]:
@@ -225,14 +226,14 @@ def saved_numbers(folder: Path) -> list[int]:
     state = read_checkpoint(folder / STATE)
     tensors = [state["part"]["weights"], load_tensors(folder / "model.safetensors")["weights"]]
     assert all(t.unique().numel() == 1 and len(t) == 50_000 for t in tensors)
-    manifest = artifact.read_manifest(folder, "")
+    manifest = read_manifest(folder, "")
     return [state["step"], *(int(t[0]) for t in tensors), manifest["provenance"]["saved"]]
 
 
 def test_twenty_kills_at_random_moments_of_saving_leave_nothing_unreadable(tmp_path: Path) -> None:
     folder, moments = tmp_path / "run", random.Random(0)
     recipe, facts = {"stage": "proposal"}, {"saved": 0}
-    draft = artifact.begin(folder, "proposal", recipe, {}, facts)
+    draft = drafts.begin(folder, "proposal", recipe, {}, facts)
     save_state(folder, 0, 0.0, {"part": Counter()})
     save_tensors(folder / "model.safetensors", Counter().state_dict())
     assert isinstance(draft, Draft)
@@ -250,7 +251,7 @@ def test_twenty_kills_at_random_moments_of_saving_leave_nothing_unreadable(tmp_p
         numbers = saved_numbers(folder)
         assert max(numbers) - min(numbers) <= 1 and min(numbers) > before
         kills_in_a_save += any(folder.glob(".*.tmp"))
-        resumed = artifact.begin(folder, "proposal", recipe, {}, facts)
+        resumed = drafts.begin(folder, "proposal", recipe, {}, facts)
         assert isinstance(resumed, Draft) and resumed.resumed
         resumed.close()
         assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))  # what a kill left is cleared away

@@ -19,8 +19,9 @@ import torch
 from tqdm import tqdm
 
 from tokcli import distributed
-from tokcli.artifact import Artifact, Draft, locked
+from tokcli.artifact import Artifact
 from tokcli.data.randomness import seed_of
+from tokcli.draft import Draft, locked
 from tokcli.errors import Interrupted, TokError
 from tokcli.optim import NonFinite
 from tokcli.schema import Train

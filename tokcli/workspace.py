@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from tokcli import __version__, artifact, distributed, recipe
-from tokcli.artifact import Artifact, Draft
+from tokcli import __version__, artifact, distributed, draft, recipe
+from tokcli.artifact import Artifact
+from tokcli.draft import Draft
 from tokcli.errors import TokError
 from tokcli.schema import Recipe
 
@@ -227,7 +228,7 @@ def begin(
     refused: TokError | None = None
     if distributed.is_main() or not exclusive:
         try:
-            answer = artifact.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
+            answer = draft.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
         except TokError as error:
             refused = error
     if distributed.any_rank(refused is not None):

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
-from tokcli.artifact import Artifact, Draft, locked
+from tokcli.artifact import Artifact
 from tokcli.data.randomness import generator, seed_of
+from tokcli.draft import Draft, locked, write_listing
 from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal, Sampling
@@ -255,7 +256,7 @@ def _finish(draft: Draft, proposal: Artifact, recipe: SampleRecipe, labels: list
             "labels": labels,
             "shards": shards,
         }
-        artifact.write_listing(draft.path, "images.sha256", [f"images/{i:06d}.png" for i in range(number)])
+        write_listing(draft.path, "images.sha256", [f"images/{i:06d}.png" for i in range(number)])
         shown = range(min(number, 256))
         images = measure.read_samples(Artifact(draft.path, {"facts": facts}), shown)
         of = torch.tensor(labels[: len(shown)])

@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, Draft, locked
+from tokcli.artifact import Artifact
 from tokcli.data import BadImage, ImageSource, open_source
 from tokcli.data import tokens as store
 from tokcli.data.transforms import CropViews
+from tokcli.draft import Draft, locked
 from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 from tokcli.recipe import resolved

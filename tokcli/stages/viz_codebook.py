@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokcli import artifact, assemble, measure, metrics, pictures, plan, workspace
+from tokcli import assemble, measure, metrics, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, open_source
+from tokcli.draft import write_listing
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
 from tokcli.models import Tokenizer
@@ -109,7 +110,7 @@ def _draw(folder: Path, network: Tokenizer, seen: _Seen, classes: list[str], rec
     sheets = pictures.write_code_sheets(
         folder / "codes", seen.images, seen.indices, grid, k, columns=viz.columns, context=viz.context
     )
-    artifact.write_listing(folder, "codes.sha256", [f"codes/{path.name}" for path in sheets])
+    write_listing(folder, "codes.sha256", [f"codes/{path.name}" for path in sheets])
     ranking = pictures.ranking_sheet(seen.images, seen.indices, grid, k, context=viz.context)
     pictures.save_png(ranking, folder / "ranking.png")
     pictures.write_csv(folder / "usage.csv", pictures.usage_numbers(counts))
