@@ -28,10 +28,10 @@ from tokcli.teachers.cache import FeatureCache
 IMAGES = 1000  # of the training set, for k-means
 
 
-def features_of(teacher: Teacher, spec: str, size: int, most: int) -> torch.Tensor:
+def features_of(teacher: Teacher, spec: str, size: int, grid: tuple[int, int], most: int) -> torch.Tensor:
     """The teacher's features of a data set, (images, n, d), unit length."""
     source = open_source(spec, size=size)
-    cache = FeatureCache(teacher, source, CenterCrop(size))
+    cache = FeatureCache(teacher, source, CenterCrop(size), grid)
     cache.fill(torch.device("cpu"), "bfloat16")
     chosen = torch.linspace(0, len(source) - 1, min(most, len(source))).long()
     return F.normalize(cache.rows(chosen), dim=-1)
@@ -56,7 +56,8 @@ def main() -> None:
     train, size = artifact.inputs["data"]["path"], artifact.facts["use_size"]
     val = sibling(train, "val")
     assert val, f"{train} has no held-out part"
-    seen, held_out = features_of(teacher, train, size, IMAGES), features_of(teacher, val, size, IMAGES)
+    grid = tuple(artifact.facts["grid"])
+    seen, held_out = (features_of(teacher, spec, size, grid, IMAGES) for spec in (train, val))
     own = loss_of(artifact, teacher, val)
     print(f"tokenizer                 {own['feature_loss']:.4f}")
     for key in ("codebook_usage_nonblank", "codebook_perplexity_nonblank", "tokens_nonblank"):

@@ -182,7 +182,7 @@ def test_changed_recipe_or_inputs_are_refused_with_the_differing_keys(tmp_path: 
 
 def test_folder_of_another_kind_is_refused(tmp_path: Path, make_artifact: Make) -> None:
     make_artifact(tmp_path / "a", recipe=RECIPE)
-    with pytest.raises(TokError, match="holds a tokenizer. this command writes a decoder"):
+    with pytest.raises(TokError, match="is of kind tokenizer. this command writes decoder"):
         start(tmp_path / "a", kind="decoder")
 
 

@@ -25,7 +25,7 @@ def flip_bit(file: Path) -> None:
 
 def test_wrong_kind_is_refused_naming_the_flag_and_what_it_wants(tmp_path: Path, make_artifact: Make) -> None:
     make_artifact(tmp_path / "a", kind="proposal")
-    with pytest.raises(TokError, match=r"--tokenizer .*a: is a proposal. wanted: a tokenizer."):
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is of kind proposal. wanted: tokenizer."):
         open_artifact(tmp_path / "a", "--tokenizer", ["tokenizer"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -266,6 +268,30 @@ def test_dry_run_prints_a_recipe_that_is_valid_and_writes_nothing(tok: Callable[
     assert yaml.safe_load(out)["optim"]["lr"] == 2e-3
     assert check_file(tmp_path / "again.yaml").train.steps == 4
     assert "# encoder " in out and "# memory " in out and "# trains  4 steps x 8 = 32 samples" in out
+    assert "# time" not in out  # without --data nothing is run
+
+
+def test_dry_run_measures_steps_where_data_is_named(tok: Callable[..., Answer], tmp_path: Path) -> None:
+    code, out, _ = tok("train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--data", "openmoji/train", "--dry-run")
+    line = next(line for line in out.splitlines() if line.startswith("# time"))
+    assert code == 0 and re.search(r"\d ms a step on cpu, \d+ thread\(s\) \(measured\), 0 min \d+ s in all", line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_step_that_is_not_cheap_is_reckoned_from_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokcli import plan
+    from tokcli.schema import Train
+
+    clock, asked = [0.0], []
+
+    def step(samples: int) -> Callable[[], None]:
+        asked.append(samples)
+        return lambda: clock.__setitem__(0, clock[0] + 2.0 * samples)
+
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
+    said = plan.step_time(Train(steps=100, batch_size=64, log_every=1, save_every=1), torch.device("cpu"), step)
+    assert asked == [2] and said.startswith("128,000 ms a step on cpu") and "reckoned from 2 samples" in said
+    assert "3 h 33 min in all" in said
 
 
 # tok show, tok verify, tok recipes

@@ -183,6 +183,24 @@ def test_a_manifest_changed_by_hand_is_refused(family: dict[str, Path], tmp_path
     assert "the id does not match" in refusal("tokenize", "--tokenizer", t)
 
 
+@pytest.mark.parametrize("recipe", [{}, {"seed": 0, "encoder": {"name": "vit"}}])
+def test_a_recorded_recipe_that_builds_nothing_is_named(family: dict[str, Path], tmp_path: Path, recipe: Any) -> None:
+    t = copy(family["tokenizer"], tmp_path / "t")
+    manifest = json.loads((t / "manifest.json").read_text())
+    (t / "manifest.json").write_text(json.dumps(manifest | {"recipe": recipe}))
+    said = refusal("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--workspace", tmp_path)
+    assert said.startswith(f"{t}/manifest.json: its recipe or facts do not describe a network")
+
+
+def test_one_flipped_bit_in_tokens_is_found(family: dict[str, Path], tmp_path: Path) -> None:
+    t = copy(family["tokens"], tmp_path / "t")
+    shard = bytearray((t / "indices-00000.npy").read_bytes())
+    shard[-1] ^= 1
+    (t / "indices-00000.npy").write_bytes(shard)
+    said = refusal("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", t, "--workspace", tmp_path)
+    assert said.startswith(f"{t}/indices-00000.npy: is damaged")
+
+
 def test_one_flipped_bit_in_weights_is_found(family: dict[str, Path], tmp_path: Path) -> None:
     t = copy(family["tokenizer"], tmp_path / "t")
     weights = bytearray((t / "model.safetensors").read_bytes())
@@ -200,7 +218,7 @@ def test_one_flipped_bit_in_weights_is_found(family: dict[str, Path], tmp_path: 
     ],
 )  # fmt: skip
 def test_the_wrong_kind_is_refused_by_every_flag(family: dict[str, Path], command: str, flag: str, given: str) -> None:
-    assert refusal(command, flag, family[given]).startswith(f"{flag} {family[given]}: is a {given}")
+    assert refusal(command, flag, family[given]).startswith(f"{flag} {family[given]}: is of kind {given}")
 
 
 @pytest.mark.parametrize(

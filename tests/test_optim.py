@@ -14,18 +14,20 @@ CPU = torch.device("cpu")
 
 
 class Regression(nn.Module):
-    """A small net with one parameter of each kind: matrix, bias, norm, position, class token."""
+    """A small net with one parameter of each kind: matrix, bias, norm, position, class token, codebook."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.position, self.class_token = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(1, 3))
         self.norm, self.linear = nn.LayerNorm(3), nn.Linear(3, 2)
+        self.codebook = nn.Parameter(torch.randn(4, 3))
         self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         predicted = self.linear(self.norm(x + self.position) + self.class_token)
-        return {"loss": (predicted - y).square().mean(), "worst": (predicted - y).abs().max()}
+        nearest = torch.cdist(x, self.codebook).min()
+        return {"loss": (predicted - y).square().mean() + 0 * nearest, "worst": (predicted - y).abs().max()}
 
 
 def updater(optim: dict[str, Any] | None = None, **train: Any) -> Updater:
@@ -69,7 +71,14 @@ def test_only_matrices_decay() -> None:
     decayed, undecayed = parameter_groups(module, 0.3)
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.3, 0.0)
     assert decayed["params"] == [module.linear.weight]
-    kept = [module.position, module.class_token, module.norm.weight, module.norm.bias, module.linear.bias]
+    kept = [
+        module.codebook,
+        module.position,
+        module.class_token,
+        module.norm.weight,
+        module.norm.bias,
+        module.linear.bias,
+    ]
     assert {id(p) for p in undecayed["params"]} == {id(p) for p in kept}  # and nothing that is frozen
 
 

@@ -188,6 +188,18 @@ def test_patches_come_in_raster_order():
     assert row < 4 and column > 11
 
 
+def test_a_fine_layer_on_a_coarse_grid_sees_the_whole_patch():
+    teacher = build_teacher("efflite0", {"layers": ["stem"], "image_size": 64}, "random")
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    images = grey.repeat(16, 1, 1, 1)  # a dot at each of 4x4 places within the patch at row 1, column 2
+    for i in range(16):
+        y, x = 16 + i // 4 * 4, 32 + i % 4 * 4
+        images[i, :, y + 1 : y + 3, x + 1 : x + 3] = 1.0
+    moved = (teacher(images, (4, 4)) - teacher(grey, (4, 4))).norm(dim=-1)
+    assert moved.shape == (16, 16) and (moved.argmax(1) == 1 * 4 + 2).all()
+    assert moved[:, 6].min() > 0.25 * moved[:, 6].max()  # a point sample would miss most of them
+
+
 def test_norm_false_gives_the_blocks_own_output(tiny):
     raw = build_teacher("timm:test_vit", {"image_size": 64, "norm": False}, "random")
     images = torch.rand(1, 3, 64, 64)

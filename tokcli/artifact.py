@@ -160,7 +160,7 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
     where = f"{flag} {path}".strip()
     manifest = read_manifest(path, where)
     if manifest["kind"] not in kinds:
-        raise TokError(where, f"is a {manifest['kind']}", got=f"wanted: a {' or a '.join(kinds)}")
+        raise TokError(where, f"is of kind {manifest['kind']}", got=f"wanted: {' or '.join(kinds)}")
     if manifest["status"] != "complete":
         command = " ".join(manifest.get("provenance", {}).get("command", []))
         raise TokError(where, "is not complete yet", next=f"repeat the command that makes it: {command}")

@@ -1,14 +1,16 @@
 """Build networks from recipes, and load them back from artifacts."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from tokcli.artifact import Artifact
+from tokcli.artifact import MANIFEST, Artifact
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
@@ -60,13 +62,26 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
     return Tokenizer(encoder, quantizer, decoder)
 
 
+@contextlib.contextmanager
+def _recorded(artifact: Artifact) -> Iterator[None]:
+    """Whatever is wrong with a recorded recipe or fact is said of the manifest."""
+    try:
+        yield
+    except (KeyError, TypeError, ValidationError) as error:
+        raise TokError(
+            str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", got=repr(error).splitlines()[0],
+            next="restore it from a copy, or delete the folder and repeat the command that made it",
+        ) from None  # fmt: skip
+
+
 def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
     """A trained tokenizer, in eval mode, its weights' hash checked.
 
     Raises:
         TokError: the weights are damaged or do not fit the recipe.
     """
-    tokenizer = build_tokenizer(artifact.recipe, artifact.facts["teacher"]["feature_dim"])
+    with _recorded(artifact):
+        tokenizer = build_tokenizer(artifact.recipe, artifact.facts["teacher"]["feature_dim"])
     tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(tokenizer, device)
 
@@ -90,7 +105,8 @@ def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int
 def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
     """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s)."""
     facts = artifact.facts
-    decoder = build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
+    with _recorded(artifact):
+        decoder = build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
     load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(decoder, device)
 
@@ -105,7 +121,8 @@ def build_proposal(recipe: Mapping[str, Any], codebook_size: int, grid: tuple[in
 def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
     """A trained proposal network, in eval mode."""
     facts = artifact.facts
-    proposal = build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
+    with _recorded(artifact):
+        proposal = build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
     load_strict(proposal, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(proposal, device)
 

@@ -191,7 +191,7 @@ def _refuse_changes(
 ) -> None:
     if manifest["kind"] != kind:
         raise TokError(
-            where, f"holds a {manifest['kind']}", got=f"this command writes a {kind}", next="choose another --out"
+            where, f"is of kind {manifest['kind']}", got=f"this command writes {kind}", next="choose another --out"
         )
     changed = differing_keys(manifest["recipe"], recipe)
     old = {role: entry["id"] for role, entry in manifest["inputs"].items()}

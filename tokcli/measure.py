@@ -86,16 +86,6 @@ def unit(images: UInt8[Tensor, "b 3 h w"], device: torch.device) -> Float[Tensor
     return images.to(device, non_blocking=True).float() / 255
 
 
-def resize_features(
-    features: Float[Tensor, "b n d"], have: tuple[int, int], want: tuple[int, int]
-) -> Float[Tensor, "b m d"]:
-    """Features resampled (bicubic) from one grid to another."""
-    if have == want:
-        return features
-    maps = features.transpose(1, 2).unflatten(2, have)
-    return F.interpolate(maps, want, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-
-
 def filled(patches: UInt8[Tensor, "b 3 s s"], grid: tuple[int, int]) -> Tensor:
     """Which cells of the grid hold more than one flat colour, bool (b, n)."""
     cells = patches.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1)).permute(0, 2, 4, 1, 3, 5).flatten(4).int()
@@ -150,7 +140,7 @@ def tokenizer(
         counts.add(quantized.indices.cpu(), images, grid)
         if teacher is not None and network.feature_decoder is not None:
             predicted = network.feature_decoder(quantized.z_q, grid)
-            wanted = resize_features(teacher(pixels), teacher.grid(), grid)
+            wanted = teacher(pixels, grid)
             losses.append(metrics.feature_loss(predicted.float().cpu(), wanted.float().cpu()))
     network.train(mode)
     found = counts.report() if network.quantizer.discrete else {}
@@ -286,7 +276,7 @@ def tokenizer_preview(
     network.eval()
     quantized = network(unit(images, device))
     assert network.feature_decoder is not None
-    wanted = F.normalize(resize_features(teacher(unit(images, device)), teacher.grid(), grid), dim=-1)
+    wanted = F.normalize(teacher(unit(images, device), grid), dim=-1)
     predicted = F.normalize(network.feature_decoder(quantized.z_q, grid).float(), dim=-1)
     network.train(mode)
     codes = quantized.z_q.float()

@@ -29,9 +29,11 @@ def learning_rate(step: int, optim: Optim, steps: int) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases, position embeddings and tokens do not."""
+    """Matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks do not."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    undecayed = {name for name, p in trainable if p.ndim < 2 or "position" in name or "class_token" in name}
+    undecayed = {
+        n for n, p in trainable if p.ndim < 2 or any(word in n for word in ("position", "class_token", "codebook"))
+    }
     return [
         {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": weight_decay},
         {"params": [p for name, p in trainable if name in undecayed], "weight_decay": 0.0},

@@ -1,12 +1,18 @@
-"""What `--dry-run` prints: the resolved recipe, what is read and written, parameters, memory."""
+"""What `--dry-run` prints: the resolved recipe, what is read and written, parameters, memory, time."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Recipe, Train
 from tokcli.workspace import Options
+
+PROBE = 2  # samples of the first trial
+CHEAP = 15.0  # seconds: a slower step is reckoned from the trial, not run
 
 
 def parameter_count(module: nn.Module | None, trainable: bool | None = None) -> int:
@@ -23,6 +29,7 @@ def describe(
     *,
     reads: Mapping[str, str],
     writes: str,
+    seconds: str = "",
 ) -> str:
     """The plan of a command as text.
 
@@ -30,6 +37,7 @@ def describe(
         modules: built on the meta device.
         reads: role -> path or name of each input.
         writes: the kind of artifact.
+        seconds: what `step_time` said, where it was asked.
     """
     lines = [to_yaml(recipe).rstrip(), ""]
     lines += [f"# reads   {role}: {path}" for role, path in reads.items()]
@@ -51,4 +59,42 @@ def describe(
         lines.append(
             f"# trains  {train.steps:,} steps x {train.batch_size} = {train.steps * train.batch_size:,} samples"
         )
+    if seconds:
+        lines.append(f"# time    {seconds}")
     return "\n".join(lines)
+
+
+def step_time(train: Train, device: torch.device, step: Callable[[int], Callable[[], Any]]) -> str:
+    """Time training steps on random input: milliseconds a step and the whole duration, in words.
+
+    Args:
+        train: the recipe's section.
+        device: where the steps run.
+        step: a number of samples -> a function that performs one update on so many.
+    """
+
+    def seconds(samples: int, repeats: int) -> float:
+        update = step(samples)
+        update()  # allocates, compiles, picks kernels
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            update()
+        _wait(device)
+        return (time.perf_counter() - started) / repeats
+
+    few = min(train.batch_size, PROBE * train.accumulate)
+    took = seconds(few, 1) * train.batch_size / few
+    how = f"reckoned from {few} samples"
+    if few == train.batch_size or took <= CHEAP:
+        took, how = seconds(train.batch_size, 3), "measured"
+    minutes, rest = divmod(round(took * train.steps), 60)
+    hours, minutes = divmod(minutes, 60)
+    duration = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
+    return f"{took * 1000:,.0f} ms a step on {device}{threads} ({how}), {duration} in all; reading and evaluation come on top"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

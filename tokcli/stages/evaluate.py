@@ -146,6 +146,7 @@ class _Judge:
         return entry | {"tokenizer": a.input_id("tokenizer"), "mode": a.facts.get("mode"), "metrics": values}
 
     def _tokenizer(self, a: Artifact) -> dict[str, Any]:
+        network = assemble.load_tokenizer(a, self.device)
         known = a.recipe["teacher"]
         keys = {k: v for k, v in known.items() if k != "name"}
         try:
@@ -153,7 +154,6 @@ class _Judge:
         except TokError as error:
             log.warning("no feature loss: %s", error)
             teacher = None
-        network = assemble.load_tokenizer(a, self.device)
         return measure.tokenizer(network, self.held_out, self.device, size=a.facts["use_size"], teacher=teacher)
 
     def _decoder(self, a: Artifact) -> dict[str, Any]:

@@ -84,7 +84,28 @@ def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifac
         losses = assemble.build_losses(recipe.loss, {}, torch.device("meta"))
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     reads = {"data": spec, "tokenizer": str(tokenizer.path) if tokenizer else "(as the recipe expects)"}
-    return plan.describe(options, recipe, modules, reads=reads, writes="decoder")
+    seconds = ""
+    if tokenizer:
+        with workspace.session(options) as device:
+            seconds = plan.step_time(recipe.train, device, _trial(options, recipe, tokenizer, device))
+    return plan.describe(options, recipe, modules, reads=reads, writes="decoder", seconds=seconds)
+
+
+def _trial(
+    options: Options, recipe: DecoderRecipe, made_by: Artifact, device: torch.device
+) -> Callable[[int], Callable[[], Any]]:
+    """Training steps on random images, for their time: all that a step does but reading."""
+    tokenizer = assemble.load_tokenizer(made_by, device)
+    size = recipe.data.size
+    decoder = assemble.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
+    losses = assemble.build_losses(recipe.loss, options.weights, device)
+    updater = Updater(Reconstruction(decoder.to(device), losses), recipe.optim, recipe.train, device)
+
+    def step(samples: int) -> Callable[[], Any]:
+        images = torch.rand(samples, 3, size, size, device=device)
+        return lambda: updater.update(0, [tokenizer.codes(tokenizer.encode(images)), images])
+
+    return step
 
 
 def _train(

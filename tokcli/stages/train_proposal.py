@@ -1,6 +1,7 @@
 """`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on the class."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import TokError
+from tokcli.models.transformer import Grid
 from tokcli.optim import Updater
 from tokcli.proposals import PROPOSALS, Proposal
 from tokcli.recipe import resolved, to_yaml
@@ -77,7 +79,27 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> 
     with torch.device("meta"):
         network = assemble.build_proposal(resolved(recipe), size, grid, classes)
     reads = {"tokens": str(tokens.path) if tokens else "(as the recipe expects)"}
-    return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal")
+    seconds = ""
+    if tokens:
+        with workspace.session(options) as device:
+            seconds = plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
+    return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal", seconds=seconds)
+
+
+def _trial(
+    recipe: ProposalRecipe, codebook_size: int, grid: Grid, classes: int, device: torch.device
+) -> Callable[[int], Callable[[], Any]]:
+    """Training steps on random tokens, for their time: all that a step does but reading."""
+    proposal = assemble.build_proposal(resolved(recipe), codebook_size, grid, classes).to(device)
+    updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
+
+    def step(samples: int) -> Callable[[], Any]:
+        tokens = torch.randint(codebook_size, (samples, grid[0] * grid[1]), device=device)
+        labels = torch.randint(max(classes, 1), (samples,), device=device) - (classes == 0)
+        seeds = torch.arange(samples, device=device)
+        return lambda: updater.update(0, [tokens, labels, seeds])
+
+    return step
 
 
 def _train(
@@ -101,6 +123,9 @@ def _train(
     if isinstance(draft, Artifact):
         return draft
 
+    if distributed.is_main():
+        for name in made_by.manifest["files"]:
+            made_by.file(name)
     store = TokenStore(made_by.path)
     proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:

@@ -110,7 +110,38 @@ def _plan(options: Options, recipe: TokenizerRecipe, spec: str) -> str:
         "feature decoder": tokenizer.feature_decoder,
         "teacher": teacher,
     }
-    return plan.describe(options, recipe, modules, reads={"data": spec}, writes="tokenizer")
+    seconds = ""
+    if options.data is not None:
+        with workspace.session(options) as device:
+            seconds = plan.step_time(recipe.train, device, _trial(recipe, device))
+    return plan.describe(options, recipe, modules, reads={"data": spec}, writes="tokenizer", seconds=seconds)
+
+
+def _trial(recipe: TokenizerRecipe, device: torch.device) -> Callable[[int], Callable[[], Any]]:
+    """Training steps on random images, for their time: all that a step does but reading; cached features count as read."""
+    teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, "random").to(device)
+    tokenizer = assemble.build_tokenizer(resolved(recipe), teacher.feature_dim).to(device)
+    size = recipe.data.size
+    grid = tokenizer.grid(size)
+    updater = Updater(Distillation(tokenizer), recipe.optim, recipe.train, device)
+    tokenizer.quantizer.initialised.fill_(True)
+
+    def step(samples: int) -> Callable[[], Any]:
+        images = torch.rand(samples, 3, size, size, device=device)
+
+        def features() -> Tensor:
+            with autocast(device, recipe.train.precision):
+                return teacher(images, grid)  # type: ignore[no-any-return]
+
+        read = features()
+
+        def update() -> None:
+            updater.update(0, [images, read if recipe.data.cache_features else features()])
+            tokenizer.quantizer.after_step(0)
+
+        return update
+
+    return step
 
 
 def _train(options: Options, recipe: TokenizerRecipe, spec: str, init: Path | None, device: torch.device) -> Artifact:
@@ -208,7 +239,7 @@ def _held_out(source: ImageSource, options: Options, size: int) -> ImageSource |
 
 
 class _Targets:
-    """The teacher's features of a batch, resized to the student's grid; read from the cache where the recipe asks for one."""
+    """The teacher's features of a batch, on the student's grid; read from the cache where the recipe asks for one."""
 
     def __init__(
         self, teacher: Teacher, source: ImageSource, transform: Any, grid: tuple[int, int], recipe: TokenizerRecipe,
@@ -217,13 +248,11 @@ class _Targets:
         self.teacher, self.grid, self.device, self.precision = teacher, grid, device, recipe.train.precision
         self.cache: FeatureCache | None = None
         if recipe.data.cache_features:
-            self.cache = FeatureCache(teacher, source, transform)
+            self.cache = FeatureCache(teacher, source, transform, grid)
             self.cache.fill(device, self.precision)
 
     def __call__(self, batch: Batch, images: Tensor) -> Tensor:
         if self.cache:
-            features = self.cache.rows(batch.indices).to(self.device)
-        else:
-            with autocast(self.device, self.precision):
-                features = self.teacher(images)
-        return measure.resize_features(features, self.teacher.grid(), self.grid)
+            return self.cache.rows(batch.indices).to(self.device)
+        with autocast(self.device, self.precision):
+            return self.teacher(images, self.grid)

@@ -29,13 +29,14 @@ class FeatureCache:
         teacher: whose features.
         source: of which images.
         transform: a deterministic one.
+        grid: rows and columns of the features.
     """
 
-    def __init__(self, teacher: "Teacher", source: ImageSource, transform: Any) -> None:
+    def __init__(self, teacher: "Teacher", source: ImageSource, transform: Any, grid: tuple[int, int]) -> None:
         import hashlib
         import json
 
-        self.teacher, self.source, self.transform = teacher, source, transform
+        self.teacher, self.source, self.transform, self.grid = teacher, source, transform, grid
         key = [
             teacher.name,
             teacher.sha256,
@@ -44,11 +45,12 @@ class FeatureCache:
             teacher.image_size,
             source.id,
             transform.describe(),
+            grid,
+            "antialias",
         ]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "features" / f"{teacher.name.replace('/', '-')}-{name}"
-        height, width = teacher.grid()
-        self.shape = (height * width, teacher.feature_dim)
+        self.shape = (grid[0] * grid[1], teacher.feature_dim)
         self._shards: dict[int, np.ndarray] = {}
 
     def fill(self, device: torch.device, precision: str) -> None:
@@ -106,7 +108,7 @@ class FeatureCache:
     def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device, precision: str) -> None:
         images = torch.stack([image for _, image in waiting]).to(device).float() / 255
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-            features = self.teacher(images)
+            features = self.teacher(images, self.grid)
         # unit length: float16 holds it to 3 digits whatever the teacher's scale, and the loss is a cosine
         features = torch.nn.functional.normalize(features.float(), dim=-1)
         out[[row for row, _ in waiting]] = features.cpu().numpy().astype(np.float16)

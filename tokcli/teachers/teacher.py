@@ -19,8 +19,8 @@ class Teacher(nn.Module):
         name: the network's name.
         weights: its file; "random" for tests and for the meta device; None: cache, package or hub.
         layers: names or numbers of the layers; None: the network's default. The maps of several layers are
-            resized to the largest grid among them, normalised per patch, scaled by 1/sqrt(#layers) and
-            concatenated, so that each layer weighs the same in a cosine.
+            resized to one grid, normalised per patch, scaled by 1/sqrt(#layers) and concatenated, so that each
+            layer weighs the same in a cosine.
         norm: apply the network's final norm (and CLIP's projection) to each layer.
         image_size: pixels that images are resized to (bicubic, antialiased, square); None: the network's
             default.
@@ -64,14 +64,22 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Features in float32, patches in raster order, without gradients."""
+    def forward(self, images: Float[Tensor, "b 3 h w"], grid: tuple[int, int] | None = None) -> Float[Tensor, "b n d"]:
+        """Features in float32, patches in raster order, without gradients.
+
+        Args:
+            images: in [0, 1].
+            grid: rows and columns that each layer's map is resampled to (bicubic, antialiased), so that a fine layer gives
+                the mean over a patch and not a point of it; None: `grid()`, the largest among the layers.
+        """
         maps = self.network.maps(images, self.layers, size=self.image_size, norm=self.norm)
+        maps = [_resized(m, grid or self._grid) for m in maps]
         if len(maps) > 1:
-            maps = [F.normalize(self._resized(m), dim=1) * len(maps) ** -0.5 for m in maps]
+            maps = [F.normalize(m, dim=1) * len(maps) ** -0.5 for m in maps]
         return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=2)
 
-    def _resized(self, m: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c gh gw"]:
-        if m.shape[-2:] == self._grid:
-            return m
-        return F.interpolate(m, self._grid, mode="bicubic", align_corners=False)
+
+def _resized(m: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b c gh gw"]:
+    if m.shape[-2:] == grid:
+        return m
+    return F.interpolate(m, grid, mode="bicubic", align_corners=False, antialias=True)
