@@ -196,6 +196,45 @@ def test_a_process_that_got_a_signal_and_is_repeated_ends_as_if_it_had_not(
     assert_equal(longer, tok(*again))
 
 
+@pytest.fixture(scope="module")
+def bulk(commands: dict[str, list[object]], root: Path) -> dict[str, list[object]]:
+    """Commands that write shard by shard, in many shards."""
+    networks = [
+        "--proposal",
+        straight(commands, "proposal-nar", root),
+        "--decoder",
+        straight(commands, "decoder", root),
+    ]
+    small = ["--set", "sample.rows=2", "--set", "sample.shard_size=2", "-n", "24"]
+    return {
+        "tokens": [
+            "tokenize", "--recipe", "toy/tokens", "--tokenizer", root / "straight" / "tokenizer", "--set", "tokens.shard_size=1"
+        ],
+        "samples": ["sample", "--recipe", "toy/sample-nar", *networks, *small],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tokens", "samples"])
+def test_a_bulk_command_that_was_killed_and_is_repeated_keeps_its_shards_and_ends_as_if_it_had_not(
+    bulk: dict[str, list[object]], tmp_path: Path, name: str
+) -> None:
+    undisturbed = open_artifact(tok(*bulk[name], "--out", tmp_path / "straight"))
+    again = tmp_path / "again"
+    with process([*bulk[name], "--out", again]) as run:
+        while not list(again.glob("indices-*.npy")) and run.poll() is None:
+            time.sleep(0.002)
+        run.kill()
+        run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in again.glob("indices-*.npy")}
+    assert 0 < len(kept) < len(list((tmp_path / "straight").glob("indices-*.npy")))
+    assert scan(tmp_path) == [undisturbed]  # readers do not see what is not whole
+    repeated = open_artifact(tok(*bulk[name], "--out", again))
+    assert repeated.id == undisturbed.id
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing was made twice
+    assert not list(again.glob("**/.*.tmp"))
+
+
 class Counter:
     """50,000 numbers, all equal to the number of the save: a torn file shows."""
 

@@ -41,6 +41,8 @@ class Draft:
             metrics: numbers measured on the way, outside the id.
             provenance: how it was made, outside the id.
         """
+        for tmp in self.path.glob("**/.*.tmp"):  # of a killed process
+            tmp.unlink(missing_ok=True)
         payload = sorted(payload)
         files = {
             name: {
