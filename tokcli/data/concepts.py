@@ -9,7 +9,7 @@ places under the same flag. Skin tones are no samples at all. Drawings that shar
 import hashlib
 import re
 
-VAL_SHARE = 0.1  # of the concepts
+VAL_SHARE = 0.15  # of the concepts: enough held-out patches (15 a code of 512) for codebook usage to mean something
 
 # Words that tell a variant from its siblings. What is left of a name, in order, is its concept.
 _VARIANTS = """
