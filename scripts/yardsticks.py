@@ -10,6 +10,7 @@ Prints one line each. Features of the training images come from the cache that t
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source, sibling
 from tokcli.data.randomness import generator
 from tokcli.data.transforms import CenterCrop
+from tokcli.errors import TokError
 from tokcli.metrics.feature import centroid_loss, constant_loss
 from tokcli.quantizers.kmeans import kmeans
 from tokcli.teachers import Teacher, build_teacher
@@ -55,7 +57,8 @@ def main() -> None:
     teacher = build_teacher(known.pop("name"), known)
     train, size = artifact.inputs["data"]["path"], artifact.facts["use_size"]
     val = sibling(train, "val")
-    assert val, f"{train} has no held-out part"
+    if val is None:
+        raise TokError("TOKENIZER", f"{train}, which it learnt from, has no held-out part beside it")
     grid = tuple(artifact.facts["grid"])
     seen, held_out = (features_of(teacher, spec, size, grid, IMAGES) for spec in (train, val))
     own = loss_of(artifact, teacher, val)
@@ -71,4 +74,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TokError as error:
+        sys.exit(str(error))

@@ -47,10 +47,7 @@ class VQ(Quantizer):
         seed: of the initial codes.
 
     Raises:
-        TokError: `revive_below` out of its range or without `revive_after`.
-
-    Raises:
-        TokError: a key is out of its range.
+        TokError: a key is out of its range, or `revive_below` stands without `revive_after`.
     """
 
     training_only = (*Quantizer.training_only, "steps", "age_steps", "cluster_size", "cluster_sum")
@@ -97,8 +94,8 @@ class VQ(Quantizer):
         else:
             self.register_buffer("codebook", start)
         self.initialised.fill_(init != "kmeans")
-        # steps since the start or the last revival
         self.register_buffer("steps", torch.tensor(0))  # since the start
+        # of each code: steps since the start or its last revival
         self.register_buffer("age_steps", torch.zeros(codebook_size, dtype=torch.int64))
         self._far: Farthest | None = None  # candidates for revival, noted since the last step
         if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
