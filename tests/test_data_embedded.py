@@ -34,7 +34,7 @@ def emoji(cache: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, OpenMoji]:
 def test_all_base_emoji_are_in_one_split_each(emoji: dict[str, OpenMoji]) -> None:
     keys = [source.key(i) for source in emoji.values() for i in range(len(source))]
     assert len(keys) == len(set(keys)) and 1850 < len(keys) < 2000
-    assert 0.07 < len(emoji["val"]) / len(keys) < 0.13
+    assert 0.12 < len(emoji["val"]) / len(keys) < 0.18
 
 
 def test_no_concept_is_in_both_splits(emoji: dict[str, OpenMoji]) -> None:
@@ -75,12 +75,7 @@ def test_unlike_things_are_two_concepts(one: str, other: str) -> None:
 
 
 def test_the_split_of_a_concept_never_changes() -> None:
-    assert [split_of(name) for name in ("tiger", "person", "owl", "heart")] == [
-        "val",
-        "train",
-        "val",
-        "train",
-    ]
+    assert [split_of(name) for name in ("tiger", "dog", "owl", "heart")] == ["val", "train", "val", "train"]
 
 
 def test_captions_and_classes_are_words(emoji: dict[str, OpenMoji]) -> None:

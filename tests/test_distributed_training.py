@@ -19,13 +19,13 @@ from tokcli.data.batches import TrainBatches
 from tokcli.data.tokens import TokenBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import Interrupted, TokError
+from tokcli.methods.distillation import DistillationLoss
 from tokcli.models import ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.optim import Updater
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.schema import Optim, Train
 from tokcli.stages.train_proposal import Likelihood
-from tokcli.stages.train_tokenizer import Distillation
 from tokcli.workspace import Options
 
 STEPS = 5
@@ -72,7 +72,7 @@ def tokenizer_training(
     quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, decay=0.8, revive_after=revive_after)
     tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
     teacher = torch.randn(3 * 4 * 4, 6)
-    updater = Updater(Distillation(tokenizer), OPTIM, train, torch.device("cpu"))
+    updater = Updater(DistillationLoss(tokenizer), OPTIM, train, torch.device("cpu"))
     batches = TrainBatches(
         Photos(), TRANSFORMS["center-crop"](16, flip=True), batch_size=train.batch_size, seed=0,
         rank=distributed.rank(), world=distributed.world_size(),

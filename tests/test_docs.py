@@ -162,8 +162,8 @@ def test_the_manifest_is_a_real_one(tmp_path: Path) -> None:
 def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The README's quantizer, built through the recipe check as `--set` would."""
     from tokcli.assemble import component
+    from tokcli.methods.distillation import Distillation, DistillationRecipe
     from tokcli.quantizers import QUANTIZERS
-    from tokcli.stages.train_tokenizer import FAMILIES, TokenizerRecipe
 
     monkeypatch.setitem(QUANTIZERS, "bits", None)  # type: ignore[arg-type]  so that it is taken out again
     code = "\n".join(blocks(README, "python"))
@@ -171,9 +171,11 @@ def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
     tree = recipe.read_yaml(ROOT / "recipes/toy/tokenizer-vqkd.yaml")
     (setting,) = re.findall(r"`--set '(quantizer=[^']+)'`", README)
     recipe.override(tree, recipe.parse_set((setting,)))
-    checked = recipe.check(TokenizerRecipe, tree, "README.md", FAMILIES)
+    checked = recipe.check(DistillationRecipe, tree, "README.md", Distillation.families)
     with pytest.raises(recipe.InvalidRecipe, match=r"quantizer\.codedim: unknown key. Did you mean 'code_dim'"):
-        recipe.check(TokenizerRecipe, tree | {"quantizer": {"name": "bits", "codedim": 9}}, "README.md", FAMILIES)
+        recipe.check(
+            DistillationRecipe, tree | {"quantizer": {"name": "bits", "codedim": 9}}, "README.md", Distillation.families
+        )
     return component("quantizer", QUANTIZERS, recipe.resolved(checked)["quantizer"])
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tokcli import draft as drafts
 from tokcli.artifact import open_artifact, read_manifest, scan
@@ -69,6 +68,7 @@ def commands(root: Path) -> dict[str, list[object]]:
     proposal = ["train-proposal", "--tokens", tokens, *steps]
     return {
         "tokenizer": tokenizer,
+        "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *data, *steps],
         "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps],
         "proposal-ar": [*proposal, "--mode", "ar", "--recipe", "toy/proposal-ar"],
         "proposal-nar": [*proposal, "--mode", "nar", "--recipe", "toy/proposal-nar"],
@@ -81,17 +81,16 @@ def straight(commands: dict[str, list[object]], name: str, root: Path) -> Path:
 
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, wanted: int, how: str) -> None:
-    update = Updater.update
+    apply = Updater.apply
 
-    def stopping(self: Updater, step: int, batch: Any) -> dict[str, Tensor]:
-        values = update(self, step, batch)
+    def stopping(self: Updater, step: int) -> None:
+        apply(self, step)
         if step + 1 == wanted:
             if how == "killed":
                 raise Killed  # in the middle of a step
             os.kill(os.getpid(), signal.SIGTERM)
-        return values
 
-    monkeypatch.setattr(Updater, "update", stopping)
+    monkeypatch.setattr(Updater, "apply", stopping)
 
 
 def stopped(command: list[object], wanted: int, how: str) -> None:
@@ -117,7 +116,7 @@ def assert_equal(a: Path, b: Path) -> None:
     assert history(a) == history(b)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "decoder", "proposal-ar", "proposal-nar"])
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer-vqgan", "decoder", "proposal-ar", "proposal-nar"])
 def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
     commands: dict[str, list[object]], root: Path, tmp_path: Path, name: str
 ) -> None:

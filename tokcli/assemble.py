@@ -47,7 +47,8 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
 
     Args:
         recipe: a resolved recipe of stage tokenizer.
-        feature_dim: width of the teacher's features; None: without a feature decoder.
+        feature_dim: width of the teacher's features that its decoder predicts; None: the decoder, where there is one,
+            makes pixels.
     """
     torch.manual_seed(recipe["seed"])
     size = recipe["data"]["size"]
@@ -55,11 +56,14 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
         raise TokError("encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]))
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
     encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
-    decoder = None
-    if feature_dim is not None:
-        grid = encoder.grid(size)
-        decoder = component("decoder", FEATURE_DECODERS, recipe["decoder"], quantizer.code_dim, feature_dim, grid)
-    return Tokenizer(encoder, quantizer, decoder)
+    grid, section = encoder.grid(size), recipe["decoder"]
+    if feature_dim is None:
+        return Tokenizer(
+            encoder, quantizer, pixel_decoder=component("decoder", DECODERS, section, quantizer.code_dim, grid, size)
+        )
+    return Tokenizer(
+        encoder, quantizer, component("decoder", FEATURE_DECODERS, section, quantizer.code_dim, feature_dim, grid)
+    )
 
 
 @contextlib.contextmanager
@@ -81,7 +85,8 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
         TokError: the weights are damaged or do not fit the recipe.
     """
     with _recorded(artifact):
-        tokenizer = build_tokenizer(artifact.recipe, artifact.facts["teacher"]["feature_dim"])
+        teacher = artifact.facts["teacher"]
+        tokenizer = build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
     tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(tokenizer, device)
 
@@ -103,8 +108,17 @@ def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int
 
 
 def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
-    """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s)."""
+    """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s).
+
+    Args:
+        artifact: a decoder, or a tokenizer that was trained with one.
+    """
     facts = artifact.facts
+    if artifact.kind == "tokenizer":
+        own = load_tokenizer(artifact, device).pixel_decoder
+        assert own is not None, "fact has_decoder was not checked"
+        own.grid = tuple(facts["grid"])  # at use
+        return own
     with _recorded(artifact):
         decoder = build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
     load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
@@ -128,22 +142,21 @@ def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
 
 
 def build_losses(
-    terms: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Path], device: torch.device
+    terms: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Path] | None, device: torch.device
 ) -> list[tuple[str, float, nn.Module]]:
     """The recipe's loss terms as (name, weight, frozen module).
 
     Args:
         terms: the recipe's section `loss`.
-        weights: files given by flags.
-        device: where they run; "meta" builds them without reading weights.
+        weights: files given by flags; None: random ones, for plans.
+        device: where they run.
     """
     built: list[tuple[str, float, nn.Module]] = []
     for name, section in terms.items():
         keys = {key: value for key, value in section.items() if key not in ("weight",)}
         supplied: list[Any] = []
         if "network" in keys:
-            file = weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))
-            supplied = ["random" if device.type == "meta" else file]
+            supplied = ["random" if weights is None else weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))]
         loss = lookup("loss", LOSSES, name)(*supplied, **keys)
         built.append((name, float(section["weight"]), _frozen(loss, device)))
     return built

@@ -46,23 +46,29 @@ def check_file(path: Path) -> Any:
     """The validated recipe in a file.
 
     Raises:
-        TokError: of an unknown stage, or invalid.
+        TokError: of an unknown stage or method, or invalid.
     """
+    from tokcli.methods import resolve
+
     tree = read_yaml(path)
-    model, families = stage_models().get(str(tree.get("stage")), (None, {}))
-    if model is None:
-        raise TokError(str(path), f"no such stage '{tree.get('stage')}'", next=f"Known: {', '.join(stage_models())}")
-    from tokcli.teachers import teacher_class
-
-    return check_recipe(model, tree, str(path), families, lambda name: teacher_class(name) if ":" in name else None)
+    model, families = model_of(tree, str(path))
+    return check_recipe(model, tree, str(path), families, resolve)
 
 
-def stage_models() -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
-    """Stage -> its recipe model and component families."""
-    from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, train_tokenizer, viz_codebook
+def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:
+    """The recipe model of a recipe's stage (and method), and its component families.
 
-    return {
-        "tokenizer": (train_tokenizer.TokenizerRecipe, train_tokenizer.FAMILIES),
+    Raises:
+        TokError: there is no such stage or method.
+    """
+    from tokcli.methods import method_class
+    from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, viz_codebook
+
+    stage = str(tree.get("stage"))
+    if stage == "tokenizer":
+        method = method_class(str(tree.get("method")), f"{where}: method")
+        return method.recipe_model, method.families
+    models: dict[str, tuple[Any, Mapping[str, Any]]] = {
         "decoder": (train_decoder.DecoderRecipe, train_decoder.FAMILIES),
         "tokens": (tokenize.TokensRecipe, {}),
         "proposal": (train_proposal.ProposalRecipe, train_proposal.FAMILIES),
@@ -70,3 +76,6 @@ def stage_models() -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
         "eval": (evaluate.EvalRecipe, {}),
         "viz": (viz_codebook.VizRecipe, {}),
     }
+    if stage not in models:
+        raise TokError(where, f"no such stage '{stage}'", next=f"Known: tokenizer, {', '.join(models)}")
+    return models[stage]

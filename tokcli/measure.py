@@ -290,3 +290,15 @@ def tokenizer_preview(
         pictures.save_png(
             pictures.comparison_sheet(rows, title="held-out images; features by their three main axes"), path
         )
+
+
+@torch.no_grad()
+def decoder_preview(
+    network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, size: int, path: Path,
+    columns: int = 12,
+) -> None:  # fmt: skip
+    """A sheet of originals and their reconstructions; both networks are in eval mode."""
+    chosen = [int(i) for i in torch.linspace(0, len(source) - 1, min(columns, len(source)))]
+    _, images = next(read(source, evaluation_transform(size), chosen))
+    rows = {"original": images, "reconstruction": reconstruct(network, pixel_decoder, images, device)}
+    pictures.save_png(pictures.comparison_sheet(rows), path)

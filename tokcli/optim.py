@@ -90,7 +90,7 @@ class Updater:
     """Updates one module's trainable parameters; a training step calls `update` once.
 
     Args:
-        module: its forward returns a dict of scalar terms, of which "loss" is minimised. Terms are means over the
+        module: its forward returns a dict of terms, of which "loss" is minimised. Scalar terms are means over the
             micro-batch, so that micro-batches and ranks of equal size add up to the whole batch.
         optim, train: the recipe's sections.
         device: where the module is.
@@ -119,23 +119,27 @@ class Updater:
             self.forward = DistributedDataParallel(compiled, broadcast_buffers=False)  # type: ignore[arg-type]
 
     def update(self, step: int, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One optimizer update on this rank's part of a batch.
+        """One optimizer update on this rank's part of a batch: `gradients`, then `apply`."""
+        terms = self.gradients(step, batch)
+        self.apply(step)
+        return terms
+
+    def gradients(self, step: int, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The gradients of one update, clipped and checked; nothing is changed yet.
 
         Args:
             step: the number of updates before this one.
             batch: tensors with the same leading size, the module's arguments.
 
         Returns:
-            The module's terms as means over the micro-batches of this rank, and "gradient_norm".
+            The module's scalar terms as means over the micro-batches of this rank, its per-sample ones (those with a
+            batch axis) joined, all detached, and "gradient_norm".
 
         Raises:
-            NonFinite: on every rank at once, before anything has changed.
+            NonFinite: on every rank at once.
         """
-        rate = learning_rate(step, self.optim, self.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         size = len(batch[0]) // self.train.accumulate
         for number in range(self.train.accumulate):
             micro = [t[number * size : (number + 1) * size] for t in batch]
@@ -146,15 +150,22 @@ class Updater:
                     terms = self.forward(*micro)
                 (terms["loss"] / self.train.accumulate).backward()
             for name, value in terms.items():
-                totals[name] = totals.get(name, 0) + value.detach() / self.train.accumulate
+                found.setdefault(name, []).append(value.detach())
+        totals = {name: torch.cat(v) if v[0].ndim else torch.stack(v).mean() for name, v in found.items()}
         # gradients are already equal on all ranks here; a loss is a rank's own, but its sum is the same on all: they agree
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
         if not torch.isfinite(norm + distributed.all_reduce_sum(totals["loss"].float().clone())):
             raise NonFinite
+        return totals | {"gradient_norm": norm.detach()}
+
+    def apply(self, step: int) -> None:
+        """Change the parameters by the gradients at hand, at the learning rate of update `step`."""
+        rate = learning_rate(step, self.optim, self.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         if self.average:
             self.average.update(step)
-        return totals | {"gradient_norm": norm.detach()}
 
     def weights(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the module holds the weights meant for use: the averages, if the recipe asks for them."""

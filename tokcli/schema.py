@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -47,6 +47,29 @@ class Train(Section):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     eval_every: int | None = Field(None, ge=1)
+
+
+class GAN(Section):
+    """A discriminator that reconstructions learn to pass; its own optimizer, and when it starts.
+
+    The discriminator learns from step `start - warmup` on; its term enters the decoder's loss at `start` and reaches its
+    full weight after `ramp` steps.
+    """
+
+    discriminator: Component
+    optim: Optim
+    weight: float = Field(gt=0)  # with `adaptive` a factor on the ratio of gradients
+    adaptive: bool = True
+    start: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0)
+    ramp: int = Field(0, ge=0)
+    lecam: float = Field(0.0, ge=0)  # weight of the regulariser against learning images by heart
+
+    @model_validator(mode="after")
+    def _check(self) -> "GAN":
+        if self.warmup > self.start:
+            raise ValueError(f"warmup cannot be longer than start: got {self.warmup} and {self.start}")
+        return self
 
 
 class Expects(Section):

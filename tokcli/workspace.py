@@ -107,6 +107,13 @@ def load_recipe(
     return recipe.check(model, tree, str(path), families, resolve)
 
 
+def method_of(options: Options, folder: str) -> str:
+    """The tokenizer method that `--recipe` is of; VQ-KD where there is no `--recipe`."""
+    if options.recipe is None:
+        return "vqkd"
+    return str(recipe.read_yaml(recipe.find_recipe(options.recipe, folder=folder, name="")).get("method", "vqkd"))
+
+
 def recipe_folder(spec: str) -> str:
     """The folder of recipes of a data set: `openmoji/train` -> `openmoji`; a user's own path -> `folder`."""
     head = spec.split("/")[0]

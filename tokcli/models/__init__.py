@@ -1,16 +1,21 @@
-"""Networks that `tok` trains: encoders, feature decoders, pixel decoders, and the tokenizer made of them."""
+"""Networks that `tok` trains: encoders, feature and pixel decoders, the tokenizer made of them, discriminators."""
 
 from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecoder
-from tokcli.models.encoders import ENCODERS, Encoder, ViTEncoder
+from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator
+from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, ViTEncoder
 from tokcli.models.feature_decoder import FeatureDecoder
 from tokcli.models.tokenizer import Tokenizer
 
 __all__ = [
     "DECODERS",
+    "DISCRIMINATORS",
     "ENCODERS",
     "ConvDecoder",
+    "ConvEncoder",
+    "Discriminator",
     "Encoder",
     "FeatureDecoder",
+    "PatchDiscriminator",
     "PixelDecoder",
     "Tokenizer",
     "ViTDecoder",

@@ -2,13 +2,12 @@
 
 from typing import Protocol, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, group_norm
+from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, group_norm, training_layout
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 
 
@@ -83,10 +82,7 @@ class ConvDecoder(nn.Module):
     def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b 3 height width"]:
         """Images in about [0, 1], not clamped; codes in row-major order of `grid` (default: training's)."""
         x = z_q.unflatten(1, grid or self.grid).permute(0, 3, 1, 2)  # (b, d, h, w), channels_last as it lies
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            # GroupNorm's backward pass on a CPU takes 4 to 10 times as long in channels_last, more than convolutions win
-            x = x.contiguous()
-        return to_unit_range(self.layers(self.embed(x)))
+        return to_unit_range(self.layers(self.embed(training_layout(x))))
 
     @property
     def last_layer(self) -> Tensor:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, group_norm, training_layout
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 
 
@@ -84,4 +85,76 @@ class ViTEncoder(nn.Module):
         return self.head(self.trunk(x.flatten(2).transpose(1, 2), grid))
 
 
-ENCODERS: dict[str, type[ViTEncoder]] = {"vit": ViTEncoder}
+class ConvEncoder(nn.Module):
+    """VQGAN's convolutional encoder (Esser et al. 2021) and a 1x1 convolution to code_dim.
+
+    The published f16 encoder has widths [128, 128, 256, 256, 512], 29,298,176 parameters before that 1x1 convolution; f8
+    has widths [128, 128, 256, 512], 26,345,728. It has no position table: any multiple of `stride` is a size.
+
+    Args:
+        code_dim: width of `z_e`.
+        image_size: training size in pixels, a multiple of 2^(len(widths) - 1).
+        widths: channels of each stage, from the image's resolution down to the grid's; each stage is half as large as the
+            one before it.
+        blocks: residual blocks per stage.
+        channels: of the features from which the 1x1 convolution makes `z_e`.
+        attention: self-attention at the grid's resolution, after each of its blocks and in the middle block.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        *,
+        image_size: int,
+        widths: list[int],
+        blocks: int = 2,
+        channels: int = 256,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.code_dim, self.image_size, self.stride = code_dim, image_size, 2 ** (len(widths) - 1)
+        self.grid(image_size)
+        before = widths[0]
+        layers: list[nn.Module] = [nn.Conv2d(3, before, 3, padding=1)]
+        for stage, width in enumerate(widths, 1):
+            for _ in range(blocks):
+                layers.append(ResidualBlock(before, width))
+                before = width
+                if attention and stage == len(widths):
+                    layers.append(PositionAttention(width))
+            if stage < len(widths):
+                layers.append(Downsample(width))
+        layers.append(ResidualBlock(before, before))
+        layers += [PositionAttention(before)] if attention else []
+        layers += [
+            ResidualBlock(before, before),
+            group_norm(before),
+            nn.SiLU(),
+            nn.Conv2d(before, channels, 3, padding=1),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.embed = nn.Conv2d(channels, code_dim, 1)
+
+    def grid(self, size: int | Grid) -> Grid:
+        """Rows and columns of features for an image of `size` pixels (a side, or height and width).
+
+        Raises:
+            TokError: a side is no positive multiple of the stride.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        if height % self.stride or width % self.stride or min(height, width) < 1:
+            raise TokError(
+                "encoder.widths",
+                f"stages halve the image to 1/{self.stride}, which must divide its size",
+                got=f"{height}x{width} px",
+            )
+        return height // self.stride, width // self.stride
+
+    def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Features in row-major order of the grid, for images in [0, 1]."""
+        self.grid((images.shape[2], images.shape[3]))
+        features = self.embed(self.layers(training_layout(2 * images - 1)))
+        return features.flatten(2).transpose(1, 2)
+
+
+ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder]] = {"vit": ViTEncoder, "conv": ConvEncoder}

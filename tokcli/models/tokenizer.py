@@ -1,4 +1,4 @@
-"""A tokenizer: an encoder and a quantizer, and for VQ-KD the feature decoder it was trained with."""
+"""A tokenizer: an encoder and a quantizer, and the decoder it was trained with, to features or to pixels."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.models.decoders import ConvDecoder, ViTDecoder
 from tokcli.models.encoders import Encoder
 from tokcli.models.feature_decoder import FeatureDecoder
 from tokcli.models.transformer import Grid
@@ -21,15 +22,24 @@ class Tokenizer(nn.Module):
         encoder: images in [0, 1] to `z_e`.
         quantizer: `z_e` to indices and `z_q`, of the same code_dim.
         feature_decoder: `z_q` to a teacher's features; None for methods without a teacher.
+        pixel_decoder: `z_q` to images; None for methods that do not learn one.
     """
 
     encoder: Encoder
     quantizer: Quantizer
     feature_decoder: FeatureDecoder | None
+    pixel_decoder: ConvDecoder | ViTDecoder | None
 
-    def __init__(self, encoder: Encoder, quantizer: Quantizer, feature_decoder: FeatureDecoder | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        quantizer: Quantizer,
+        feature_decoder: FeatureDecoder | None = None,
+        pixel_decoder: ConvDecoder | ViTDecoder | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.quantizer, self.feature_decoder = encoder, quantizer, feature_decoder
+        self.encoder, self.quantizer = encoder, quantizer
+        self.feature_decoder, self.pixel_decoder = feature_decoder, pixel_decoder
 
     def grid(self, size: int | Grid) -> Grid:
         """Rows and columns of tokens for an image of `size` pixels.

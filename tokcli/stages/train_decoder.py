@@ -1,4 +1,4 @@
-"""`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction and perceptual losses."""
+"""`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction, perceptual and adversarial losses."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -7,29 +7,32 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from tokcli import assemble, distributed, loop, measure, pictures, plan, workspace
+from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.models import DECODERS
+from tokcli.methods.adversary import Adversary, update
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction
+from tokcli.models import DECODERS, DISCRIMINATORS
 from tokcli.optim import Updater
 from tokcli.recipe import resolved, to_yaml
-from tokcli.schema import Component, Data, Expects, Optim, Recipe, Train
+from tokcli.schema import GAN, Component, Data, Expects, Optim, Recipe, Train
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+Losses = list[tuple[str, float, nn.Module]]
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "data.transform": TRANSFORMS,
     "decoder": DECODERS,
     "loss": LOSSES,
+    "gan.discriminator": DISCRIMINATORS,
 }
-PREVIEW = 12  # images on the preview sheet
 
 
 class DecoderRecipe(Recipe):
@@ -39,24 +42,10 @@ class DecoderRecipe(Recipe):
     data: Data
     decoder: Component
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
+    gan: GAN | None = None
     optim: Optim
     train: Train
     expects: Expects = Expects()
-
-
-class Reconstruction(nn.Module):
-    """The training objective: a weighted sum of losses between decoded codes and images."""
-
-    def __init__(self, decoder: nn.Module, losses: list[tuple[str, float, nn.Module]]) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self._losses = tuple(losses)  # in a tuple, so that frozen networks are no part of the trained state
-
-    def forward(self, codes: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Terms of a batch: codes (b, n, d), images (b, 3, s, s) in [0, 1]; each term is logged with its weight applied."""
-        decoded = self.decoder(codes)
-        terms = {name: weight * loss(decoded, images) for name, weight, loss in self._losses}
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
 def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | str:
@@ -81,8 +70,11 @@ def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifac
     size = recipe.data.size
     with torch.device("meta"):
         decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
-        losses = assemble.build_losses(recipe.loss, {}, torch.device("meta"))
+        losses = assemble.build_losses(recipe.loss, None, torch.device("meta"))
+        adversary = _adversary(recipe, torch.device("meta"))
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
+    if adversary:
+        modules["discriminator"] = adversary.discriminator
     reads = {"data": spec, "tokenizer": str(tokenizer.path) if tokenizer else "(as the recipe expects)"}
     seconds = ""
     if tokenizer:
@@ -99,13 +91,25 @@ def _trial(
     size = recipe.data.size
     decoder = assemble.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
     losses = assemble.build_losses(recipe.loss, options.weights, device)
-    updater = Updater(Reconstruction(decoder.to(device), losses), recipe.optim, recipe.train, device)
+    adversary = _adversary(recipe, device)
+    updater = _updater(recipe, decoder.to(device), losses, adversary, device)
 
     def step(samples: int) -> Callable[[], Any]:
         images = torch.rand(samples, 3, size, size, device=device)
-        return lambda: updater.update(0, [tokenizer.codes(tokenizer.encode(images)), images])
+        last = recipe.train.steps - 1  # with the discriminator at work
+        return lambda: update(updater, adversary, last, [tokenizer.codes(tokenizer.encode(images)), images], images)
 
     return step
+
+
+def _adversary(recipe: DecoderRecipe, device: torch.device) -> Adversary | None:
+    return Adversary(recipe.gan, recipe.train, device, recipe.seed) if recipe.gan else None
+
+
+def _updater(
+    recipe: DecoderRecipe, decoder: Any, losses: Losses, adversary: Adversary | None, device: torch.device
+) -> Updater:
+    return Updater(Reconstruction(decoder, PixelLoss(losses, adversary)), recipe.optim, recipe.train, device)
 
 
 def _train(
@@ -145,7 +149,8 @@ def _train(
         load_strict(decoder, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
     losses = assemble.build_losses(recipe.loss, options.weights, device)
     transform = assemble.build_transform(recipe.data)
-    updater = Updater(Reconstruction(decoder, losses), recipe.optim, recipe.train, device)
+    adversary = _adversary(recipe, device)
+    updater = _updater(recipe, decoder, losses, adversary, device)
     batches = TrainBatches(
         source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
         max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
@@ -153,7 +158,7 @@ def _train(
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = measure.unit(batch.images, device)
-        return updater.update(number, [tokenizer.codes(tokenizer.encode(images)), images])
+        return update(updater, adversary, number, [tokenizer.codes(tokenizer.encode(images)), images], images)
 
     val = sibling(source.name, "val")
     held_out = open_source(val, size=size) if val else None
@@ -162,8 +167,9 @@ def _train(
         with updater.weights():
             return measure.decoder(tokenizer, decoder, held_out or source, device, size=size, extractors={})
 
+    parts: dict[str, loop.Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
-        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
+        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts=parts,
         evaluate=evaluate, epoch=batches.epoch, live=("loss", *recipe.loss),
     )  # fmt: skip
     if not distributed.is_main():
@@ -175,15 +181,12 @@ def _train(
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out:
             measured = measure.decoder(tokenizer, decoder, held_out, device, size=size, extractors={})
-        shown = held_out or source
-        chosen = [int(i) for i in torch.linspace(0, len(shown) - 1, min(PREVIEW, len(shown)))]
-        _, images = next(measure.read(shown, measure.evaluation_transform(size), chosen))
-        rows = {"original": images, "reconstruction": measure.reconstruct(tokenizer, decoder, images, device)}
-        pictures.save_png(pictures.comparison_sheet(rows), draft.path / "preview.png")
+        measure.decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
     made = {
         **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},
         "transform": transform.describe(),
         "losses": {name: dict(section) for name, section in recipe.loss.items()},
+        "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
         "trainable_parameters": plan.parameter_count(decoder),
         "frozen_parameters": plan.parameter_count(tokenizer),
     }

@@ -1,0 +1,33 @@
+"""Ways to learn a tokenizer, by name. A new one is a subclass of `Method` in a file and a line here."""
+
+from typing import Any
+
+from tokcli.methods.distillation import Distillation
+from tokcli.methods.method import Families, Method, TokenizerRecipe
+from tokcli.methods.pixels import Pixels
+from tokcli.registry import lookup
+from tokcli.teachers import teacher_class
+
+__all__ = ["METHODS", "Families", "Method", "TokenizerRecipe", "method_class", "resolve"]
+
+METHODS: dict[str, type[Method]] = {
+    "vqkd": Distillation,
+    "vqgan": Pixels,
+    "fsq": Pixels,
+    "cvq": Pixels,
+    "llamagen": Pixels,
+}
+
+
+def method_class(name: str, where: str = "--method") -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        TokError: no such method.
+    """
+    return lookup(where, METHODS, name)
+
+
+def resolve(name: str) -> Any:
+    """The class of a component whose name stands in no dict: `timm:NAME`, `open_clip:NAME/PRETRAINED`."""
+    return teacher_class(name) if ":" in name else None

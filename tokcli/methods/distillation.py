@@ -1,0 +1,166 @@
+"""VQ-KD: a student encoder and a codebook learn to reconstruct a teacher's features.
+
+BEiT v2 (arXiv 2208.06366, section 2.1), as used by "Image Understanding Makes for A Good Tokenizer for Image Generation"
+(arXiv 2411.04406): student from scratch, l2-normalised codes learnt by EMA, one block of feature decoder, cosine loss.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from tokcli import assemble, measure
+from tokcli.data import ImageSource
+from tokcli.data.batches import Batch
+from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.losses import cosine
+from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
+from tokcli.models import ENCODERS, Tokenizer
+from tokcli.optim import autocast
+from tokcli.quantizers import QUANTIZERS
+from tokcli.recipe import resolved
+from tokcli.schema import Component
+from tokcli.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.teachers.cache import FeatureCache
+
+
+class FeatureData(TokenizerData):
+    """Images whose teacher features may be computed once."""
+
+    cache_features: bool = False  # only where the transform is not random
+
+    @model_validator(mode="after")
+    def _check(self) -> "FeatureData":
+        known = self.transform.name in TRANSFORMS  # an unknown one is a fault of its own
+        if known and self.cache_features and not assemble.build_transform(self).deterministic:
+            raise ValueError("cache_features needs a transform that is not random (such as center-crop without flip)")
+        return self
+
+
+class DistillationRecipe(TokenizerRecipe):
+    """Recipe of VQ-KD."""
+
+    method: Literal["vqkd"]
+    data: FeatureData
+    teacher: Component
+    encoder: Component
+    quantizer: Component
+    decoder: Component
+
+
+class DistillationLoss(nn.Module):
+    """Cosine loss of the predicted features plus the quantizer's own terms."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Float[Tensor, "b 3 s s"], targets: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """Terms of a batch: images in [0, 1], the teacher's features."""
+        quantized = self.tokenizer(images)
+        assert self.tokenizer.feature_decoder is not None
+        predicted = self.tokenizer.feature_decoder(quantized.z_q)
+        terms = {"feature_loss": cosine(predicted.float(), targets), **quantized.losses}
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+class TeacherFeatures:
+    """A teacher's features of training batches on one grid, read from a cache where the recipe asks for one."""
+
+    def __init__(self, teacher: Teacher, grid: tuple[int, int], precision: str, device: torch.device) -> None:
+        self.teacher, self.grid, self.precision, self.device = teacher, grid, precision, device
+        self.cache: FeatureCache | None = None
+
+    def fill(self, source: ImageSource, transform: Transform) -> None:
+        """Compute the features of a whole data set once."""
+        self.cache = FeatureCache(self.teacher, source, transform, self.grid)
+        self.cache.fill(self.device, self.precision)
+
+    def of(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """Features of images in [0, 1]."""
+        with autocast(self.device, self.precision):
+            return self.teacher(images, self.grid)
+
+    def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """Features of a batch."""
+        return self.cache.rows(batch.indices).to(self.device) if self.cache else self.of(images)
+
+
+def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+    """What a manifest says of a teacher."""
+    return {
+        "name": teacher.name, "sha256": teacher.sha256, "image_size": teacher.image_size, "layers": teacher.layers,
+        "feature_dim": teacher.feature_dim,
+    }  # fmt: skip
+
+
+def short(teacher: str) -> str:
+    """A teacher's name as part of a folder's name."""
+    return teacher.replace(":", "-").replace("/", "-")
+
+
+class Distillation(Method):
+    """Student, codebook and feature decoder under a frozen teacher; see `Method`."""
+
+    recipe_model = DistillationRecipe
+    families: ClassVar[Families] = {
+        "data.transform": TRANSFORMS,
+        "teacher": TEACHERS,
+        "encoder": ENCODERS,
+        "quantizer": QUANTIZERS,
+        "decoder": assemble.FEATURE_DECODERS,
+    }
+
+    def __init__(self, recipe: DistillationRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        file = "random" if weights is None else weights.get("teacher")
+        self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)  # type: ignore[arg-type]
+        self.tokenizer = assemble.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
+        self.objective = DistillationLoss(self.tokenizer)
+        grid = self.tokenizer.grid(recipe.data.size)
+        self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
+        self._read: Tensor | None = None
+
+    @staticmethod
+    def label(recipe: DistillationRecipe) -> str:
+        """The method and its teacher."""
+        return f"{recipe.method}-{short(recipe.teacher.name)}"
+
+    def begin(self, source: ImageSource, transform: Transform) -> None:
+        """Compute the teacher's features once where the recipe asks for it."""
+        if self.recipe.data.cache_features:
+            self.targets.fill(source, transform)
+
+    def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
+        """Images and the teacher's features of them."""
+        return [images, self.targets(batch, images)]
+
+    def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
+        """The same for images of no data set."""
+        if self._read is None or len(self._read) != len(images) or not self.recipe.data.cache_features:
+            self._read = self.targets.of(images)
+        return [images, self._read]
+
+    def update(self, updater: Any, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+        """One update of student, codebook and feature decoder."""
+        return updater.update(step, inputs)  # type: ignore[no-any-return]
+
+    def measure(self, source: ImageSource, size: int) -> dict[str, float]:
+        """Codebook use and feature loss."""
+        return measure.tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
+
+    def preview(self, source: ImageSource, size: int, path: Path) -> None:
+        """Images, the teacher's features, and what the codes keep of them."""
+        measure.tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
+
+    def facts(self) -> dict[str, Any]:
+        """The teacher; there is no pixel decoder."""
+        return {"has_decoder": False, "teacher": teacher_facts(self.teacher)}
+
+    def modules(self) -> dict[str, nn.Module | None]:
+        """The tokenizer's parts and the teacher."""
+        return super().modules() | {"teacher": self.teacher}
