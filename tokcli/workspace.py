@@ -107,11 +107,19 @@ def load_recipe(
     return recipe.check(model, tree, str(path), families, resolve)
 
 
-def method_of(options: Options, folder: str) -> str:
-    """The tokenizer method that `--recipe` is of; VQ-KD where there is no `--recipe`."""
+def method_of(options: Options, folder: str, given: str | None) -> str:
+    """The tokenizer method: `--method`, else that of `--recipe`, else VQ-KD.
+
+    Raises:
+        TokError: the flag and the recipe name different ones.
+    """
     if options.recipe is None:
-        return "vqkd"
-    return str(recipe.read_yaml(recipe.find_recipe(options.recipe, folder=folder, name="")).get("method", "vqkd"))
+        return given or "vqkd"
+    path = recipe.find_recipe(options.recipe, folder=folder, name="")
+    recorded = str(recipe.read_yaml(path).get("method", given or "vqkd"))
+    if given not in (None, recorded):
+        raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}")
+    return recorded
 
 
 def recipe_folder(spec: str) -> str:
@@ -170,6 +178,27 @@ def choose(
         )
     listed = ", ".join(str(a.path) for a in found)
     raise TokError(flag, f"{len(found)} fit", got=listed, next=f"pick one with {flag} PATH")
+
+
+def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | None) -> Artifact:
+    """What turns a tokenizer's codes into pixels: `--decoder`, else a decoder made for it, else the tokenizer's own.
+
+    Raises:
+        TokError: none or several decoders fit, or the tokenizer named has none.
+    """
+    kinds = ["decoder", "tokenizer"]
+    if given is not None:
+        chosen = artifact.open_artifact(given, "--decoder", kinds)
+        if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
+            raise TokError(
+                f"--decoder {given}", "is a tokenizer without a pixel decoder",
+                next=f"train one: tok train-decoder --tokenizer {given}",
+            )  # fmt: skip
+        return chosen
+    of_it = [a for a in artifact.scan(options.workspace) if a.input_id("tokenizer") == tokenizer_id and a.kind in kinds]
+    trained = any(a.kind == "decoder" for a in of_it)
+    fits = lambda a: a in of_it and (a.kind == "decoder" if trained else a.facts["has_decoder"])  # noqa: E731
+    return choose(options, "--decoder", None, kinds if not trained else ["decoder"], fits, "tok train-decoder")
 
 
 def reference(a: Artifact) -> dict[str, str]:

@@ -17,10 +17,11 @@ from tokcli.errors import TokError
 from tokcli.metrics import table
 from tokcli.metrics.extract import Extractor, fold
 from tokcli.metrics.fid import Moments
+from tokcli.models import Tokenizer
 from tokcli.networks import build_network
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
-from tokcli.teachers import build_teacher
+from tokcli.teachers import Teacher, build_teacher
 from tokcli.weights import write_text
 from tokcli.workspace import Options
 
@@ -102,7 +103,7 @@ def _run(
     write_text(draft.path / "report.md", table.as_markdown(rows) + "\n\n" + text.replace("\n", "\n\n") + "\n")
     extras = ["report.md"]
     for a in given:
-        if a.kind == "decoder":
+        if a.kind == "decoder" or a.facts.get("has_decoder"):
             file = "sheet.png" if "sheet.png" not in extras else f"sheet-{a.id}.png"
             pictures.save_png(judge.sheet(a), draft.path / file)
             extras.append(file)
@@ -147,14 +148,22 @@ class _Judge:
 
     def _tokenizer(self, a: Artifact) -> dict[str, Any]:
         network = assemble.load_tokenizer(a, self.device)
+        found = measure.tokenizer(
+            network, self.held_out, self.device, size=a.facts["use_size"], teacher=self._teacher(a, network)
+        )
+        return found | (self._decoder(a) if a.facts["has_decoder"] else {})
+
+    def _teacher(self, a: Artifact, network: Tokenizer) -> Teacher | None:
+        """The teacher whose features the tokenizer predicts."""
+        if network.feature_decoder is None:
+            return None
         known = a.recipe["teacher"]
         keys = {k: v for k, v in known.items() if k != "name"}
         try:
-            teacher = build_teacher(known["name"], keys, self.options.weights.get("teacher")).to(self.device)
+            return build_teacher(known["name"], keys, self.options.weights.get("teacher")).to(self.device)
         except TokError as error:
             log.warning("no feature loss: %s", error)
-            teacher = None
-        return measure.tokenizer(network, self.held_out, self.device, size=a.facts["use_size"], teacher=teacher)
+            return None
 
     def _decoder(self, a: Artifact) -> dict[str, Any]:
         tokenizer = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device)

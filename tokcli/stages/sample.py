@@ -71,14 +71,7 @@ def main(
     if mode not in (None, facts["mode"]):
         raise TokError(f"--proposal {proposal}", f"is of mode {facts['mode']}", got=f"--mode {mode}")
     tokenizer_id = proposal_artifact.input_id("tokenizer")
-    decoder_artifact = workspace.choose(
-        options,
-        "--decoder",
-        decoder,
-        ["decoder"],
-        lambda a: a.input_id("tokenizer") == tokenizer_id,
-        "tok train-decoder",
-    )
+    decoder_artifact = workspace.choose_decoder(options, decoder, tokenizer_id)
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})

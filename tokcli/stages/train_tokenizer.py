@@ -11,7 +11,6 @@ from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import ImageSource, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
-from tokcli.errors import TokError
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.optim import Updater, autocast
 from tokcli.recipe import resolved, to_yaml
@@ -25,11 +24,9 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
     """Train a tokenizer; see `tok train-tokenizer --help`."""
     spec = workspace.data_spec(options)
     folder = workspace.recipe_folder(spec)
-    chosen = method or workspace.method_of(options, folder)
+    chosen = workspace.method_of(options, folder, method)
     kind = method_class(chosen)
     recipe = workspace.load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
-    if recipe.method != chosen:
-        raise TokError(f"--method {chosen}", "is not the recipe's", got=f"method: {recipe.method}")
     if options.dry_run:
         return _plan(options, kind, recipe, spec)
     with workspace.session(options) as device:
