@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,18 +19,23 @@ from tokcli.data.batches import TrainBatches
 from tokcli.data.tokens import TokenBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import Interrupted, TokError
+from tokcli.losses import LOSSES
+from tokcli.methods.adversary import Adversary, update
 from tokcli.methods.distillation import DistillationLoss
-from tokcli.models import ENCODERS, FeatureDecoder, Tokenizer
+from tokcli.methods.pixels import Autoencoding
+from tokcli.methods.reconstruction import PixelLoss
+from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.optim import Updater
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
-from tokcli.schema import Optim, Train
+from tokcli.schema import GAN, Component, Optim, Train
 from tokcli.stages.train_proposal import Likelihood
 from tokcli.workspace import Options
 
 STEPS = 5
 State = dict[str, Tensor]
 OPTIM = Optim(lr=3e-3, weight_decay=0.05, warmup_steps=2, clip=1.0)
+GENTLE = Optim(lr=2e-4, weight_decay=0.05, warmup_steps=2, clip=1.0)  # Adam turns rounding of tiny gradients into steps
 
 
 class Photos:
@@ -63,9 +68,21 @@ def settings(**keys: Any) -> Train:
     return Train(**{"steps": STEPS, "batch_size": 8, "ema": 0.9, "log_every": 1, **keys})
 
 
-def tokenizer_training(
-    train: Train, revive_after: int | None = 2
-) -> tuple[Updater, Any, Callable[[int, Any], dict[str, Any]]]:
+class Training(NamedTuple):
+    updater: Updater
+    batches: Any
+    step: Callable[[int, Any], dict[str, Any]]
+    others: dict[str, loop.Stateful] = {}
+
+
+def photo_batches(train: Train) -> TrainBatches:
+    return TrainBatches(
+        Photos(), TRANSFORMS["center-crop"](16, flip=True), batch_size=train.batch_size, seed=0,
+        rank=distributed.rank(), world=distributed.world_size(),
+    )  # fmt: skip
+
+
+def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
     """VQ-KD with an EMA codebook, k-means start and revival; the teacher is a fixed projection of patches."""
     torch.manual_seed(0)
     encoder = ENCODERS["vit"](8, image_size=16, patch_size=4, width=16, depth=1, heads=2)
@@ -73,10 +90,6 @@ def tokenizer_training(
     tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
     teacher = torch.randn(3 * 4 * 4, 6)
     updater = Updater(DistillationLoss(tokenizer), OPTIM, train, torch.device("cpu"))
-    batches = TrainBatches(
-        Photos(), TRANSFORMS["center-crop"](16, flip=True), batch_size=train.batch_size, seed=0,
-        rank=distributed.rank(), world=distributed.world_size(),
-    )  # fmt: skip
 
     def step(number: int, batch: Any) -> dict[str, Any]:
         images = batch.images.float() / 255
@@ -88,10 +101,37 @@ def tokenizer_training(
         quantizer.after_step(number)
         return values
 
-    return updater, batches, step
+    return Training(updater, photo_batches(train), step)
 
 
-def proposal_training(train: Train) -> tuple[Updater, Any, Callable[[int, Any], dict[str, Any]]]:
+def adversarial_training(train: Train, adaptive: bool = False) -> Training:
+    """A tokenizer that reconstructs pixels under a discriminator which starts in the second step.
+
+    64 channels: a bias before a norm of one channel has no gradient but noise, which Adam would blow up.
+    """
+    torch.manual_seed(0)
+    encoder = ENCODERS["conv"](8, image_size=16, widths=[64, 64, 64], blocks=1, channels=8)
+    decoder = DECODERS["conv"](8, (4, 4), 16, widths=[64, 64, 64], blocks=1, channels=8)
+    quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, decay=0.8, init="uniform")
+    tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
+    gan = GAN(
+        discriminator=Component(name="patch", depth=1, width=32), optim=GENTLE, weight=0.5, adaptive=adaptive, start=1,
+        warmup=1, ramp=2, lecam=0.1,
+    )  # fmt: skip
+    adversary = Adversary(gan, train, torch.device("cpu"), 0)
+    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary))
+    updater = Updater(objective, GENTLE, train, torch.device("cpu"))
+
+    def step(number: int, batch: Any) -> dict[str, Any]:
+        images = batch.images.float() / 255
+        values = update(updater, adversary, number, [images], images)
+        quantizer.after_step(number)
+        return values
+
+    return Training(updater, photo_batches(train), step, {"adversary": adversary})
+
+
+def proposal_training(train: Train) -> Training:
     """A masked proposal network on random tokens; without dropout, which is a rank's own."""
     torch.manual_seed(0)
     tokens = torch.randint(0, 12, (20, 16))
@@ -106,10 +146,12 @@ def proposal_training(train: Train) -> tuple[Updater, Any, Callable[[int, Any], 
     def step(number: int, batch: Any) -> dict[str, Any]:
         return updater.update(number, [batch.indices, batch.labels, batch.seeds])
 
-    return updater, batches, step
+    return Training(updater, batches, step)
 
 
-TRAININGS = {"tokenizer": tokenizer_training, "proposal": proposal_training}
+TRAININGS = {"tokenizer": tokenizer_training, "adversarial": adversarial_training, "proposal": proposal_training}
+# each micro-batch has a ratio of gradients of its own, so these are compared on whole batches only
+ADAPTIVE = {"adaptive": lambda train: adversarial_training(train, adaptive=True)}
 # ranks that disagree on which codes are dead would wait for each other, so the negative control revives none
 UNREVIVED = {"unrevived": lambda train: tokenizer_training(train, revive_after=None)}
 
@@ -117,17 +159,18 @@ UNREVIVED = {"unrevived": lambda train: tokenizer_training(train, revive_after=N
 def train(folder: Path, name: str, after: Callable[[int], None] = lambda number: None, **keys: Any) -> State:
     """Weights, codebook and averages at the end."""
     folder.mkdir(exist_ok=True)
-    updater, batches, step = (TRAININGS | UNREVIVED)[name](settings(**keys))
+    updater, batches, step, others = (TRAININGS | UNREVIVED | ADAPTIVE)[name](settings(**keys))
 
     def stopping(number: int, batch: Any) -> dict[str, Any]:
         values = step(number, batch)
         after(number)
         return values
 
-    loop.run(folder, updater.train, 0, batches=batches.from_step, step=stopping, parts={"updater": updater})
+    loop.run(folder, updater.train, 0, batches=batches.from_step, step=stopping, parts={"updater": updater, **others})
     assert updater.average is not None
     averages = {f"average of {k}": v for k, v in updater.average.shadow.items()}
-    return {k: v.clone() for k, v in (updater.module.state_dict() | averages).items()}
+    states = [updater.module.state_dict(), averages, *(each.state_dict()["module"] for each in others.values())]
+    return {k: v.clone() for state in states for k, v in state.items()}
 
 
 def signal_to_rank_1(number: int) -> None:
@@ -192,6 +235,7 @@ def rank_main(rank: int, root: str) -> None:
         results[name] = train(folder / name, name)
         results[f"{name} in micro-batches"] = train(folder / f"{name}-micro", name, accumulate=2)
         results[f"{name} interrupted"] = interrupted(folder / f"{name}-interrupted", name)
+    results["adaptive"] = train(folder / "adaptive", "adaptive")
     results["unrevived"] = train(folder / "unrevived", "unrevived")
     results["broken"] = without_all_reduce(folder / "broken")
     results["tokenizer poisoned"] = poisoned(folder / "poisoned")
@@ -214,7 +258,7 @@ def ranks(root: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
-    return {name: train(tmp_path_factory.mktemp("alone"), name) for name in TRAININGS | UNREVIVED}
+    return {name: train(tmp_path_factory.mktemp("alone"), name) for name in TRAININGS | UNREVIVED | ADAPTIVE}
 
 
 def assert_close(a: State, b: State) -> None:
@@ -227,6 +271,12 @@ def test_two_ranks_equal_one_process_on_the_same_batches(
     ranks: list[dict[str, Any]], alone: dict[str, State], name: str, how: str
 ) -> None:
     assert_close(ranks[0][name + how], alone[name])
+
+
+def test_two_ranks_weigh_an_adversary_as_one_process_does(ranks: list[dict[str, Any]], alone: dict[str, State]) -> None:
+    assert_close(ranks[0]["adaptive"], alone["adaptive"])
+    key = "tokenizer.pixel_decoder.layers.0.weight"
+    assert (alone["adaptive"][key] - alone["adversarial"][key]).abs().max() > 1e-4  # the weight was at work
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models import DECODERS, ENCODERS, ConvDecoder, FeatureDecoder, Tokenizer, ViTDecoder, ViTEncoder
+from tokcli.models import (
+    DECODERS,
+    ENCODERS,
+    ConvDecoder,
+    ConvEncoder,
+    FeatureDecoder,
+    PatchDiscriminator,
+    Tokenizer,
+    ViTDecoder,
+    ViTEncoder,
+)
 from tokcli.models.transformer import Attention
 from tokcli.quantizers import QUANTIZERS
 
@@ -44,6 +54,11 @@ def parameters(module: nn.Module) -> int:
     [
         (lambda: ViTEncoder(32, image_size=224, patch_size=16, **BASE), 86_404_640),
         (lambda: FeatureDecoder(32, 512, (14, 14), width=768, heads=12), 8_250_368),
+        (lambda: ConvEncoder(256, image_size=256, widths=[128, 128, 256, 256, 512]).layers, 29_298_176),
+        (lambda: ConvEncoder(256, image_size=256, widths=[128, 128, 256, 512]).layers, 26_345_728),
+        (lambda: PatchDiscriminator(depth=2), 663_361),
+        (lambda: PatchDiscriminator(depth=3), 2_765_633),
+        (lambda: ConvDecoder(32, (32, 32), 256, widths=[512, 256, 128, 128]).layers, 38_316_163),
         (lambda: ConvDecoder(32, (16, 16), 256, widths=[512, 256, 256, 128, 128]).layers, 42_449_795),
         (lambda: ViTDecoder(32, (14, 14), 224, **BASE), 86_405_376),
     ],

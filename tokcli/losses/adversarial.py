@@ -29,18 +29,16 @@ def adaptive_weight(
 ) -> Float[Tensor, ""]:
     """|d reconstruction / d last layer| / (|d adversarial / d last layer| + 1e-4), within [0, 1e4]; a constant.
 
-    With it both terms pull equally hard at the decoder's last layer (Esser et al., arXiv 2012.09841, equation 7). Norms are
-    averaged over ranks, so that all use one weight.
+    With it both terms pull equally hard at the decoder's last layer (Esser et al., arXiv 2012.09841, equation 7). Gradients
+    are averaged over ranks, so that the weight is that of one process on the joint batch.
 
     Args:
         reconstruction, adversarial: terms of one graph, which stays alive.
         last_layer: the weight of the decoder's last layer.
     """
-    norms = [
-        torch.autograd.grad(term, last_layer, retain_graph=True)[0].float().norm()
-        for term in (reconstruction, adversarial)
-    ]
-    wanted, given = distributed.all_reduce_sum(torch.stack(norms)) / distributed.world_size()
+    terms = (reconstruction, adversarial)
+    gradients = [torch.autograd.grad(term, last_layer, retain_graph=True)[0].float().flatten() for term in terms]
+    wanted, given = (distributed.all_reduce_sum(torch.stack(gradients)) / distributed.world_size()).norm(dim=1)
     return (wanted / (given + 1e-4)).clamp(0, LARGEST_WEIGHT).detach()
 
 
