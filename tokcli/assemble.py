@@ -14,7 +14,7 @@ from tokcli.artifact import MANIFEST, Artifact
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
+from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.proposals import PROPOSALS, Proposal
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe import component_model
@@ -154,12 +154,24 @@ def build_losses(
     built: list[tuple[str, float, nn.Module]] = []
     for name, section in terms.items():
         keys = {key: value for key, value in section.items() if key not in ("weight",)}
-        supplied: list[Any] = []
-        if "network" in keys:
-            supplied = ["random" if weights is None else weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))]
-        loss = lookup("loss", LOSSES, name)(*supplied, **keys)
+        loss = lookup("loss", LOSSES, name)(*_weights_of(keys, weights), **keys)
         built.append((name, float(section["weight"]), _frozen(loss, device)))
     return built
+
+
+def build_discriminator(section: Mapping[str, Any], weights: Mapping[str, Path] | None, seed: int) -> nn.Module:
+    """The discriminator that a recipe's section names, with fresh weights; arguments as in `build_losses`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built: nn.Module = component("discriminator", DISCRIMINATORS, section, *_weights_of(section, weights))
+    return built
+
+
+def _weights_of(keys: Mapping[str, Any], weights: Mapping[str, Path] | None) -> list[Any]:
+    """The argument `weights` of a component made of a pretrained network; nothing for any other."""
+    if "network" not in keys:
+        return []
+    return ["random" if weights is None else weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))]
 
 
 def _frozen(module: M, device: torch.device) -> M:

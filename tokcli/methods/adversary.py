@@ -6,6 +6,7 @@ codes twice.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from torch.func import functional_call
 
 from tokcli import assemble
 from tokcli.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
-from tokcli.models.discriminators import DISCRIMINATORS
 from tokcli.optim import Updater
 from tokcli.schema import GAN, Train
 
@@ -45,16 +45,16 @@ class Adversary:
     Args:
         gan: the recipe's section.
         train: the decoder's section; steps, batch size, micro-batches and arithmetic are shared.
-        device: where it runs; "meta" builds it for its parameter count.
+        device: where it runs; "meta" for its parameter count.
         seed: of its first weights.
+        weights: files given by flags, for one made of a pretrained network; None: random ones, for plans.
     """
 
-    def __init__(self, gan: GAN, train: Train, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, gan: GAN, train: Train, device: torch.device, seed: int, weights: Mapping[str, Path] | None = None
+    ) -> None:
         self.gan = gan
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            discriminator = assemble.component("discriminator", DISCRIMINATORS, gan.discriminator.model_dump())
-        self.discriminator: nn.Module = discriminator.to(device)
+        self.discriminator = assemble.build_discriminator(gan.discriminator.model_dump(), weights, seed).to(device)
         self.objective = Discrimination(self.discriminator, gan.lecam).to(device)
         self.updater = Updater(self.objective, gan.optim, train.model_copy(update={"ema": None}), device)
         self.active, self.scale = False, torch.zeros((), device=device)

@@ -72,7 +72,7 @@ class Pixels(Method):
         self.recipe, self.device = recipe, device
         self.tokenizer = assemble.build_tokenizer(resolved(recipe), None).to(device)
         self.losses = assemble.build_losses(recipe.loss, weights, device)
-        self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed) if recipe.gan else None
+        self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
         self.objective = Autoencoding(self.tokenizer, PixelLoss(self.losses, self.adversary))
 
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:

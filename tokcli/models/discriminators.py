@@ -4,13 +4,16 @@ A discriminator has no state besides its weights (GroupNorm, not the published B
 that it is the same function of an image whatever else is in the batch and on however many ranks it is trained.
 """
 
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
+from tokcli.networks import build_network
 
 
 @runtime_checkable
@@ -58,4 +61,57 @@ class PatchDiscriminator(nn.Module):
         return self.layers(training_layout(2 * images - 1)).flatten(1)
 
 
-DISCRIMINATORS: dict[str, type[PatchDiscriminator]] = {"patch": PatchDiscriminator}
+class FeatureDiscriminator(nn.Module):
+    """Small heads on the feature maps of a frozen pretrained network (Projected GANs, Sauer et al., arXiv 2111.01007).
+
+    It knows from the start what images are made of, and so needs fewer of them; but what it was trained on leaks into what
+    the decoder draws, and distances measured in the same network flatter it.
+
+    Args:
+        weights: the network's file; "random" for tests and for plans; None: cache, package or hub.
+        network: any by name, such as `squeezenet` or `efflite0`.
+        layers: whose maps get a head; None: those of the network's perceptual loss.
+        width: channels of a head.
+
+    Raises:
+        TokError: no such network or layer, or no weights.
+    """
+
+    def __init__(
+        self,
+        weights: Path | Literal["random"] | None = None,
+        *,
+        network: str = "squeezenet",
+        layers: list[int | str] | None = None,
+        width: int = 64,
+    ) -> None:
+        super().__init__()
+        flag = "--vgg-weights" if network == "vgg16" else None
+        frozen = build_network(network, weights, role="discriminator", weights_flag=flag).requires_grad_(False)
+        self._network = (frozen,)  # in a tuple: no part of the trained state
+        self.layers = frozen.resolve(list(frozen.perceptual_layers) if layers is None else layers)
+        # one group: a deep map of a small image is a single place
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 1),
+                nn.GroupNorm(1, width),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, 3, padding=1),
+            )
+            for channels, _, _ in frozen.shapes(frozen.image_size, [*self.layers])
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FeatureDiscriminator":
+        self._network[0]._apply(fn)  # the network goes where the heads go
+        return super()._apply(fn, recurse)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
+        """Logits of all places of all layers; images in about [0, 1]."""
+        maps = self._network[0].maps(images, self.layers)
+        return torch.cat([head(m).flatten(1) for head, m in zip(self.heads, maps, strict=True)], dim=1)
+
+
+DISCRIMINATORS: dict[str, type[PatchDiscriminator] | type[FeatureDiscriminator]] = {
+    "patch": PatchDiscriminator,
+    "features": FeatureDiscriminator,
+}

@@ -71,7 +71,7 @@ def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifac
     with torch.device("meta"):
         decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
         losses = assemble.build_losses(recipe.loss, None, torch.device("meta"))
-        adversary = _adversary(recipe, torch.device("meta"))
+        adversary = _adversary(recipe, None, torch.device("meta"))
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     if adversary:
         modules["discriminator"] = adversary.discriminator
@@ -91,7 +91,7 @@ def _trial(
     size = recipe.data.size
     decoder = assemble.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
     losses = assemble.build_losses(recipe.loss, options.weights, device)
-    adversary = _adversary(recipe, device)
+    adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder.to(device), losses, adversary, device)
 
     def step(samples: int) -> Callable[[], Any]:
@@ -102,8 +102,8 @@ def _trial(
     return step
 
 
-def _adversary(recipe: DecoderRecipe, device: torch.device) -> Adversary | None:
-    return Adversary(recipe.gan, recipe.train, device, recipe.seed) if recipe.gan else None
+def _adversary(recipe: DecoderRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> Adversary | None:
+    return Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
 
 
 def _updater(
@@ -149,7 +149,7 @@ def _train(
         load_strict(decoder, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
     losses = assemble.build_losses(recipe.loss, options.weights, device)
     transform = assemble.build_transform(recipe.data)
-    adversary = _adversary(recipe, device)
+    adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder, losses, adversary, device)
     batches = TrainBatches(
         source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
