@@ -69,6 +69,7 @@ def commands(root: Path) -> dict[str, list[object]]:
     return {
         "tokenizer": tokenizer,
         "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *data, *steps],
+        "tokenizer-cluster": ["train-tokenizer", "--recipe", "toy/tokenizer-cluster", *data, *steps],
         "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps],
         "proposal-ar": [*proposal, "--mode", "ar", "--recipe", "toy/proposal-ar"],
         "proposal-nar": [*proposal, "--mode", "nar", "--recipe", "toy/proposal-nar"],
@@ -116,7 +117,7 @@ def assert_equal(a: Path, b: Path) -> None:
     assert history(a) == history(b)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "tokenizer-vqgan", "decoder", "proposal-ar", "proposal-nar"])
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar"])
 def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
     commands: dict[str, list[object]], root: Path, tmp_path: Path, name: str
 ) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -14,12 +14,21 @@ from tokcli.artifact import MANIFEST, Artifact
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, FeatureDecoder, Tokenizer
+from tokcli.models import (
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    CodesAsFeatures,
+    FeatureDecoder,
+    TeacherEncoder,
+    Tokenizer,
+)
 from tokcli.proposals import PROPOSALS, Proposal
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe import component_model
 from tokcli.registry import lookup
 from tokcli.schema import Data
+from tokcli.teachers import build_teacher
 from tokcli.weights import load_strict, load_tensors
 
 M = TypeVar("M", bound=nn.Module)
@@ -66,6 +75,28 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
     )
 
 
+def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"] | None) -> Tokenizer:
+    """A tokenizer whose encoder is a frozen teacher, with a fresh codebook.
+
+    Args:
+        recipe: a resolved recipe of method cluster.
+        weights: the teacher's file; "random" where they are loaded or not needed; None: looked for.
+
+    Raises:
+        TokError: codes and features differ in width.
+    """
+    torch.manual_seed(recipe["seed"])
+    section = {key: value for key, value in recipe["teacher"].items() if key != "name"}
+    encoder = TeacherEncoder(build_teacher(recipe["teacher"]["name"], section, weights), recipe["data"]["size"])
+    quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
+    if quantizer.code_dim != encoder.code_dim:
+        raise TokError(
+            "quantizer.code_dim", f"must be the width of the teacher's features, {encoder.code_dim}",
+            got=str(quantizer.code_dim), next=f"--set quantizer.code_dim={encoder.code_dim}",
+        )  # fmt: skip
+    return Tokenizer(encoder, quantizer, CodesAsFeatures())
+
+
 @contextlib.contextmanager
 def _recorded(artifact: Artifact) -> Iterator[None]:
     """Whatever is wrong with a recorded recipe or fact is said of the manifest."""
@@ -86,7 +117,10 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
     """
     with _recorded(artifact):
         teacher = artifact.facts["teacher"]
-        tokenizer = build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
+        if artifact.recipe["method"] == "cluster":
+            tokenizer = build_clustering(artifact.recipe, "random")
+        else:
+            tokenizer = build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
     tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(tokenizer, device)
 

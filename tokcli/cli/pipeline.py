@@ -30,11 +30,11 @@ SHARDS = [
 @click.option(
     "--teacher", metavar="NAME", help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED."
 )
-@click.option("--method", metavar="NAME", help="vqkd (default), vqgan, fsq, cvq or llamagen.")
+@click.option("--method", metavar="NAME", help="vqkd (default), cluster, vqgan, fsq, cvq or llamagen.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another tokenizer's weights.")
 @with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, COMMON)
 def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, as_json: bool, **flags: Any) -> None:
-    """Train an image tokenizer: to reconstruct a teacher's features (VQ-KD), or pixels."""
+    """Train an image tokenizer: by a teacher's features (VQ-KD, Cluster) or by pixels (VQGAN, ...)."""
     from tokcli.stages import train_tokenizer as stage
 
     options = options_of(flags, {"teacher.name": teacher})

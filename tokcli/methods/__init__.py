@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tokcli.methods.clustering import Clustering
 from tokcli.methods.distillation import Distillation
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.methods.pixels import Pixels
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "fsq": Pixels,
     "cvq": Pixels,
     "llamagen": Pixels,
+    "cluster": Clustering,
 }
 
 

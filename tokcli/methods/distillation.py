@@ -117,8 +117,8 @@ class Distillation(Method):
 
     def __init__(self, recipe: DistillationRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        file = "random" if weights is None else weights.get("teacher")
-        self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)  # type: ignore[arg-type]
+        file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
+        self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
         self.tokenizer = assemble.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
         self.objective = DistillationLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)

@@ -1,7 +1,7 @@
 """What every tokenizer method is to `tok train-tokenizer`: networks, an objective, and what it can show and measure."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,12 +10,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from tokcli import measure
 from tokcli.data import ImageSource
 from tokcli.data.batches import Batch
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.methods.adversary import Adversary, update
 from tokcli.models import Tokenizer
-from tokcli.optim import Updater
+from tokcli.optim import Updater, autocast
 from tokcli.schema import Data, Expects, Optim, Recipe, Train
 
 Families = Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -51,6 +52,8 @@ class Method(ABC):
     families: ClassVar[Families] = {"data.transform": TRANSFORMS}
     live: ClassVar[tuple[str, ...]] = ("loss", "codebook_usage", "codebook_perplexity")  # beside the progress bar
 
+    recipe: Any
+    device: torch.device
     tokenizer: Tokenizer
     objective: nn.Module  # forward(*inputs) -> terms; see `Updater`
     adversary: Adversary | None = None
@@ -74,9 +77,13 @@ class Method(ABC):
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """`inputs` of images that belong to no data set, for the time of a step; cached features count as read."""
 
-    def features(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
-        """`z_e` of a batch, from which a codebook starts."""
-        return self.tokenizer.encoder(images)
+    @torch.no_grad()
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Start the codebook, from the features of the next batch; all ranks call it, each with its part."""
+        images = measure.unit(next(batches).images, self.device)
+        with autocast(self.device, self.recipe.train.precision):
+            features = self.tokenizer.encoder(images)
+        self.tokenizer.quantizer.initialise(features.float())
 
     def update(self, updater: Updater, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
         """One update of everything that learns; see `adversary.update`."""

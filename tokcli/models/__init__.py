@@ -2,14 +2,15 @@
 
 from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecoder
 from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator
-from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, ViTEncoder
-from tokcli.models.feature_decoder import FeatureDecoder
+from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, TeacherEncoder, ViTEncoder
+from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
 from tokcli.models.tokenizer import Tokenizer
 
 __all__ = [
     "DECODERS",
     "DISCRIMINATORS",
     "ENCODERS",
+    "CodesAsFeatures",
     "ConvDecoder",
     "ConvEncoder",
     "Discriminator",
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureDecoder",
     "PatchDiscriminator",
     "PixelDecoder",
+    "TeacherEncoder",
     "Tokenizer",
     "ViTDecoder",
     "ViTEncoder",

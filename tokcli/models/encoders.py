@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, group_norm, training_layout
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
+from tokcli.teachers import Teacher
 
 
 @runtime_checkable
@@ -155,6 +156,25 @@ class ConvEncoder(nn.Module):
         self.grid((images.shape[2], images.shape[3]))
         features = self.embed(self.layers(training_layout(2 * images - 1)))
         return features.flatten(2).transpose(1, 2)
+
+
+class TeacherEncoder(nn.Module):
+    """A frozen teacher as the encoder (Cluster, arXiv 2411.04406, section 3): `z_e` are its patch features.
+
+    Not in ENCODERS: what it is, the recipe's section `teacher` says.
+    """
+
+    def __init__(self, teacher: Teacher, image_size: int) -> None:
+        super().__init__()
+        self.teacher, self.image_size, self.code_dim = teacher, image_size, teacher.feature_dim
+
+    def grid(self, size: int | Grid) -> Grid:
+        """The teacher's own grid, whatever the images' size: it resizes them."""
+        return self.teacher.grid()
+
+    def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Features in row-major order of the grid, without gradients, for images in [0, 1]."""
+        return self.teacher(images)
 
 
 ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder]] = {"vit": ViTEncoder, "conv": ConvEncoder}

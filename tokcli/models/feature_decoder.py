@@ -44,3 +44,11 @@ class FeatureDecoder(nn.Module):
     def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b n f"]:
         """Predicted features, one per code, in the codes' order."""
         return self.head(self.trunk(self.embed(z_q), grid))
+
+
+class CodesAsFeatures(nn.Module):
+    """The feature decoder of a codebook over the teacher's own features: codes are what they predict."""
+
+    def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b n d"]:
+        """The codes as they are."""
+        return z_q

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.models.decoders import ConvDecoder, ViTDecoder
 from tokcli.models.encoders import Encoder
-from tokcli.models.feature_decoder import FeatureDecoder
+from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
 from tokcli.models.transformer import Grid
 from tokcli.quantizers import Quantized, Quantizer
 from tokcli.weights import load_strict
@@ -27,14 +27,14 @@ class Tokenizer(nn.Module):
 
     encoder: Encoder
     quantizer: Quantizer
-    feature_decoder: FeatureDecoder | None
+    feature_decoder: FeatureDecoder | CodesAsFeatures | None
     pixel_decoder: ConvDecoder | ViTDecoder | None
 
     def __init__(
         self,
         encoder: Encoder,
         quantizer: Quantizer,
-        feature_decoder: FeatureDecoder | None = None,
+        feature_decoder: FeatureDecoder | CodesAsFeatures | None = None,
         pixel_decoder: ConvDecoder | ViTDecoder | None = None,
     ) -> None:
         super().__init__()

@@ -171,6 +171,26 @@ class VQ(Quantizer):
         self.restart_training_state()
 
     @torch.no_grad()
+    def refine(self, z_e: Float[Tensor, "*rows d"], seen: Int64[Tensor, " k"]) -> None:
+        """One step of mini-batch k-means, so that a codebook can start from more features than fit into memory.
+
+        Each code moves to the mean of all features that fell to it so far (Sculley, "Web-scale k-means clustering", 2010,
+        algorithm 1, a batch at once); under "cosine" it keeps unit length (spherical k-means).
+
+        Args:
+            z_e: this rank's features, as for `initialise`.
+            seen: features per code so far on all ranks; counted on here.
+        """
+        rows = self.normalise(z_e.detach().float().flatten(0, -2))
+        table = self.table().detach().float()
+        indices = nearest(rows, table, self.metric)
+        counts = distributed.all_reduce_sum(torch.bincount(indices, minlength=self.codebook_size))
+        sums = distributed.all_reduce_sum(torch.zeros_like(table).index_add_(0, indices, rows))
+        seen += counts
+        moved = table + (sums - counts[:, None] * table) / seen.clamp_min(1)[:, None]
+        self.codebook.copy_(self.normalise(moved))
+
+    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """EMA, then revival, from what all ranks saw since the last call."""
         k, d = self.codebook_size, self.code_dim

@@ -17,7 +17,7 @@ from tokcli.errors import TokError
 from tokcli.metrics import table
 from tokcli.metrics.extract import Extractor, fold
 from tokcli.metrics.fid import Moments
-from tokcli.models import Tokenizer
+from tokcli.models import TeacherEncoder, Tokenizer
 from tokcli.networks import build_network
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
@@ -155,6 +155,8 @@ class _Judge:
 
     def _teacher(self, a: Artifact, network: Tokenizer) -> Teacher | None:
         """The teacher whose features the tokenizer predicts."""
+        if isinstance(network.encoder, TeacherEncoder):
+            return network.encoder.teacher
         if network.feature_decoder is None:
             return None
         known = a.recipe["teacher"]

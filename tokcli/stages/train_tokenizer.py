@@ -12,7 +12,7 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import ImageSource, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
-from tokcli.optim import Updater, autocast
+from tokcli.optim import Updater
 from tokcli.recipe import resolved, to_yaml
 from tokcli.weights import load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
@@ -98,7 +98,7 @@ def _train(
     if method.adversary is not None:
         parts["adversary"] = method.adversary
     seconds = loop.run(
-        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=_step(method, recipe, updater, device),
+        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=_step(method, recipe, updater, batches),
         parts=parts, evaluate=evaluate, epoch=batches.epoch, live=method.live,
     )  # fmt: skip
     measured = {}
@@ -130,16 +130,14 @@ def _train(
 
 
 def _step(
-    method: Method, recipe: TokenizerRecipe, updater: Updater, device: torch.device
+    method: Method, recipe: TokenizerRecipe, updater: Updater, batches: TrainBatches
 ) -> Callable[[int, Batch], dict[str, Any]]:
     quantizer = method.tokenizer.quantizer
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
-        images = measure.unit(batch.images, device)
+        images = measure.unit(batch.images, method.device)
         if not quantizer.initialised and number >= quantizer.init_after:
-            with torch.no_grad(), autocast(device, recipe.train.precision):
-                features = method.features(images)
-            quantizer.initialise(features.float())
+            method.initialise(batches.from_step(number))
         terms = method.update(updater, number, method.inputs(batch, images), images)
         quantizer.after_step(number)
         due = (number + 1) % recipe.train.log_every == 0 or number + 1 == recipe.train.steps

@@ -1,0 +1,117 @@
+"""Cluster: a frozen teacher is the encoder, and its features are clustered into the codebook (arXiv 2411.04406, section 3).
+
+Codes start from spherical mini-batch k-means and then follow the features by gradient, with CVQ-VAE's anchors for those
+that nothing falls to. The artifact holds the teacher, so that it reads images by itself.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from tokcli import assemble, measure
+from tokcli.data import ImageSource
+from tokcli.data.batches import Batch
+from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.errors import TokError
+from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
+from tokcli.methods.method import Families, Method, TokenizerRecipe
+from tokcli.models import TeacherEncoder
+from tokcli.optim import Updater
+from tokcli.quantizers import Quantizer
+from tokcli.quantizers.vq import VQ
+from tokcli.recipe import resolved
+from tokcli.schema import Component
+from tokcli.teachers import TEACHERS
+
+
+class ClusterRecipe(TokenizerRecipe):
+    """Recipe of Cluster."""
+
+    method: Literal["cluster"]
+    data: FeatureData
+    teacher: Component
+    quantizer: Component
+    init_batches: int = Field(1, ge=1)  # of k-means
+
+
+class ClusterLoss(nn.Module):
+    """The quantizer's own terms on a teacher's features."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, features: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """Terms of a batch of features."""
+        terms = self.quantizer(features).losses
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+class Clustering(Method):
+    """A codebook over a frozen teacher's features; see `Method`."""
+
+    recipe_model = ClusterRecipe
+    families: ClassVar[Families] = {"data.transform": TRANSFORMS, "teacher": TEACHERS, "quantizer": {"vq": VQ}}
+
+    def __init__(self, recipe: ClusterRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
+        self.tokenizer = assemble.build_clustering(resolved(recipe), file).to(device)
+        if not any(p.requires_grad for p in self.tokenizer.quantizer.parameters()):
+            raise TokError("quantizer", "nothing to train by gradient", next="set quantizer.learning to gradient")
+        encoder = self.tokenizer.encoder
+        assert isinstance(encoder, TeacherEncoder)
+        self.teacher = encoder.teacher
+        self.objective = ClusterLoss(self.tokenizer.quantizer)
+        grid = self.tokenizer.grid(recipe.data.size)
+        self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
+
+    @staticmethod
+    def label(recipe: ClusterRecipe) -> str:
+        """The method and its teacher."""
+        return f"{recipe.method}-{short(recipe.teacher.name)}"
+
+    def begin(self, source: ImageSource, transform: Transform) -> None:
+        """Compute the teacher's features once where the recipe asks for it."""
+        if self.recipe.data.cache_features:
+            self.targets.fill(source, transform)
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """k-means of the first batch, then mini-batch k-means over `init_batches` batches."""
+        quantizer = self.tokenizer.quantizer
+        assert isinstance(quantizer, VQ)
+        seen = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=self.device)
+        for batch in islice(batches, self.recipe.init_batches):
+            features = self.targets(batch, measure.unit(batch.images, self.device))
+            quantizer.initialise(features)
+            quantizer.refine(features, seen)
+
+    def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
+        """The teacher's features."""
+        return [self.targets(batch, images)]
+
+    def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
+        """The teacher's features."""
+        return [self.targets.of(images)]
+
+    def update(self, updater: Updater, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+        """One update of the codebook."""
+        return updater.update(step, inputs)
+
+    def measure(self, source: ImageSource, size: int) -> dict[str, float]:
+        """Codebook use, and the cosine distance of features to their codes."""
+        return measure.tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
+
+    def preview(self, source: ImageSource, size: int, path: Path) -> None:
+        """Images, the teacher's features, and what the codes keep of them."""
+        measure.tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
+
+    def facts(self) -> dict[str, Any]:
+        """The teacher, which is the encoder."""
+        return {"has_decoder": False, "teacher": teacher_facts(self.teacher)}
