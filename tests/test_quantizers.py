@@ -48,6 +48,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "init": "uniform",
         },
     ),
+    "vq-anchors": (
+        "vq",
+        {"codebook_size": 16, "code_dim": 4, "learning": "gradient", "anchors": True, "metric": "euclidean"},
+    ),
+    "vq-rotation": ("vq", {"codebook_size": 16, "code_dim": 4, "gradient": "rotation"}),
+    "fsq": ("fsq", {"levels": [3, 4, 5, 3]}),
+    "lfq": ("lfq", {"code_dim": 4}),
+    "simvq": ("simvq", {"codebook_size": 16, "code_dim": 4}),
+    "ibq": ("ibq", {"codebook_size": 16, "code_dim": 4}),
     "none": ("none", {"code_dim": 4}),
     "sign": ("sign", {"code_dim": 4}),
 }
@@ -113,7 +122,7 @@ def test_gradient_reaches_z_e_through_z_q_and_through_the_losses(case: str) -> N
         z_q, _, losses = build(case)(z)
         if not through_codes and not losses:
             continue
-        (z_q.cos().sum() if through_codes else sum(losses.values())).backward()
+        ((z_q + 0.3).cos().sum() if through_codes else sum(losses.values())).backward()
         assert z.grad is not None and z.grad.abs().amax(-1).min() > 0
 
 

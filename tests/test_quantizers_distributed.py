@@ -12,12 +12,17 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from tokcli import distributed
+from tokcli.quantizers import Quantizer
+from tokcli.quantizers.ibq import IBQ
+from tokcli.quantizers.lfq import LFQ
+from tokcli.quantizers.simvq import SimVQ
 from tokcli.quantizers.vq import VQ
 
 KEYS: dict[str, dict[str, Any]] = {
     "cosine-ema": {"revive_after": 2},
     "euclidean-ema": {"metric": "euclidean", "revive_after": 2},
     "euclidean-gradient": {"metric": "euclidean", "learning": "gradient", "revive_after": 2},
+    "anchors": {"metric": "euclidean", "learning": "gradient", "init": "uniform", "anchors": True},
     "never-revived": {"metric": "euclidean", "init": "uniform"},
 }
 STEPS = 6
@@ -30,7 +35,8 @@ def batch(step: int) -> Tensor:
 
 def learn(keys: dict[str, Any], split: Split) -> dict[str, Tensor]:
     """Codebook after the start and after some steps, health, and how many codes were revived."""
-    vq = VQ(codebook_size=12, code_dim=4, decay=0.8, **keys)
+    decay = 0.8 if keys.get("learning", "ema") == "ema" else None
+    vq = VQ(codebook_size=12, code_dim=4, decay=decay, **keys)
     vq.initialise(split(batch(0)))
     start, revived = vq.codebook.detach().clone(), 0
     with torch.no_grad():
@@ -44,6 +50,27 @@ def learn(keys: dict[str, Any], split: Split) -> dict[str, Tensor]:
     return {"start": start, "end": vq.codebook.detach(), "health": health, "revived": torch.tensor(revived)}
 
 
+def gradients(quantizer: Quantizer, split: Split) -> dict[str, Tensor]:
+    """What a linear layer before the quantizer and the quantizer itself learn from, averaged over ranks as DDP does."""
+    z = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 4)
+    sum(quantizer(split(layer(z))).losses.values()).backward()  # type: ignore[union-attr]
+    named = {**dict(layer.named_parameters()), **dict(quantizer.named_parameters())}
+    return {
+        name: distributed.all_reduce_sum(p.grad.clone()) / distributed.world_size()
+        for name, p in named.items()
+        if p.grad is not None
+    }
+
+
+LEARNT: dict[str, Callable[[], Quantizer]] = {
+    "lfq": lambda: LFQ(code_dim=4, entropy=1.0),
+    "simvq": lambda: SimVQ(codebook_size=12, code_dim=4),
+    "ibq": lambda: IBQ(codebook_size=12, code_dim=4, entropy=1.0),
+}
+
+
 def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
@@ -53,6 +80,7 @@ def rank_main(rank: int, folder: str) -> None:
         "empty": lambda z: z if rank == 0 else z[:0],
     }
     results = {f"{name} {split}": learn(KEYS[name], splits[split]) for name in KEYS for split in splits}
+    results |= {name: gradients(make(), splits["shared"]) for name, make in LEARNT.items()}
     reduce = distributed.all_reduce_sum
     distributed.all_reduce_sum = lambda t: t  # the classic bug: every rank learns from its own part
     results["cosine-ema broken"] = learn({}, splits["shared"])
@@ -81,6 +109,18 @@ def test_two_ranks_equal_one_process_on_the_joint_batch(ranks: list[Any], name: 
     alone = learn(KEYS[name], lambda z: z)
     for key in alone:
         torch.testing.assert_close(ranks[0][f"{name} {split}"][key], alone[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_gradients_of_two_ranks_average_to_those_of_the_joint_batch(ranks: list[Any], name: str) -> None:
+    alone = gradients(LEARNT[name](), lambda z: z)
+    assert alone and all(g.abs().max() > 1e-4 for g in alone.values())
+    torch.testing.assert_close(ranks[0][name], alone, atol=1e-6, rtol=1e-4)
+
+
+def test_the_comparison_covers_anchors() -> None:
+    moved = learn(KEYS["anchors"], lambda z: z)
+    assert (moved["end"][:3].abs().max(1).values < 40).all()  # the codes that were put far away
 
 
 @pytest.mark.parametrize("name", ["cosine-ema", "euclidean-ema", "euclidean-gradient"])

@@ -117,7 +117,9 @@ def assert_equal(a: Path, b: Path) -> None:
     assert history(a) == history(b)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar"]
+)
 def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
     commands: dict[str, list[object]], root: Path, tmp_path: Path, name: str
 ) -> None:

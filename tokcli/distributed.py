@@ -5,7 +5,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -67,6 +67,18 @@ def all_reduce_sum(t: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     if active():
         dist.all_reduce(t, op=dist.ReduceOp.SUM)
     return t
+
+
+def mean_over_ranks(total: Float[Tensor, " d"], count: int) -> Float[Tensor, " d"]:
+    """The mean over the rows of all ranks, with a gradient that DDP's averaging makes that of one process.
+
+    Args:
+        total: sum of this rank's rows, with a gradient.
+        count: how many they are.
+    """
+    joint = all_reduce_sum(torch.cat([total.detach(), total.new_tensor([float(count)])]))
+    scaled = total * world_size() / joint[-1].clamp_min(1)
+    return scaled + (joint[:-1] / joint[-1].clamp_min(1) - scaled).detach()
 
 
 def any_rank(flag: bool) -> bool:

@@ -6,7 +6,8 @@ and VQGAN's (van den Oord et al. 2017, equation 3; Esser et al. 2021), by EMA th
 Differs from them: batch statistics are applied once per optimizer step, and unused codes may be revived.
 """
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,17 @@ from tokcli.quantizers.search import nearest
 
 SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
 ROWS_PER_CODE = 256  # more rows than this per code do not change k-means
+DECAY = 0.99  # of the EMA of codes and, with anchors, of their frequencies
+ANCHOR_PULL = 10 / (1 - 0.99)  # CVQ-VAE's constants
+NEGLIGIBLE = 1e-7  # an anchor's share of a code below this is none
+
+
+class Anchors(NamedTuple):
+    """For some codes the nearest feature so far, and its squared distance."""
+
+    codes: Int64[Tensor, " u"]
+    distances: Float[Tensor, " u"]
+    rows: Float[Tensor, "u d"]
 
 
 class VQ(Quantizer):
@@ -35,7 +47,7 @@ class VQ(Quantizer):
             "euclidean" compares both as they are.
         learning: "ema" moves each code towards the mean of its features; "gradient" makes the codebook a
             parameter, pulled by the loss term `codebook` (MSE to the features, weight 1).
-        decay: share of a code kept at each EMA step, in [0, 1). Without effect on "gradient".
+        decay: share of a code kept at each EMA step, in [0, 1); None: 0.99. Only with "ema".
         init: "kmeans" of the first batch (`initialise`), or "uniform" in +-1/k (cosine: then normalised).
         kmeans_iterations: rounds of that k-means.
         init_after: training steps that features pass unquantized before it. A fresh encoder sends all patches into one narrow
@@ -44,19 +56,24 @@ class VQ(Quantizer):
         revive_after: codes without use for this many steps move to a feature of the batch; None: never.
         revive_below: codes used less than this share of the average (over the last `usage_window` steps) count as unused too,
             so that rare codes move to where many features share one; in [0, 1), only with `revive_after`.
+        anchors: pull codes the more towards the nearest feature of the batch the less they are used (CVQ-VAE, Zheng and
+            Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient", and without `revive_after`.
+        gradient: how it passes from `z_q` to `z_e`: "straight-through", or "rotation", by the rotation and scaling that take
+            `z_e` to `z_q` (Fifty et al., arXiv 2410.06424, section 4).
         seed: of the initial codes.
 
     Raises:
-        TokError: a key is out of its range, or `revive_below` stands without `revive_after`.
+        TokError: a key is out of its range, or stands where it has no effect.
     """
 
-    training_only = (*Quantizer.training_only, "steps", "age_steps", "cluster_size", "cluster_sum")
+    training_only = (*Quantizer.training_only, "steps", "age_steps", "cluster_size", "cluster_sum", "frequency")
 
     codebook: Tensor
     steps: Tensor
     age_steps: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
+    frequency: Tensor
 
     def __init__(
         self,
@@ -65,18 +82,24 @@ class VQ(Quantizer):
         code_dim: int,
         metric: Literal["cosine", "euclidean"] = "cosine",
         learning: Literal["ema", "gradient"] = "ema",
-        decay: float = 0.99,
+        decay: float | None = None,
         init: Literal["kmeans", "uniform"] = "kmeans",
         kmeans_iterations: int = 10,
         init_after: int = 0,
         commitment: float = 1.0,
         revive_after: int | None = None,
         revive_below: float = 0.0,
+        anchors: bool = False,
+        gradient: Literal["straight-through", "rotation"] = "straight-through",
         seed: int = 0,
     ) -> None:
         super().__init__(codebook_size, code_dim)
-        if not 0 <= decay < 1:
-            raise TokError("quantizer.decay", "must be at least 0 and below 1", got=str(decay))
+        if decay is not None and (learning == "gradient" or not 0 <= decay < 1):
+            raise TokError(
+                "quantizer.decay", "must be at least 0 and below 1, and goes with learning: ema", got=str(decay)
+            )
+        if anchors and (learning == "ema" or revive_after is not None):
+            raise TokError("quantizer.anchors", "go with learning: gradient and without revive_after")
         if revive_after is not None and revive_after < 1:
             raise TokError("quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after))
         if not 0 <= revive_below < 1 or (revive_below and revive_after is None):
@@ -85,7 +108,8 @@ class VQ(Quantizer):
             )
         self.revive_below = revive_below
         self.init_after = init_after if init == "kmeans" else 0
-        self.metric, self.learning, self.decay, self.commitment = metric, learning, decay, commitment
+        self.metric, self.learning, self.commitment, self.gradient = metric, learning, commitment, gradient
+        self.decay = DECAY if decay is None else decay
         self.kmeans_iterations, self.revive_after, self.seed = kmeans_iterations, revive_after, seed
         start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
         start = self.normalise((2 * start - 1) / codebook_size).to(self.initialised.device)
@@ -97,6 +121,10 @@ class VQ(Quantizer):
         self.register_buffer("steps", torch.tensor(0))  # since the start
         # of each code: steps since the start or its last revival
         self.register_buffer("age_steps", torch.zeros(codebook_size, dtype=torch.int64))
+        self._anchors: Anchors | None = None  # nearest features of little used codes, noted since the last step
+        if anchors:
+            self.register_buffer("frequency", torch.zeros(codebook_size))
+        self.anchors = anchors
         self._far: Farthest | None = None  # candidates for revival, noted since the last step
         if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
             self.register_buffer("cluster_size", torch.ones(codebook_size))
@@ -134,17 +162,49 @@ class VQ(Quantizer):
             losses["codebook"] = mean_square(q, z.detach())
         if self.training:
             self._observe(z.detach().flatten(0, 1), q.detach().flatten(0, 1), indices.flatten())
-        return Quantized(straight_through(z, q), indices, losses)
+        passed = rotated(z, q) if self.gradient == "rotation" else straight_through(z, q)
+        return Quantized(passed, indices, losses)
 
     def _observe(self, z: Float[Tensor, "m d"], q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]) -> None:
         if self.learning == "ema":
             self.note("sums", torch.zeros_like(self.codebook).index_add_(0, indices, z))
+        if self.anchors:
+            self._note_anchors(z)
         if self.revive_after is not None:
             errors = (z - q).square().sum(1)
             self.note("distortion", errors.new_zeros(self.codebook_size).index_add_(0, indices, errors))
             seen = Farthest(indices, errors, z)
             seen = seen if self._far is None else join(self._far, seen)
             self._far = farthest(*seen, self.codebook_size)
+
+    def _pull(self, frequency: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """The share of a code that its anchor takes."""
+        return torch.exp(-frequency * self.codebook_size * ANCHOR_PULL - 1e-3)
+
+    def _note_anchors(self, z: Float[Tensor, "m d"]) -> None:
+        # only codes that an anchor can move, whatever else this step uses: frequencies fall to DECAY of themselves at most
+        codes = (self._pull(DECAY * self.frequency) > NEGLIGIBLE).nonzero().flatten()
+        if len(codes) == 0 or len(z) == 0:
+            return
+        table = self.table().detach()[codes]
+        rows = z[nearest(table, z, self.metric)]
+        seen = Anchors(codes, (table - rows).square().sum(1), rows)
+        self._anchors = seen if self._anchors is None else _nearer(self._anchors, seen)
+
+    def _move_to_anchors(self, counts: Int64[Tensor, " k"]) -> None:
+        shares = counts / counts.sum().clamp_min(1)
+        codes = (self._pull(DECAY * self.frequency) > NEGLIGIBLE).nonzero().flatten()
+        self.frequency.lerp_(shares, 1 - DECAY)
+        if len(codes) == 0:  # the same on every rank: counts are summed
+            return
+        table = self.table().detach()[codes]
+        own = self._anchors or Anchors(codes, torch.full_like(table[:, 0], math.inf), table)
+        both = distributed.all_gather_rows(torch.cat([own.distances[:, None], own.rows], 1))
+        ranks = both.view(-1, len(codes), self.code_dim + 1)
+        best = ranks[:, :, 0].argmin(0)
+        rows = ranks[best, torch.arange(len(codes), device=best.device), 1:]
+        pull = self._pull(self.frequency[codes])[:, None]
+        self.codebook[codes] = self.codebook[codes] * (1 - pull) + rows * pull
 
     @torch.no_grad()
     def initialise(self, z_e: Float[Tensor, "*rows d"]) -> None:
@@ -192,7 +252,7 @@ class VQ(Quantizer):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """EMA, then revival, from what all ranks saw since the last call."""
+        """EMA, anchors, revival, from what all ranks saw since the last call."""
         k, d = self.codebook_size, self.code_dim
         if self.warming:
             self._pending.clear()
@@ -202,10 +262,12 @@ class VQ(Quantizer):
         if self.learning == "ema":
             self._move_to_means(counts, self.collect("sums", (k, d)))
         self.count_uses(counts)
+        if self.anchors:
+            self._move_to_anchors(counts)
         if self.revive_after is not None:
             self._revive(self.revive_after)
         self._pending.clear()
-        self._far = None
+        self._far = self._anchors = None
 
     def _move_to_means(self, counts: Int64[Tensor, " k"], sums: Float[Tensor, "k d"]) -> None:
         if self.metric == "cosine":
@@ -249,3 +311,21 @@ def _in_sample_order(z_e: Float[Tensor, "*rows d"]) -> Float[Tensor, "total d"]:
     numbers = torch.arange(len(z_e), device=z_e.device) * distributed.world_size() + distributed.rank()
     order = distributed.all_gather_rows(numbers[:, None]).flatten().argsort()
     return distributed.all_gather_rows(samples)[order].view(-1, z_e.shape[-1])
+
+
+def _nearer(a: Anchors, b: Anchors) -> Anchors:
+    """Of two features per code the nearer one; the earlier of equals."""
+    later = b.distances < a.distances
+    return Anchors(a.codes, torch.where(later, b.distances, a.distances), torch.where(later[:, None], b.rows, a.rows))
+
+
+def rotated(z: Float[Tensor, "*shape d"], q: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
+    """The value of `q`, bit for bit, with the gradient of s R z, where s R takes z to q and is a constant.
+
+    R = I - 2 r r^T + 2 q' e^T, e and q' the directions of z and q, r that of e + q' (arXiv 2410.06424, equation 4).
+    """
+    e, to = F.normalize(z, dim=-1).detach(), F.normalize(q, dim=-1).detach()
+    r = F.normalize(e + to, dim=-1)
+    scale = (q.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp_min(1e-12)).detach()
+    turned = z - 2 * r * (r * z).sum(-1, keepdim=True) + 2 * to * (e * z).sum(-1, keepdim=True)
+    return q.detach() + (scale * turned - (scale * turned).detach())

@@ -1,0 +1,164 @@
+"""What FSQ, LFQ, SimVQ, IBQ, anchors and the rotation trick promise beyond the contract of all quantizers."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokcli.errors import TokError
+from tokcli.quantizers.fsq import FSQ
+from tokcli.quantizers.ibq import IBQ
+from tokcli.quantizers.lfq import LFQ
+from tokcli.quantizers.simvq import SimVQ
+from tokcli.quantizers.vq import VQ, rotated
+
+
+def rows(m: int = 64, d: int = 4, seed: int = 0) -> Tensor:
+    return torch.randn(1, m, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("levels", [[8, 8, 5, 5, 5], [8, 8, 8, 5, 5, 5], [8, 8, 8, 6, 5]])
+def test_every_fsq_index_is_reached_and_survives_bfloat16_autocast(levels: list[int]) -> None:
+    fsq = FSQ(levels=levels).eval()
+    k = math.prod(levels)
+    assert (fsq.codebook_size, fsq.code_dim) == (k, len(levels))
+    codes = fsq.codes(torch.arange(k))
+    assert len(codes.unique(dim=0)) == k and codes.abs().max() <= 1
+    # features whose bounded value is the code: the inverse of the bounding function
+    middle = torch.tensor(levels) // 2
+    bounded = (codes * middle + fsq.offset) / fsq.reach
+    z_e = torch.atanh(bounded.clamp(-1 + 1e-6, 1 - 1e-6)) - fsq.shift
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fsq(z_e[None]).indices[0], torch.arange(k))
+
+
+def test_fsq_of_zero_is_the_middle_level_and_its_first_channel_the_lowest_digit() -> None:
+    fsq = FSQ(levels=[8, 5, 3])
+    assert torch.equal(fsq(torch.zeros(1, 1, 3)).z_q, torch.zeros(1, 1, 3))
+    step = fsq.codes(torch.tensor([1])) - fsq.codes(torch.tensor([0]))
+    torch.testing.assert_close(step, torch.tensor([[0.25, 0.0, 0.0]]))
+    assert fsq(torch.zeros(1, 1, 3)).losses == {}
+
+
+@pytest.mark.parametrize("levels", [[], [2, 5], [5, 0]])
+def test_fsq_refuses_levels_that_its_formula_cannot_bound(levels: list[int]) -> None:
+    with pytest.raises(TokError, match=r"quantizer\.levels: each channel needs at least 3"):
+        FSQ(levels=levels)
+
+
+def test_lfq_is_the_sign_and_its_entropy_that_of_a_softmax_over_all_codes() -> None:
+    lfq, z = LFQ(code_dim=3, entropy=1.0, temperature=2.0), rows(d=3)
+    quantized = lfq(z)
+    assert torch.equal(quantized.z_q, torch.where(z > 0, 1.0, -1.0))
+    p = (-torch.cdist(z[0], lfq.codes(torch.arange(8))).square() / 2.0).softmax(1)
+    each = -torch.special.xlogy(p, p).sum(1).mean()
+    bits = (lfq.codes(torch.arange(8)) > 0).float()
+    mean = p.mean(0) @ bits  # of each bit: the entropy of independent bits
+    together = -(torch.special.xlogy(mean, mean) + torch.special.xlogy(1 - mean, 1 - mean)).sum()
+    assert quantized.losses["entropy"] == pytest.approx(float(each - together), abs=1e-5)
+
+
+def test_simvq_moves_codes_that_nothing_falls_to() -> None:
+    simvq = SimVQ(codebook_size=32, code_dim=4)
+    before, near = simvq.table().detach().clone(), rows(4)
+    quantized = simvq(near)
+    sum(quantized.losses.values()).backward()
+    with torch.no_grad():
+        simvq.weight -= 0.1 * simvq.weight.grad
+    idle = torch.ones(32, dtype=torch.bool)
+    idle[quantized.indices] = False
+    assert (simvq.table() - before)[idle].norm(dim=1).min() > 0
+    assert "basis" in dict(simvq.named_buffers()) and [n for n, _ in simvq.named_parameters()] == ["weight"]
+
+
+def test_ibq_gives_every_code_a_gradient_through_z_q() -> None:
+    ibq, z = IBQ(codebook_size=16, code_dim=4), rows()
+    quantized = ibq(z)
+    assert torch.equal(quantized.indices[0], (z[0] @ ibq.codebook.T).argmax(1))
+    quantized.z_q.cos().sum().backward()
+    assert ibq.codebook.grad is not None and ibq.codebook.grad.norm(dim=1).min() > 0
+    z = z.requires_grad_()
+    (ibq(z).z_q * 2).sum().backward()
+    soft = (z.detach()[0] @ ibq.codebook.detach().T).double().requires_grad_()
+    (2 * (soft.softmax(1) @ ibq.codebook.detach().double()).sum()).backward()
+    wanted = soft.grad @ ibq.codebook.detach().double()  # type: ignore[operator]
+    torch.testing.assert_close(z.grad[0].double(), wanted, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+
+
+def test_the_rotation_takes_z_to_q_and_is_a_constant() -> None:
+    z, q = rows(8)[0].requires_grad_(), rows(8, seed=1)[0]
+    assert torch.equal(rotated(z, q), q)
+    for row in range(8):
+        jacobian = torch.autograd.functional.jacobian(lambda x: rotated(x, q[row : row + 1]), z[row : row + 1].detach())
+        matrix = jacobian[0, :, 0]
+        torch.testing.assert_close(matrix @ z[row].detach(), q[row], atol=1e-5, rtol=1e-4)
+        scale = q[row].norm() / z[row].detach().norm()
+        torch.testing.assert_close(matrix @ matrix.T, scale**2 * torch.eye(4), atol=1e-4, rtol=1e-4)
+
+
+def anchored(**keys: Any) -> VQ:
+    torch.manual_seed(0)
+    return VQ(
+        codebook_size=12, code_dim=4, metric="euclidean", learning="gradient", init="uniform", anchors=True, **keys
+    )
+
+
+def test_anchors_take_unused_codes_and_leave_used_ones() -> None:
+    vq, z = anchored(), rows(200)
+    before = vq.codebook.detach().clone()
+    used = vq(z).indices.unique()
+    vq.after_step(0)
+    frequency = vq.frequency
+    assert torch.equal(frequency.nonzero().flatten(), used)
+    alpha = 1 - torch.exp(-frequency * 12 * 10 / 0.01 - 1e-3)  # CVQ-VAE's formula
+    nearest = z[0][torch.cdist(before, z[0]).argmin(1)]
+    torch.testing.assert_close(vq.codebook.detach(), alpha[:, None] * before + (1 - alpha)[:, None] * nearest)
+    moved = (vq.codebook.detach() - before).norm(dim=1)
+    idle = frequency == 0
+    assert idle.any() and moved[idle].min() > 0.1
+
+
+def test_anchors_bring_dead_codes_into_use() -> None:
+    usage = {}
+    for anchors in (False, True):
+        torch.manual_seed(0)
+        vq = VQ(codebook_size=32, code_dim=4, metric="euclidean", learning="gradient", init="uniform", anchors=anchors)
+        optimizer = torch.optim.Adam(vq.parameters(), 1e-3)
+        for step in range(150):
+            optimizer.zero_grad()
+            sum(vq(rows(256, seed=step)).losses.values()).backward()
+            optimizer.step()
+            vq.after_step(step)
+        usage[anchors] = len(vq.eval()(rows(2000, seed=99)).indices.unique()) / 32
+    assert usage[True] > usage[False] + 0.1, usage
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"learning": "ema", "anchors": True}, "anchors: go with"),
+        ({"learning": "gradient", "anchors": True, "revive_after": 3}, "anchors: go with"),
+        ({"learning": "gradient", "decay": 0.9}, "decay: must be"),
+        ({"decay": 1.0}, "decay: must be"),
+    ],
+)
+def test_keys_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(TokError, match=message):
+        VQ(codebook_size=4, code_dim=2, **keys)
+
+
+def test_mini_batch_k_means_ends_at_the_mean_of_all_that_fell_to_a_code() -> None:
+    vq = VQ(codebook_size=2, code_dim=2, metric="euclidean", learning="gradient", kmeans_iterations=3)
+    centres = torch.tensor([[5.0, 0.0], [-5.0, 0.0]])
+    batches = [torch.cat([c + 0.3 * rows(20, 2, seed=2 * i + j)[0] for j, c in enumerate(centres)]) for i in range(4)]
+    vq.initialise(batches[0])
+    seen = torch.zeros(2, dtype=torch.int64)
+    for batch in batches:
+        vq.refine(batch, seen)
+    assert seen.tolist() == [80, 80]
+    joint = torch.cat(batches)
+    wanted = torch.stack([joint[joint[:, 0] > 0].mean(0), joint[joint[:, 0] < 0].mean(0)])
+    got = vq.codebook.detach()[vq.codebook.detach()[:, 0].argsort(descending=True)]
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
