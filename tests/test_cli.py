@@ -340,3 +340,17 @@ def test_recipes_checks_a_file_of_one_s_own(tok: Callable[..., Answer], tmp_path
     code, out, err = tok("recipes", "--check", "mine.yaml")
     assert (code, out) == (1, "")
     assert [line.split(": ")[1] for line in err.splitlines()] == ["tokens.crops", "tokens.flop"]
+
+
+PUBLISHED = {
+    "imagenet/tokenizer-vqgan": {"encoder": 29_298_176, "pixel decoder": 42_449_795, "discriminator": 663_361},
+    "imagenet/tokenizer-llamagen": {"encoder": 29_298_176, "pixel decoder": 42_449_795, "discriminator": 2_765_633},
+    "imagenet/tokenizer-vqkd": {"encoder": 86_404_640, "feature decoder": 8_250_368},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_plan_prints_the_published_numbers_of_parameters(tok: Callable[..., Answer], name: str) -> None:
+    plan = tok("train-tokenizer", "--recipe", name, "--dry-run").out
+    for module, count in PUBLISHED[name].items():
+        assert re.search(rf"^# {module} +{count:,} +0$", plan, re.MULTILINE), plan

@@ -1,5 +1,6 @@
 """Recipes: strict loading, every fault at once, a resolved recipe that is valid and repeats the run."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -327,3 +328,36 @@ def test_naming_the_same_component_keeps_its_keys() -> None:
     tree = {"teacher": {"name": "efflite0", "layers": ["head"]}}
     override(tree, {"teacher.name": "efflite0"})
     assert tree["teacher"]["layers"] == ["head"]
+
+
+FIXED = ("data", "encoder", "decoder", "loss", "gan", "optim", "train")  # what VQGAN, CVQ and FSQ are compared under
+
+
+@pytest.mark.parametrize("folder", ["imagenet", "coco", "openmoji", "fashion-mnist"])
+def test_recipes_of_one_comparison_differ_in_what_is_compared_only(folder: str) -> None:
+    recipes = [read_yaml(recipes_root() / folder / f"tokenizer-{m}.yaml") for m in ("vqgan", "cvq", "fsq")]
+    for key in FIXED:
+        assert recipes[0][key] == recipes[1][key] == recipes[2][key], key
+    quantizers = [recipe["quantizer"] for recipe in recipes]
+    assert quantizers[1] == {**quantizers[0], "anchors": True}
+    sizes = [q.get("codebook_size") or math.prod(q["levels"]) for q in quantizers]
+    assert max(sizes) / min(sizes) < 1.05, sizes
+
+
+@pytest.mark.parametrize(
+    "stage", ["tokenizer-vqgan", "tokenizer-llamagen", "tokenizer-vqkd", "tokenizer-cluster", "decoder-conv"]
+)
+def test_imagenet_and_coco_share_their_recipes(stage: str) -> None:
+    assert read_yaml(recipes_root() / "imagenet" / f"{stage}.yaml") == read_yaml(
+        recipes_root() / "coco" / f"{stage}.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SHIPPED if "gan:" in p.read_text(encoding="utf-8") and p.parent.name in ("openmoji", "fashion-mnist")],
+    ids=str,
+)
+def test_our_own_discriminators_learn_before_the_decoder_hears_of_them(path: Path) -> None:
+    gan, steps = read_yaml(path)["gan"], read_yaml(path)["train"]["steps"]
+    assert 0 < gan["warmup"] <= gan["start"] < gan["start"] + gan["ramp"] < steps

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokcli.models import ConvDecoder, ConvEncoder
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Recipe, Train
 from tokcli.workspace import Options
@@ -45,8 +46,8 @@ def describe(
     if modules:
         lines += ["#", f"# {'module':<18}{'trainable':>15}{'frozen':>15}"]
     for name, module in modules.items():
-        if module is not None:
-            lines.append(f"# {name:<18}{parameter_count(module, True):>15,}{parameter_count(module, False):>15,}")
+        for part, inner in _parts(name, module):
+            lines.append(f"# {part:<18}{parameter_count(inner, True):>15,}{parameter_count(inner, False):>15,}")
     trainable = sum(parameter_count(m, True) for m in modules.values())
     frozen = sum(parameter_count(m, False) for m in modules.values())
     if trainable:
@@ -62,6 +63,13 @@ def describe(
     if seconds:
         lines.append(f"# time    {seconds}")
     return "\n".join(lines)
+
+
+def _parts(name: str, module: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    """A convolutional network without its 1x1 convolution from or to codes, as its parameters are published, and that."""
+    if isinstance(module, ConvEncoder | ConvDecoder):
+        return [(name, module.layers), (f"{name} 1x1", module.embed)]
+    return [] if module is None else [(name, module)]
 
 
 def step_time(train: Train, device: torch.device, step: Callable[[int], Callable[[], Any]]) -> str:
