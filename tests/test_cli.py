@@ -354,3 +354,24 @@ def test_a_plan_prints_the_published_numbers_of_parameters(tok: Callable[..., An
     plan = tok("train-tokenizer", "--recipe", name, "--dry-run").out
     for module, count in PUBLISHED[name].items():
         assert re.search(rf"^# {module} +{count:,} +0$", plan, re.MULTILINE), plan
+
+
+def test_a_codebook_that_dies_is_told_once_with_advice(
+    tok: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: Path
+) -> None:
+    from tokcli.quantizers import Quantizer
+
+    monkeypatch.setattr(Quantizer, "usage_window", 1)
+    command = [
+        "train-tokenizer",
+        "--recipe",
+        "toy/tokenizer-vqgan",
+        "--data",
+        str(photos / "train"),
+        "--set",
+        "train.batch_size=2",
+    ]
+    answer = tok(*command, "--set", "quantizer.codebook_size=4096", "--out", str(tmp_path / "out"))
+    assert answer.code == 0
+    told = [line for line in answer.err.splitlines() if "of the codes were used lately" in line]
+    assert len(told) == 1 and "Try quantizer.revive_after=50 or quantizer.anchors=true or a smaller" in told[0]

@@ -235,7 +235,9 @@ def test_usage_forgets_what_is_older_than_the_window() -> None:
     for step in range(3):
         quantizer(features(b=1, n=1))
         quantizer.after_step(step)
-    assert quantizer.health()["codebook_usage"] == 1 / 16
+    health = quantizer.health()
+    assert health["codebook_usage"] == 1 / 16
+    assert health["codebook_usage_ever"] == len(build("vq-cosine-ema")(features()).indices.unique()) / 16
 
 
 def test_the_yardstick_has_no_codes() -> None:

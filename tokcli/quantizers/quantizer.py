@@ -113,6 +113,7 @@ class Quantizer(nn.Module):
 
         Returns:
             codebook_usage: share of codes used at least once in the last `usage_window` steps, in [0, 1].
+            codebook_usage_ever: the same since the start.
             codebook_perplexity: exp(entropy in nats) of the code frequencies, fading over that window.
             top_code_share: the most frequent code's share of these tokens, in [0, 1].
             dead_codes: number of codes not used in that window.
@@ -123,6 +124,7 @@ class Quantizer(nn.Module):
         entropy = -torch.special.xlogy(shares, shares).sum()
         return {
             "codebook_usage": used / self.codebook_size,
+            "codebook_usage_ever": int((self.idle_steps < NEVER).sum()) / self.codebook_size,
             "codebook_perplexity": float(entropy.exp()),
             "top_code_share": float(shares.max()),
             "dead_codes": float(self.codebook_size - used),

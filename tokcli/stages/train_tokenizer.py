@@ -18,6 +18,7 @@ from tokcli.weights import load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
 
 
 def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | str:
@@ -132,7 +133,7 @@ def _train(
 def _step(
     method: Method, recipe: TokenizerRecipe, updater: Updater, batches: TrainBatches
 ) -> Callable[[int, Batch], dict[str, Any]]:
-    quantizer = method.tokenizer.quantizer
+    quantizer, warned = method.tokenizer.quantizer, False
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = measure.unit(batch.images, method.device)
@@ -140,10 +141,28 @@ def _step(
             method.initialise(batches.from_step(number))
         terms = method.update(updater, number, method.inputs(batch, images), images)
         quantizer.after_step(number)
-        due = (number + 1) % recipe.train.log_every == 0 or number + 1 == recipe.train.steps
-        return terms | (quantizer.health() if due else {})
+        if (number + 1) % recipe.train.log_every and number + 1 < recipe.train.steps:
+            return terms
+        nonlocal warned
+        health = quantizer.health()
+        settled = number >= quantizer.init_after + 2 * quantizer.usage_window
+        if quantizer.discrete and settled and health["codebook_usage"] < USAGE_FLOOR and not warned:
+            warned = True
+            log.warning("step %d: %s", number + 1, _advice(health["codebook_usage"], recipe))
+        return terms | health
 
     return step
+
+
+def _advice(usage: float, recipe: TokenizerRecipe) -> str:
+    """What to do about codes that nothing falls to."""
+    keys = resolved(recipe)["quantizer"]
+    ways = ["a smaller quantizer.codebook_size"]
+    if "revive_after" in keys and keys["revive_after"] is None and not keys["anchors"]:
+        ways.insert(0, "quantizer.revive_after=50")
+    if keys.get("learning") == "gradient" and not keys["anchors"] and keys["revive_after"] is None:
+        ways.insert(1, "quantizer.anchors=true")
+    return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
 
 
 def _held_out(source: ImageSource, options: Options, size: int) -> ImageSource | None:
