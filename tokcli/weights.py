@@ -96,6 +96,16 @@ def save_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
             raise
 
 
+# classes that published checkpoints keep beside their weights: options and Lightning's callbacks
+FOREIGN = (
+    "argparse.Namespace",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "omegaconf.dictconfig.DictConfig",
+)
+
+
 class _Inert:
     """Stands in for classes that others' checkpoints mention; keeps whatever state it is given and does nothing."""
 
@@ -113,7 +123,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        with torch.serialization.safe_globals([(_Inert, "argparse.Namespace"), argparse.Namespace]):
+        with torch.serialization.safe_globals([*((_Inert, name) for name in FOREIGN), argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise TokError(str(path), "no such file") from None

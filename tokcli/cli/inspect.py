@@ -1,11 +1,12 @@
-"""Small commands beside the pipeline: look at artifacts and recipes."""
+"""Small commands beside the pipeline: import checkpoints, look at artifacts and recipes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from tokcli.cli.options import PATH
+from tokcli.cli.options import COMMON, DATA, PATH, options_of, run_stage, with_options
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
@@ -51,4 +52,19 @@ def verify(artifact: Path) -> None:
     click.echo(stage.verify(artifact))
 
 
-COMMANDS = [show, recipes, verify]
+@click.command("import", short_help="others' checkpoints -> tokenizer")
+@click.argument("kind", metavar="FORMAT")
+@click.argument("file", type=PATH)
+@with_options(DATA, COMMON)
+def import_tokenizer(kind: str, file: Path, as_json: bool, **flags: Any) -> None:
+    """Turn a checkpoint into a tokenizer: taming-vqgan-f16-1024, taming-vqgan-f16-16384, llamagen-vq16, beit2-vqkd-clip or
+    beit2-vqkd-dino. Nothing that the file names is run.
+
+    --data is what later commands take for its training images; where it is left out, imagenet/train.
+    """
+    from tokcli.stages import import_tokenizer as stage
+
+    run_stage(lambda o: stage.main(o, kind=kind, file=file), options_of(flags), as_json)
+
+
+COMMANDS = [import_tokenizer, show, recipes, verify]

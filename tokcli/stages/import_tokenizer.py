@@ -1,0 +1,89 @@
+"""`tok import`: others' tokenizer checkpoints into tokenizer artifacts, read without running what they name."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokcli import assemble, plan, workspace
+from tokcli.artifact import Artifact
+from tokcli.methods import method_class, resolve
+from tokcli.models.foreign import convert
+from tokcli.recipe import resolved, to_yaml
+from tokcli.registry import lookup
+from tokcli.weights import load_tensors, save_tensors, sha256, write_text
+from tokcli.workspace import Options
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of checkpoint: the layout of its names, and the recipe of the same architecture with what differs."""
+
+    layout: str
+    method: str
+    sets: dict[str, Any]
+    feature_dim: int | None = None
+
+
+FORMATS = {
+    "taming-vqgan-f16-1024": Format(
+        "taming", "vqgan", {"quantizer.codebook_size": 1024, "data.transform": {"name": "center-crop", "flip": False}}
+    ),
+    "taming-vqgan-f16-16384": Format(
+        "taming", "vqgan", {"quantizer.codebook_size": 16384, "data.transform": {"name": "center-crop", "flip": False}}
+    ),
+    "llamagen-vq16": Format("llamagen", "llamagen", {}),
+    "beit2-vqkd-clip": Format("beit", "vqkd", {"data.use_size": 224}, feature_dim=512),
+    "beit2-vqkd-dino": Format("beit", "vqkd", {"data.use_size": 224, "teacher.name": "dino"}, feature_dim=768),
+}
+
+
+def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None = None) -> Artifact | str:
+    """Import a checkpoint; see `tok import --help`.
+
+    Args:
+        sets: further recipe keys, for networks of another size (tests).
+    """
+    form = lookup("format", FORMATS, kind)
+    method = method_class(form.method)
+    options = replace(options, sets={**form.sets, **(sets or {}), **options.sets}, recipe=options.recipe)
+    recipe = workspace.load_recipe(
+        options, method.recipe_model, f"tokenizer-{form.method}", "imagenet", method.families, resolve
+    )
+    if options.dry_run:
+        tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
+        return plan.describe(
+            options, recipe, dict(tokenizer.named_children()), reads={kind: str(file)}, writes="tokenizer"
+        )
+    with workspace.session(options) as device:
+        state = load_tensors(file)
+        tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
+        tokenizer.load_exported(convert(state, form.layout, tokenizer, str(file)), str(file))
+        digest = sha256(file)
+        # what it was trained on is known by name only; commands that need images ask for --data
+        data = options.data or "imagenet/train"
+        inputs = {
+            "data": {"id": "data-unknown", "path": data},
+            "checkpoint": {"id": digest, "path": str(file.resolve())},
+        }
+        draft = workspace.begin(options, "tokenizer", kind, resolved(recipe), inputs, device)
+        if isinstance(draft, Artifact):
+            return draft
+        save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
+        write_text(draft.path / "recipe.yaml", to_yaml(recipe))
+        use_size = recipe.data.use_size or recipe.data.size
+        known = resolved(recipe).get("teacher")
+        facts = {
+            "method": recipe.method,
+            "name": kind,
+            "codebook_size": tokenizer.quantizer.codebook_size,
+            "code_dim": tokenizer.quantizer.code_dim,
+            "train_size": recipe.data.size,
+            "use_size": use_size,
+            "grid": list(tokenizer.grid(use_size)),
+            "has_decoder": tokenizer.pixel_decoder is not None,
+            "classes": [],
+            "teacher": {"name": known["name"], "sha256": None, "feature_dim": form.feature_dim} if known else None,
+            "imported": {"format": kind, "sha256": digest},
+            "parameters": {name: plan.parameter_count(part) for name, part in tokenizer.named_children()},
+        }
+        return draft.finish(facts, payload=[assemble.WEIGHTS], extras=["recipe.yaml"])
