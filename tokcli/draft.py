@@ -144,9 +144,16 @@ def begin(
         lock = _take_lock(path) if exclusive and os.access(path, os.W_OK) else None
     except OSError as error:
         raise disk_error(path, error) from None
+    started: dict[str, Any] = {
+        "schema": SCHEMA, "kind": kind, "status": "running", "inputs": {r: dict(i) for r, i in inputs.items()},
+        "recipe": dict(recipe), "provenance": dict(provenance),
+    }  # fmt: skip
     try:
         if (path / MANIFEST).exists():
             manifest = read_manifest(path, where)
+            if lock and manifest["kind"] == kind and manifest["status"] == "running" and _untouched(path):
+                manifest = started
+                write_manifest(path, manifest)  # a command that failed at its start holds nothing to protect
             _refuse_changes(where, manifest, kind, recipe, inputs)
             if manifest["status"] == "complete":
                 if lock:
@@ -154,16 +161,17 @@ def begin(
                 return open_artifact(path)
             _remove_stale(path, exclusive)
             return Draft(path, manifest, lock, resumed=True)
-        manifest = {
-            "schema": SCHEMA, "kind": kind, "status": "running", "inputs": {r: dict(i) for r, i in inputs.items()},
-            "recipe": dict(recipe), "provenance": dict(provenance),
-        }  # fmt: skip
-        write_manifest(path, manifest)
-        return Draft(path, manifest, lock, resumed=False)
+        write_manifest(path, started)
+        return Draft(path, started, lock, resumed=False)
     except BaseException:
         if lock:
             lock.close()
         raise
+
+
+def _untouched(path: Path) -> bool:
+    """Whether a folder holds a manifest and nothing else that a command took time to make."""
+    return all(child.name in (MANIFEST, ".lock", "log.jsonl", "tensorboard") for child in path.iterdir())
 
 
 def _remove_stale(path: Path, exclusive: bool) -> None:

@@ -1,6 +1,12 @@
 """The errors a user can cause: one line each, `where: what. got. next step.`"""
 
 
+def printable(text: str) -> str:
+    """A file's name as one line of valid UTF-8: what cannot be printed is escaped."""
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+
+
 class TokError(Exception):
     """An expected failure, printed as one line without a traceback; the command exits with 1.
 
@@ -15,10 +21,11 @@ class TokError(Exception):
 
     def __init__(self, where: str, what: str, *, got: str = "", next: str = "") -> None:
         self.where, self.what, self.got, self.next = where, what, got, next
+        what, got, next = map(printable, (what, got, next))
         sentences = [
             s if s.endswith(("?", "!")) else f"{s.rstrip('.')}." for s in map(str.strip, (what, got, next)) if s
         ]
-        super().__init__(f"{where}: {' '.join(sentences)}")
+        super().__init__(f"{printable(where)}: {' '.join(sentences)}")
 
 
 class Misuse(TokError):

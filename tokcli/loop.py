@@ -4,12 +4,14 @@ It can be interrupted at any moment. State is written whole or not at all; a rep
 and on the same number of threads ends with the same bits as an uninterrupted run.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,7 +27,7 @@ from tokcli.draft import Draft, locked
 from tokcli.errors import Interrupted, TokError
 from tokcli.optim import NonFinite
 from tokcli.schema import Train
-from tokcli.weights import atomic_write, read_checkpoint
+from tokcli.weights import atomic_write, disk_error, read_checkpoint
 
 log = logging.getLogger("tok")
 STATE = "state.pt"
@@ -87,7 +89,7 @@ class Journal:
         path = folder / LOG
         kept: list[str] = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     values = json.loads(line)
                     if values["step"] < step or (values["step"] == step and RATE in values):
@@ -107,16 +109,31 @@ class Journal:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of numbers at a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise disk_error(Path(self._file.name), error) from None
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._optional():
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been told already
+            self._file.close()
         if self._board:
-            self._board.close()
+            with self._optional():
+                self._board.close()
+
+    @contextlib.contextmanager
+    def _optional(self) -> Iterator[None]:
+        """TensorBoard's files are a comfort: where they cannot be written, training goes on without."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("TensorBoard's log is given up: %s", error)
+            self._board = None
 
 
 def save_state(folder: Path, step: int, seconds: float, parts: dict[str, Stateful]) -> None:
@@ -140,10 +157,19 @@ def load_state(folder: Path, parts: dict[str, Stateful]) -> tuple[int, float]:
     path = folder / STATE
     if not path.exists():
         return 0, 0.0
-    state = read_checkpoint(path)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"]), float(state["seconds"])
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"checksum of {damaged}")
+        state = read_checkpoint(path)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"]), float(state["seconds"])
+    except (TokError, zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise TokError(
+            str(path), "is damaged", got=f"{type(error).__name__}: {error}"[:160].splitlines()[0],
+            next=f"to start again, delete {folder} and repeat the command",
+        ) from None  # fmt: skip
 
 
 def run(

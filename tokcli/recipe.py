@@ -6,6 +6,7 @@ against the keyword-only arguments of that component's constructor, so that a ne
 
 import inspect
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -228,6 +229,8 @@ def _check_terms(
         filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve)
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             faults.append(f"{section}.{name}.weight: should be a number. Got {json.dumps(weight, default=str)}.")
+        elif not 0 <= weight < math.inf:
+            faults.append(f"{section}.{name}.weight: should be finite and at least 0. Got {weight}.")
         terms[str(name)] = {"weight": weight, **filled}
         lines += faults
     return terms, lines

@@ -1,6 +1,6 @@
 """The sections that recipes of several stages share, as strict pydantic models."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,11 +23,14 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optim(Section):
     """AdamW with decoupled weight decay on matrices only, linear warm-up, then cosine or constant."""
 
     lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"

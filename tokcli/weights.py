@@ -41,7 +41,8 @@ def sync_folder(folder: Path) -> None:
 
 def disk_error(path: Path, error: OSError) -> TokError:
     """The one-line form of an error met while writing `path`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    short = error.errno is None and "requested and" in str(error)  # NumPy's words for a write that was cut short
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return TokError(str(path), "the disk is full", next="free some space and repeat the command: it resumes")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return TokError(str(path), "cannot write here", got=error.strerror or "", next="choose another --out")

@@ -17,7 +17,7 @@ from tokcli.data import BadImage, ImageSource
 from tokcli.data.randomness import generator
 from tokcli.data.sampling import Order
 from tokcli.data.transforms import CropViews, Transform
-from tokcli.errors import TokError
+from tokcli.errors import TokError, printable
 
 MOST_NAMED = 20  # bad images that are named on stderr; all are in `skipped`
 CHUNK = 16  # images that a worker of a bulk job hands over at once
@@ -132,6 +132,7 @@ class TrainBatches:
             yield batch
 
     def _note(self, key: str, why: str) -> None:
+        key, why = printable(key), printable(why)
         self.skipped.append((key, why))
         if len(self.skipped) <= MOST_NAMED:
             log.warning("skipped %s: %s", key, why)

@@ -7,10 +7,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokcli.errors import TokError
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups, or of the most that divide both 32 and the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def check_widths(where: str, widths: list[int], channels: int) -> None:
+    """Refuse networks without stages or channels.
+
+    Raises:
+        TokError: no width, or one below 1.
+    """
+    if not widths or min(*widths, channels) < 1:
+        raise TokError(where, "widths and channels must be at least 1", got=f"{widths} and {channels}")
 
 
 class ResidualBlock(nn.Module):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, group_norm, training_layout
+from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, check_widths, group_norm, training_layout
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 
 
@@ -61,6 +61,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = grid
+        check_widths("decoder.widths", widths, channels)
         _check_size(grid, image_size, widths)
         self.embed = nn.Conv2d(code_dim, channels, 1)
         low = widths[0]

@@ -42,6 +42,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if depth < 1:
             raise TokError("gan.discriminator.depth", "must be at least 1", got=str(depth))
+        self.depth = depth
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         before = width
         for stage in range(1, depth + 1):
@@ -57,7 +58,16 @@ class PatchDiscriminator(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b m"]:
-        """Logits of patches; images in about [0, 1]."""
+        """Logits of patches; images in about [0, 1].
+
+        Raises:
+            TokError: the images are too small for so many stages.
+        """
+        if min(images.shape[2:]) < 3 * 2**self.depth:
+            got = f"{images.shape[2]}x{images.shape[3]} px"
+            raise TokError(
+                "gan.discriminator.depth", f"{self.depth} stages need images of {3 * 2**self.depth} px", got=got
+            )
         return self.layers(training_layout(2 * images - 1)).flatten(1)
 
 

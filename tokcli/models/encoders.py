@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, group_norm, training_layout
+from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, check_widths, group_norm, training_layout
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 from tokcli.teachers import Teacher
 
@@ -113,6 +113,7 @@ class ConvEncoder(nn.Module):
         attention: bool = True,
     ) -> None:
         super().__init__()
+        check_widths("encoder.widths", widths, channels)
         self.code_dim, self.image_size, self.stride = code_dim, image_size, 2 ** (len(widths) - 1)
         self.grid(image_size)
         before = widths[0]

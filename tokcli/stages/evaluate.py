@@ -86,7 +86,7 @@ def _run(
         inputs[f"{a.kind}-{a.id[-6:]}"] = workspace.reference(a)
     draft = workspace.begin(options, "report", given[0].facts["name"], resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
-        _print_table((draft.path / "report.md").read_text())
+        _print_table(draft.file("report.md").read_text(encoding="utf-8"))
         return draft
     judge = _Judge(options, recipe, held_out, real, given, device)
     results = [judge.measure(a) for a in given]

@@ -7,6 +7,7 @@ that neither the batch size nor the number of processes changes which kernels ru
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,9 @@ def main(
     decoder_artifact = workspace.choose_decoder(options, decoder, tokenizer_id)
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
+    if not facts["classes"] and "sample.cfg_scale" not in options.sets:
+        log.info("the proposal network has no classes: guidance is off")
+        options = replace(options, sets={**options.sets, "sample.cfg_scale": 1.0})
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     if options.dry_run:

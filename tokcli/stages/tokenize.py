@@ -14,7 +14,7 @@ from tokcli.data import BadImage, ImageSource, open_source
 from tokcli.data import tokens as store
 from tokcli.data.transforms import CropViews
 from tokcli.draft import Draft, locked
-from tokcli.errors import TokError
+from tokcli.errors import TokError, printable
 from tokcli.models import Tokenizer
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
@@ -128,10 +128,11 @@ def _finish(
         merged = store.merge(draft.path, shards)
         bad = merged.skipped + len(source.problems)
         for key, why in source.problems:
-            log.warning("%s: left out: %s", key, why)
-        if bad > math.ceil(recipe.tokens.max_bad * (len(source) + len(source.problems))):
+            log.warning("%s: left out: %s", printable(key), printable(why))
+        listed = len(source) + len(source.problems)
+        if bad > math.ceil(recipe.tokens.max_bad * listed):
             raise TokError(
-                f"--data {source.name}", f"{bad} of {len(source)} images could not be read (see skipped.jsonl)",
+                f"--data {source.name}", f"{bad} of {listed} images could not be read (named above)",
                 got=f"tokens.max_bad is {recipe.tokens.max_bad}", next="mend them, or raise it: --set tokens.max_bad=0.1",
             )  # fmt: skip
         facts = {
