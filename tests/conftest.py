@@ -23,11 +23,16 @@ install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
 
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
-    """Undo what a command does to the logger, so that later tests see its messages."""
+    """A logger that no command has touched, whatever ran before (fixtures of a module run commands too)."""
     logger = logging.getLogger("tok")
-    before = logger.handlers[:], logger.propagate, logger.level
+    _fresh(logger)
     yield
-    logger.handlers[:], logger.propagate, logger.level = before
+    _fresh(logger)
+
+
+def _fresh(logger: logging.Logger) -> None:
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
