@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tokcli.errors import TokError
-from tokcli.networks import NETWORKS, build_network
+from tokcli.networks import NETWORKS, READY, build_network
 
 
 def scrambled(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -144,3 +144,19 @@ def test_real_weights_see_a_cat_and_an_espresso(name):
     for photo, classes in ((data.chelsea(), cats), (data.coffee(), espresso)):
         image = torch.from_numpy(photo).permute(2, 0, 1)[None] / 255
         assert int(network.logits(network.prepare(image, 224)).argmax()) in classes
+
+
+WIDTHS = {
+    "dinov2-s": 384, "dinov2-b": 768, "dinov2-l": 1024, "dinov2-g": 1536, "dinov3-s": 384, "dinov3-b": 768, "dinov3-l": 1024,
+    "siglip2-b": 768, "convnext-b": 1024, "eva02-clip-b": 768, "clip-l": 768, "openclip-l": 768, "openclip-h": 1024,
+    "openclip-bigg": 1280,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_names_build_square_maps_of_patch_features(name):
+    """On the meta device: no weights, no memory. Tokens that are no patches would not fill the grid."""
+    with torch.device("meta"):
+        network = build_network(name, "random")
+    channels, height, width = network.shapes(network.image_size)[0]
+    assert channels == WIDTHS[name] and height == width > 1

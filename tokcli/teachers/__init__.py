@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tokcli.networks import READY
 from tokcli.registry import lookup
 from tokcli.teachers.teacher import Teacher
 
@@ -16,6 +17,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "vit": Teacher,
     "dino": Teacher,
     "mae": Teacher,
+    **dict.fromkeys(READY, Teacher),
 }
 
 
