@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tokcli.errors import TokError
-from tokcli.metrics.image import PSNR_CAP, l1, psnr, ssim
+from tokcli.metrics.image import PSNR_CAP, l1, psnr, sharpness, ssim
 
 
 def pair(side=20, count=2):
@@ -48,7 +48,7 @@ def test_equal_images_have_the_capped_psnr_and_full_similarity():
     assert torch.allclose(ssim(x, x), torch.ones(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, l1])
+@pytest.mark.parametrize("metric", [psnr, ssim, l1, sharpness])
 def test_uint8_and_unit_floats_give_the_same_number(metric):
     x, y = pair()
     assert torch.allclose(metric(x, y), metric(x / 255, y.double() / 255), rtol=1e-6)
@@ -58,6 +58,25 @@ def test_uint8_and_unit_floats_give_the_same_number(metric):
 def test_swapping_image_and_target_changes_nothing(metric):
     x, y = pair()
     assert torch.allclose(metric(x, y), metric(y, x), rtol=1e-12)
+
+
+def test_sharpness_is_one_for_a_copy_less_for_a_blur_and_more_for_noise():
+    x, noisy = pair()
+    blurred = torch.nn.functional.avg_pool2d(x.float(), 3, stride=1, padding=1).byte()
+    assert sharpness(x, x).tolist() == [1, 1]
+    assert bool((sharpness(blurred, x) < 0.7).all())
+    smooth = torch.linspace(0, 200, 23).byte().expand(2, 3, 20, 23)
+    assert bool((sharpness(noisy, smooth) > 2).all())
+
+
+def test_sharpness_of_a_ramp_by_hand():
+    ramp = torch.arange(5.0).view(1, 1, 1, 5) / 10  # four steps of .1, and none downwards
+    assert float(sharpness(ramp, 2 * ramp)) == pytest.approx((0.08 + 1e-4) / (0.16 + 1e-4), rel=1e-6)
+
+
+def test_flat_images_have_a_finite_sharpness():
+    flat = torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)
+    assert float(sharpness(flat, flat)) == 1
 
 
 def test_values_outside_the_range_are_clamped_as_a_screen_would():

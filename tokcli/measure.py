@@ -168,12 +168,12 @@ def decoder(
     size: int,
     extractors: dict[str, Extractor],
 ) -> dict[str, float]:
-    """How close reconstructions are to their originals: PSNR, SSIM, L1, and a Fréchet distance per extractor.
+    """How close reconstructions are to their originals: PSNR, SSIM, sharpness, L1, and a Fréchet distance per extractor.
 
     Args:
         extractors: name -> images in [0, 1] to features; `inception` gives rfid, others `rfd_<name>`.
     """
-    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "l1": []}
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "sharpness": [], "l1": []}
     moments = {name: (Moments(name), Moments(name)) for name in extractors}
     count = 0
     for _, images in read(source, evaluation_transform(size)):

@@ -12,7 +12,7 @@ from tokcli.errors import TokError
 from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
 from tokcli.metrics.feature import feature_loss
 from tokcli.metrics.fid import frechet_distance
-from tokcli.metrics.image import l1, psnr, ssim
+from tokcli.metrics.image import l1, psnr, sharpness, ssim
 from tokcli.metrics.proposal import masked_ce, proposal_ppl
 from tokcli.registry import nearest
 
@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "feature_loss": Metric(feature_loss, "features", "lower", "feature loss", digits=4),
     "psnr": Metric(psnr, "images", "higher", "PSNR, dB"),
     "ssim": Metric(ssim, "images", "higher", "SSIM", digits=3),
+    "sharpness": Metric(sharpness, "images", "neither", "sharpness"),
     "l1": Metric(l1, "images", "lower", "L1", digits=4),
     "rfid": Metric(frechet_distance, "moments", "lower", "rFID"),
     "fid": Metric(frechet_distance, "moments", "lower", "FID"),
