@@ -31,6 +31,40 @@ def test_nearest_equals_a_float64_search(metric: Metric, m: int, k: int, d: int)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("m, k, d", [(300, 5000, 8), (7, 4096, 16), (1, 4100, 3), (0, 4096, 2)])
+def test_large_narrow_codebooks_are_searched_by_faiss_with_equal_indices(
+    metric: Metric, m: int, k: int, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    z, codebook = random(m, d), random(k, d, seed=1)
+    codebook = normalize(codebook, dim=1) if metric == "cosine" else codebook
+    calls = []
+    by_faiss = search._by_faiss
+    monkeypatch.setattr(search, "_by_faiss", lambda *args: calls.append(1) or by_faiss(*args))
+    found = nearest(z, codebook, metric)
+    assert len(calls) == (m > 0)
+    exact = distances(z, codebook, metric)
+    assert (exact.gather(1, found[:, None]).flatten() - exact.min(1).values <= 1e-6).all()
+    monkeypatch.setattr(search, "_faiss", lambda: None)
+    own = nearest(z, codebook, metric)
+    assert (exact.gather(1, own[:, None]) - exact.gather(1, found[:, None])).abs().le(1e-6).all()
+    assert len(calls) == (m > 0)
+
+
+def test_which_search_is_used_does_not_depend_on_the_batch() -> None:
+    z, codebook = random(64, 16), normalize(random(4096, 16, seed=1), dim=1)
+    alone = torch.cat([nearest(row, codebook, "cosine") for row in z.split(1)])
+    assert torch.equal(alone, nearest(z, codebook, "cosine"))
+
+
+def test_features_that_are_not_finite_get_an_index_in_range() -> None:
+    z = torch.tensor([[float("nan"), 0.0], [float("inf"), 1.0]])
+    for k in (10, 4096):
+        found = nearest(z, normalize(random(k, 2), dim=1), "cosine")
+        assert ((found >= 0) & (found < k)).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_chunks_do_not_change_the_result(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
     z, codebook = random(101, 8), normalize(random(50, 8, seed=1), dim=1)
     whole = nearest(z, codebook, metric)

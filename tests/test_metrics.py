@@ -45,7 +45,10 @@ def good_and_bad(takes):
 def test_every_metric_tells_better_from_worse_in_its_direction(name):
     metric = METRICS[name]
     good, bad = (torch.as_tensor(metric.function(*given)).mean() for given in good_and_bad(metric.takes))
-    assert (good > bad) if metric.better == "higher" else (good < bad)
+    if metric.better == "neither":  # 1 is as the target
+        assert abs(good - 1) < abs(bad - 1)
+    else:
+        assert (good > bad) if metric.better == "higher" else (good < bad)
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.takes in ("images", "features")])

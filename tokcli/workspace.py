@@ -24,7 +24,7 @@ from tokcli.schema import Recipe
 log = logging.getLogger("tok")
 R = TypeVar("R", bound=Recipe)
 EMBEDDED = "openmoji/train"  # the data set of those who name none
-VERSIONS = ("torch", "torchvision", "timm", "open_clip_torch", "safetensors", "numpy", "pillow")
+VERSIONS = ("torch", "torchvision", "timm", "open_clip_torch", "safetensors", "numpy", "pillow", "faiss-cpu")
 
 
 @dataclass(frozen=True)
