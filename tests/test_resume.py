@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from tokcli import assemble
 from tokcli import draft as drafts
 from tokcli.artifact import open_artifact, read_manifest, scan
 from tokcli.cli import cli
@@ -297,6 +299,51 @@ def test_twenty_kills_at_random_moments_of_saving_leave_nothing_unreadable(tmp_p
         resumed.close()
         assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))  # what a kill left is cleared away
     assert kills_in_a_save >= 5  # the moments were well chosen
+
+
+def test_what_a_decoder_is_trained_on_does_not_move(
+    commands: dict[str, list[object]], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = yaml.safe_load((Path(__file__).parent.parent / "recipes" / "toy" / "decoder-conv.yaml").read_text())
+    recipe["gan"] = {
+        "discriminator": {"name": "features", "network": "efflite0", "layers": ["blocks.1"], "width": 8},
+        "optim": {"lr": 1e-3, "weight_decay": 0.0},
+        "weight": 0.5,
+    }
+    (tmp_path / "decoder.yaml").write_text(yaml.safe_dump(recipe))
+    frozen: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
+    trained: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]] = []
+
+    def keep(module: torch.nn.Module, among: list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]) -> None:
+        # with buffers: running statistics and counts of codes must stand still too
+        among.append((module, {name: t.detach().clone() for name, t in module.state_dict().items()}))
+
+    def kept(function: Any, modules: Any, among: list[Any]) -> Any:
+        def build(*args: Any, **keys: Any) -> Any:
+            made = function(*args, **keys)
+            for module in modules(made):
+                keep(module, among)
+            return made
+
+        return build
+
+    monkeypatch.setattr(assemble, "load_tokenizer", kept(assemble.load_tokenizer, lambda t: [t], frozen))
+    monkeypatch.setattr(assemble, "build_losses", kept(assemble.build_losses, lambda ls: [ls[1][2].network], frozen))
+    monkeypatch.setattr(assemble, "build_discriminator", kept(assemble.build_discriminator, lambda d: [d], trained))
+    monkeypatch.setattr(
+        assemble, "build_discriminator", kept(assemble.build_discriminator, lambda d: [d._network[0]], frozen)
+    )
+    monkeypatch.setattr(assemble, "build_decoder", kept(assemble.build_decoder, lambda d: [d], trained))
+    made = tok(*commands["decoder"], "--recipe", tmp_path / "decoder.yaml", "--out", tmp_path / "decoder")
+    assert len(frozen) == 3 and len(trained) == 2
+    for module, before in frozen:
+        assert not module.training
+        assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    for module, before in trained:
+        assert any(not torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    facts = open_artifact(made, "decoder", ["decoder"]).facts
+    assert facts["frozen_parameters"] == sum(p.numel() for p in frozen[0][0].parameters())
+    assert facts["trainable_parameters"] == sum(p.numel() for p in trained[0][0].parameters())
 
 
 def test_a_complete_artifact_is_not_made_again(commands: dict[str, list[object]], root: Path) -> None:

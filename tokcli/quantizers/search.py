@@ -73,7 +73,7 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Met
         centre = codebook.mean(0)  # distances ignore a common shift, rounding errors do not
         z, codebook = z - centre, codebook - centre
     if z.device.type == "cpu" and k >= FAISS_CODES and z.shape[1] <= FAISS_WIDTH and len(z) and _faiss():
-        return _by_faiss(z, codebook, metric)
+        return _by_faiss(z if metric == "euclidean" else torch.nn.functional.normalize(z, dim=1), codebook)
     padding = -k % BLOCK
     if padding:  # by copies of code 0, mapped back below
         codebook = torch.cat([codebook, codebook[:1].expand(padding, -1)])
@@ -94,12 +94,14 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Met
     return indices.masked_fill_(indices >= k, 0)
 
 
-def _by_faiss(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Metric) -> Int64[Tensor, " m"]:
-    """The same by faiss's blocked exact search, which never writes its scores out: the faster the narrower codes are."""
+def _by_faiss(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"]) -> Int64[Tensor, " m"]:
+    """The nearest code by Euclidean distance, which on the unit sphere orders codes as the cosine does.
+
+    faiss has a search of its own for the best one of narrow vectors, which never writes its scores out; not for products.
+    """
     faiss = _faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())
-    kind = faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
-    _, found = faiss.knn(z.contiguous().numpy(), codebook.contiguous().numpy(), 1, metric=kind)
+    _, found = faiss.knn(z.contiguous().numpy(), codebook.contiguous().numpy(), 1, metric=faiss.METRIC_L2)
     return torch.from_numpy(found[:, 0]).clamp_min(
         0
     )  # -1 for rows that are not finite; the loss stops the run for them
