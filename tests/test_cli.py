@@ -159,6 +159,7 @@ def test_misuse_exits_with_2_and_an_empty_stdout(tok: Callable[..., Answer], arg
         (["train-tokenizer", "--recipe", "toy/decoder-conv"], "is a recipe of stage 'decoder'"),
         (["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--set", "optim.lrr=1"], "optim.lrr: unknown key. Did you mean 'lr'?"),
         (["train-tokenizer", "--dry-run", "--recipe", "toy/tokenizer-vqkd", "--teacher", "efflite"], "Did you mean 'efflite0'?"),
+        (["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--set", "quantizer.learning=gradient", "--set", "quantizer.decay=null"], "learn_from_blank: false needs a codebook of running means"),
         (["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--device", "abacus"], "--device abacus: no such device."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -374,4 +375,4 @@ def test_a_codebook_that_dies_is_told_once_with_advice(
     answer = tok(*command, "--set", "quantizer.codebook_size=4096", "--out", str(tmp_path / "out"))
     assert answer.code == 0
     told = [line for line in answer.err.splitlines() if "of the codes were used lately" in line]
-    assert len(told) == 1 and "Try quantizer.revive_after=50 or quantizer.anchors=true or a smaller" in told[0]
+    assert len(told) == 1 and "Try quantizer.rescue=revive or quantizer.rescue=anchors or a smaller" in told[0]

@@ -86,7 +86,9 @@ def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
     """VQ-KD with an EMA codebook, k-means start and revival; the teacher is a fixed projection of patches."""
     torch.manual_seed(0)
     encoder = ENCODERS["vit"](8, image_size=16, patch_size=4, width=16, depth=1, heads=2)
-    quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, decay=0.8, revive_after=revive_after)
+    quantizer = QUANTIZERS["vq"](
+        codebook_size=12, code_dim=8, decay=0.8, rescue="revive" if revive_after else None, rescue_after=revive_after
+    )
     tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
     teacher = torch.randn(3 * 4 * 4, 6)
     updater = Updater(DistillationLoss(tokenizer), OPTIM, train, torch.device("cpu"))

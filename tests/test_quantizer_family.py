@@ -101,7 +101,7 @@ def test_the_rotation_takes_z_to_q_and_is_a_constant() -> None:
 def anchored(**keys: Any) -> VQ:
     torch.manual_seed(0)
     return VQ(
-        codebook_size=12, code_dim=4, metric="euclidean", learning="gradient", init="uniform", anchors=True, **keys
+        codebook_size=12, code_dim=4, metric="euclidean", learning="gradient", init="uniform", rescue="anchors", **keys
     )
 
 
@@ -122,24 +122,26 @@ def test_anchors_take_unused_codes_and_leave_used_ones() -> None:
 
 def test_anchors_bring_dead_codes_into_use() -> None:
     usage = {}
-    for anchors in (False, True):
+    for rescue in (None, "anchors"):
         torch.manual_seed(0)
-        vq = VQ(codebook_size=32, code_dim=4, metric="euclidean", learning="gradient", init="uniform", anchors=anchors)
+        vq = VQ(codebook_size=32, code_dim=4, metric="euclidean", learning="gradient", init="uniform", rescue=rescue)
         optimizer = torch.optim.Adam(vq.parameters(), 1e-3)
         for step in range(150):
             optimizer.zero_grad()
             sum(vq(rows(256, seed=step)).losses.values()).backward()
             optimizer.step()
             vq.after_step(step)
-        usage[anchors] = len(vq.eval()(rows(2000, seed=99)).indices.unique()) / 32
-    assert usage[True] > usage[False] + 0.1, usage
+        usage[rescue] = len(vq.eval()(rows(2000, seed=99)).indices.unique()) / 32
+    assert usage["anchors"] > usage[None] + 0.1, usage
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"learning": "ema", "anchors": True}, "anchors: go with"),
-        ({"learning": "gradient", "anchors": True, "revive_after": 3}, "anchors: go with"),
+        ({"learning": "ema", "rescue": "anchors"}, "anchors go with"),
+        ({"learning": "gradient", "rescue": "anchors", "rescue_after": 3}, "rescue_after: must be"),
+        ({"rescue_after": 3}, "rescue_after: must be"),
+        ({"rescue_below": 0.1}, "rescue_below: must be"),
         ({"learning": "gradient", "decay": 0.9}, "decay: must be"),
         ({"decay": 1.0}, "decay: must be"),
     ],

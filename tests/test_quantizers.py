@@ -32,11 +32,11 @@ class Sign(Quantizer):
 
 MEMBERS: dict[str, type[Quantizer]] = {**QUANTIZERS, "sign": Sign}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "vq-cosine-ema": ("vq", {"codebook_size": 16, "code_dim": 4, "revive_after": 3}),
+    "vq-cosine-ema": ("vq", {"codebook_size": 16, "code_dim": 4, "rescue": "revive", "rescue_after": 3}),
     "vq-cosine-gradient": ("vq", {"codebook_size": 16, "code_dim": 4, "learning": "gradient"}),
     "vq-euclidean-ema": (
         "vq",
-        {"codebook_size": 16, "code_dim": 4, "metric": "euclidean", "revive_after": 3},
+        {"codebook_size": 16, "code_dim": 4, "metric": "euclidean", "rescue": "revive", "rescue_after": 3},
     ),
     "vq-euclidean-gradient": (
         "vq",
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vq-anchors": (
         "vq",
-        {"codebook_size": 16, "code_dim": 4, "learning": "gradient", "anchors": True, "metric": "euclidean"},
+        {"codebook_size": 16, "code_dim": 4, "learning": "gradient", "rescue": "anchors", "metric": "euclidean"},
     ),
     "vq-rotation": ("vq", {"codebook_size": 16, "code_dim": 4, "gradient": "rotation"}),
     "fsq": ("fsq", {"levels": [3, 4, 5, 3]}),
@@ -250,7 +250,8 @@ def test_the_yardstick_has_no_codes() -> None:
     [
         ({"codebook_size": 0}, "at least 1"),
         ({"decay": 1.0}, "quantizer.decay: must be at least 0 and below 1"),
-        ({"revive_after": 0}, "quantizer.revive_after: must be at least 1 step"),
+        ({"rescue": "revive", "rescue_after": 0}, "quantizer.rescue_after: must be at least 1 step"),
+        ({"rescue": "kmeans", "rescue_below": 1.0}, "quantizer.rescue_below: must be in"),
     ],
 )
 def test_keys_out_of_range_are_refused(keys: dict[str, Any], message: str) -> None:

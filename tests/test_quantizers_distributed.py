@@ -19,10 +19,10 @@ from tokcli.quantizers.simvq import SimVQ
 from tokcli.quantizers.vq import VQ
 
 KEYS: dict[str, dict[str, Any]] = {
-    "cosine-ema": {"revive_after": 2},
-    "euclidean-ema": {"metric": "euclidean", "revive_after": 2},
-    "euclidean-gradient": {"metric": "euclidean", "learning": "gradient", "revive_after": 2},
-    "anchors": {"metric": "euclidean", "learning": "gradient", "init": "uniform", "anchors": True},
+    "cosine-ema": {"rescue": "revive", "rescue_after": 2},
+    "euclidean-ema": {"metric": "euclidean", "rescue": "revive", "rescue_after": 2},
+    "euclidean-gradient": {"metric": "euclidean", "learning": "gradient", "rescue": "revive", "rescue_after": 2},
+    "anchors": {"metric": "euclidean", "learning": "gradient", "init": "uniform", "rescue": "anchors"},
     "never-revived": {"metric": "euclidean", "init": "uniform"},
 }
 STEPS = 6
@@ -45,7 +45,7 @@ def learn(keys: dict[str, Any], split: Split) -> dict[str, Tensor]:
     for step in range(STEPS):
         vq(split(batch(step)))
         vq.after_step(step)
-        revived += int((vq.age_steps == 0).sum()) if vq.revive_after else 0
+        revived += int((vq.age_steps == 0).sum()) if vq.rescue == "revive" else 0
     health = torch.tensor([*vq.health().values()])
     return {"start": start, "end": vq.codebook.detach(), "health": health, "revived": torch.tensor(revived)}
 

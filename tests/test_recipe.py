@@ -339,7 +339,7 @@ def test_recipes_of_one_comparison_differ_in_what_is_compared_only(folder: str) 
     for key in FIXED:
         assert recipes[0][key] == recipes[1][key] == recipes[2][key], key
     quantizers = [recipe["quantizer"] for recipe in recipes]
-    assert quantizers[1] == {**quantizers[0], "anchors": True}
+    assert quantizers[1] == {**quantizers[0], "rescue": "anchors"}
     sizes = [q.get("codebook_size") or math.prod(q["levels"]) for q in quantizers]
     assert max(sizes) / min(sizes) < 1.05, sizes
 

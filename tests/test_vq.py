@@ -49,7 +49,7 @@ def test_euclidean_ema_is_a_ratio_of_running_sums_and_smoothed_counts() -> None:
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_training_lowers_the_error(metric: str, learning: str) -> None:
-    keys: Any = {"metric": metric, "learning": learning, "init": "uniform", "revive_after": 4}
+    keys: Any = {"metric": metric, "learning": learning, "init": "uniform", "rescue": "revive", "rescue_after": 4}
     keys |= {"decay": 0.8} if learning == "ema" else {}
     vq = VQ(codebook_size=8, code_dim=4, **keys)
     z, errors = random(40, 9, 4), []
@@ -106,7 +106,7 @@ def test_seed_decides_the_initial_codes() -> None:
 
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
 def test_idle_codes_move_to_features_after_the_given_steps_and_stay_there(learning: str) -> None:
-    vq = build(learning=learning, revive_after=3)
+    vq = build(learning=learning, rescue="revive", rescue_after=3)
     with torch.no_grad():
         vq.codebook[5] = 100.0
     vq.restart_training_state()
@@ -124,7 +124,7 @@ def test_idle_codes_move_to_features_after_the_given_steps_and_stay_there(learni
 
 
 def test_without_revival_idle_codes_stay_idle() -> None:
-    vq = build(revive_after=None)
+    vq = build(rescue=None)
     vq.codebook[5] = 100.0
     vq.restart_training_state()
     for step in range(5):
@@ -134,7 +134,7 @@ def test_without_revival_idle_codes_stay_idle() -> None:
 
 
 def test_a_revived_code_is_left_alone_for_as_long_again() -> None:
-    vq = build(revive_after=3)
+    vq = build(rescue="revive", rescue_after=3)
     vq.codebook[5] = 100.0
     vq.restart_training_state()
     ages = []
@@ -175,7 +175,7 @@ def test_features_pass_unquantized_until_init_after_and_k_means_sees_them_then()
 
 
 def test_rarely_used_codes_move_where_features_are_crowded() -> None:
-    quantizer = VQ(codebook_size=2, code_dim=2, init="uniform", revive_after=2, revive_below=0.5)
+    quantizer = VQ(codebook_size=2, code_dim=2, init="uniform", rescue="revive", rescue_after=2, rescue_below=0.5)
     quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     angles = torch.cat([torch.linspace(-0.5, 0.5, 99), torch.tensor([3.14159])])
     z = torch.stack([angles.cos(), angles.sin()], -1)[None]
@@ -183,3 +183,53 @@ def test_rarely_used_codes_move_where_features_are_crowded() -> None:
         quantizer(z)
         quantizer.after_step(step)
     assert (quantizer.codebook[1] @ torch.tensor([1.0, 0.0])) > 0
+
+
+def test_a_codebook_that_few_codes_of_serve_starts_again_by_k_means() -> None:
+    vq = VQ(
+        codebook_size=8,
+        code_dim=4,
+        metric="euclidean",
+        init="uniform",
+        rescue="kmeans",
+        rescue_after=2,
+        rescue_below=0.9,
+    )
+    vq.codebook.copy_(torch.eye(8, 4) * 100)
+    vq.codebook[0] = 0  # takes every feature
+    z = random(6, 9, 4)
+    for step in range(2):
+        assert vq.initialised
+        vq(z)
+        vq.after_step(step)
+    assert not vq.initialised  # the training stage initialises from the next batch
+    vq.initialise(z)
+    assert len(vq(z).indices.unique()) == 8
+    for step in range(2, 6):
+        vq(z)
+        vq.after_step(step)
+        assert vq.initialised
+
+
+def test_features_that_do_not_count_take_codes_and_move_none() -> None:
+    counted = torch.zeros(2, 9, dtype=torch.bool)
+    counted[:, ::2] = True
+    z = random(2, 9, 4, seed=1)
+    vq, alone = (build(rescue="revive", rescue_after=1) for _ in range(2))
+    found = vq(z, counted)
+    assert torch.equal(found.z_q, vq.codes(found.indices))
+    alone(z[:, ::2])
+    for quantizer in (vq, alone):
+        quantizer.after_step(0)
+    assert all(torch.equal(a, b) for a, b in zip(vq.state_dict().values(), alone.state_dict().values(), strict=True))
+
+
+def test_k_means_sees_the_features_that_count() -> None:
+    z, counted = random(6, 9, 4), torch.zeros(6, 9, dtype=torch.bool)
+    counted[:, :6] = True
+    vq, alone = (VQ(codebook_size=8, code_dim=4) for _ in range(2))
+    vq.initialise(z, counted & False)
+    assert not vq.initialised
+    vq.initialise(z, counted)
+    alone.initialise(z[:, :6])
+    assert torch.equal(vq.codebook, alone.codebook)

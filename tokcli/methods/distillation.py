@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from tokcli import assemble, measure
 from tokcli.data import ImageSource
 from tokcli.data.batches import Batch
 from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.errors import TokError
 from tokcli.losses import cosine
 from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
 from tokcli.models import ENCODERS, Tokenizer
@@ -50,6 +51,7 @@ class DistillationRecipe(TokenizerRecipe):
     encoder: Component
     quantizer: Component
     decoder: Component
+    learn_from_blank: bool = True  # False: patches of one flat colour take codes that were learnt from the others
 
 
 class DistillationLoss(nn.Module):
@@ -59,9 +61,14 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, images: Float[Tensor, "b 3 s s"], targets: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
-        """Terms of a batch: images in [0, 1], the teacher's features."""
-        quantized = self.tokenizer(images)
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        targets: Float[Tensor, "b n d"],
+        counted: Bool[Tensor, "b n"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Terms of a batch: images in [0, 1], the teacher's features, the patches that the codebook learns from."""
+        quantized = self.tokenizer(images, counted)
         assert self.tokenizer.feature_decoder is not None
         predicted = self.tokenizer.feature_decoder(quantized.z_q)
         terms = {"feature_loss": cosine(predicted.float(), targets), **quantized.losses}
@@ -120,6 +127,10 @@ class Distillation(Method):
         file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
         self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
         self.tokenizer = assemble.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
+        if not recipe.learn_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":
+            raise TokError(
+                "learn_from_blank", "false needs a codebook of running means", got="quantizer.learning: gradient"
+            )
         self.objective = DistillationLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)
         self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
@@ -136,8 +147,15 @@ class Distillation(Method):
             self.targets.fill(source, transform)
 
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
-        """Images and the teacher's features of them."""
-        return [images, self.targets(batch, images)]
+        """Images, the teacher's features of them, and the patches that the codebook learns from."""
+        counted = self.counted(batch.images)
+        return [images, self.targets(batch, images), *([] if counted is None else [counted])]
+
+    def counted(self, images: UInt8[Tensor, "b 3 s s"]) -> Bool[Tensor, "b n"] | None:
+        """The patches of more than one colour, where the recipe leaves out the others."""
+        if self.recipe.learn_from_blank:
+            return None
+        return measure.filled(images, self.tokenizer.grid(images.shape[-1])).to(self.device)
 
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The same for images of no data set."""

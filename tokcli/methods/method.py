@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -80,10 +80,15 @@ class Method(ABC):
     @torch.no_grad()
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Start the codebook, from the features of the next batch; all ranks call it, each with its part."""
-        images = measure.unit(next(batches).images, self.device)
+        batch = next(batches)
+        images = measure.unit(batch.images, self.device)
         with autocast(self.device, self.recipe.train.precision):
             features = self.tokenizer.encoder(images)
-        self.tokenizer.quantizer.initialise(features.float())
+        self.tokenizer.quantizer.initialise(features.float(), self.counted(batch.images))
+
+    def counted(self, images: UInt8[Tensor, "b 3 s s"]) -> Bool[Tensor, "b n"] | None:
+        """Which patches the codebook's running means learn from; None: all."""
+        return None
 
     def update(self, updater: Updater, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
         """One update of everything that learns; see `adversary.update`."""

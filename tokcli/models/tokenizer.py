@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -49,9 +49,11 @@ class Tokenizer(nn.Module):
         """
         return self.encoder.grid(size)
 
-    def forward(self, images: Float[Tensor, "b 3 height width"]) -> Quantized:
-        """Quantized features of images in [0, 1], with gradients."""
-        return self.quantizer(self.encoder(images))
+    def forward(
+        self, images: Float[Tensor, "b 3 height width"], counted: Bool[Tensor, "b n"] | None = None
+    ) -> Quantized:
+        """Quantized features of images in [0, 1], with gradients; counted: see `Quantizer.forward`."""
+        return self.quantizer(self.encoder(images), counted)
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b n"]:

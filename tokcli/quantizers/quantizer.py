@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from tokcli import distributed
@@ -73,17 +73,30 @@ class Quantizer(nn.Module):
         """The code of each index, equal to the `z_q` that `forward` gives with it."""
         raise NotImplementedError
 
-    def forward(self, z_e: Float[Tensor, "b n d"]) -> Quantized:
-        """Quantize features of any float type; in train mode also note what `after_step` will apply."""
+    def forward(self, z_e: Float[Tensor, "b n d"], counted: Bool[Tensor, "b n"] | None = None) -> Quantized:
+        """Quantize features of any float type; in train mode also note what `after_step` will apply.
+
+        Args:
+            z_e: features.
+            counted: which of them are counted and what a codebook of running means learns from; None: all.
+        """
         with torch.autocast(z_e.device.type, enabled=False):
             quantized = self.quantize(z_e.float())
             if self.training:
+                z, z_q = z_e.detach().float().flatten(0, 1), quantized.z_q.detach().flatten(0, 1)
                 used = quantized.indices.flatten()
+                if counted is not None:
+                    kept = counted.flatten()
+                    z, z_q, used = z[kept], z_q[kept], used[kept]
                 counts = used.new_zeros(self.codebook_size)
                 self.note("counts", counts.scatter_add_(0, used, torch.ones_like(used)))
+                self.observe(z, z_q, used)
         return quantized
 
-    def initialise(self, z_e: Float[Tensor, "*rows d"]) -> None:
+    def observe(self, z: Float[Tensor, "m d"], z_q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]) -> None:
+        """Note what `after_step` needs beside the counts, of some of a train-mode forward's features and their codes."""
+
+    def initialise(self, z_e: Float[Tensor, "b n d"], counted: Bool[Tensor, "b n"] | None = None) -> None:
         """Start the codebook from the first batch's features, on all ranks, while not `initialised`."""
 
     def after_step(self, step: int) -> None:

@@ -6,17 +6,17 @@ and VQGAN's (van den Oord et al. 2017, equation 3; Esser et al. 2021), by EMA th
 Differs from them: batch statistics are applied once per optimizer step, and unused codes may be revived.
 """
 
-import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from tokcli import distributed
 from tokcli.data.randomness import generator
 from tokcli.errors import TokError
+from tokcli.quantizers import anchors
 from tokcli.quantizers.kmeans import kmeans
 from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square, straight_through
 from tokcli.quantizers.revival import Farthest, farthest, gather, join, relocate
@@ -24,17 +24,8 @@ from tokcli.quantizers.search import nearest
 
 SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
 ROWS_PER_CODE = 256  # more rows than this per code do not change k-means
-DECAY = 0.99  # of the EMA of codes and, with anchors, of their frequencies
-ANCHOR_PULL = 10 / (1 - 0.99)  # CVQ-VAE's constants
-NEGLIGIBLE = 1e-7  # an anchor's share of a code below this is none
-
-
-class Anchors(NamedTuple):
-    """For some codes the nearest feature so far, and its squared distance."""
-
-    codes: Int64[Tensor, " u"]
-    distances: Float[Tensor, " u"]
-    rows: Float[Tensor, "u d"]
+DECAY = 0.99  # of the EMA of codes
+RESCUE_BELOW = {"kmeans": 0.5}  # share of codes in use
 
 
 class VQ(Quantizer):
@@ -53,11 +44,13 @@ class VQ(Quantizer):
         init_after: training steps that features pass unquantized before it. A fresh encoder sends all patches into one narrow
             cone, and codes found there leave it only over many thousands of steps.
         commitment: weight of the loss term `commitment`, the MSE of features to their (constant) codes.
-        revive_after: codes without use for this many steps move to a feature of the batch; None: never.
-        revive_below: codes used less than this share of the average (over the last `usage_window` steps) count as unused too,
-            so that rare codes move to where many features share one; in [0, 1), only with `revive_after`.
-        anchors: pull codes the more towards the nearest feature of the batch the less they are used (CVQ-VAE, Zheng and
-            Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient", and without `revive_after`.
+        rescue: of codes that nothing falls to; None: they stay. "revive" moves each to the farthest feature of a crowded code.
+            "anchors" pulls codes the more towards the nearest feature of the batch the less they are used (CVQ-VAE, Zheng and
+            Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient". "kmeans" starts the whole codebook again.
+        rescue_after: steps without use before a code is revived; steps between two starts by k-means. None: `usage_window`.
+        rescue_below: for "revive", codes used less than this share of the average (over the last `usage_window` steps) count as
+            unused too, so that rare codes move to where many features share one; for "kmeans", the share of codes in use
+            below which the codebook starts again, None: half. In [0, 1).
         gradient: how it passes from `z_q` to `z_e`: "straight-through", or "rotation", by the rotation and scaling that take
             `z_e` to `z_q` (Fifty et al., arXiv 2410.06424, section 4).
         seed: of the initial codes.
@@ -87,9 +80,9 @@ class VQ(Quantizer):
         kmeans_iterations: int = 10,
         init_after: int = 0,
         commitment: float = 1.0,
-        revive_after: int | None = None,
-        revive_below: float = 0.0,
-        anchors: bool = False,
+        rescue: Literal["revive", "anchors", "kmeans"] | None = None,
+        rescue_after: int | None = None,
+        rescue_below: float | None = None,
         gradient: Literal["straight-through", "rotation"] = "straight-through",
         seed: int = 0,
     ) -> None:
@@ -98,19 +91,25 @@ class VQ(Quantizer):
             raise TokError(
                 "quantizer.decay", "must be at least 0 and below 1, and goes with learning: ema", got=str(decay)
             )
-        if anchors and (learning == "ema" or revive_after is not None):
-            raise TokError("quantizer.anchors", "go with learning: gradient and without revive_after")
-        if revive_after is not None and revive_after < 1:
-            raise TokError("quantizer.revive_after", "must be at least 1 step, or null", got=str(revive_after))
-        if not 0 <= revive_below < 1 or (revive_below and revive_after is None):
+        if rescue == "anchors" and learning == "ema":
+            raise TokError("quantizer.rescue", "anchors go with learning: gradient")
+        if rescue_after is not None and (rescue_after < 1 or rescue not in ("revive", "kmeans")):
             raise TokError(
-                "quantizer.revive_below", "must be in [0, 1) and goes with revive_after", got=str(revive_below)
-            )
-        self.revive_below = revive_below
+                "quantizer.rescue_after", "must be at least 1 step, and goes with rescue: revive or kmeans",
+                got=f"{rescue_after} and {rescue}",
+            )  # fmt: skip
+        if rescue_below is not None and (not 0 <= rescue_below < 1 or rescue not in ("revive", "kmeans")):
+            raise TokError(
+                "quantizer.rescue_below", "must be in [0, 1), and goes with rescue: revive or kmeans",
+                got=f"{rescue_below} and {rescue}",
+            )  # fmt: skip
+        self.rescue = rescue
+        self.rescue_after = self.usage_window if rescue_after is None else rescue_after
+        self.rescue_below = RESCUE_BELOW.get(str(rescue), 0.0) if rescue_below is None else rescue_below
         self.init_after = init_after if init == "kmeans" else 0
         self.metric, self.learning, self.commitment, self.gradient = metric, learning, commitment, gradient
         self.decay = DECAY if decay is None else decay
-        self.kmeans_iterations, self.revive_after, self.seed = kmeans_iterations, revive_after, seed
+        self.kmeans_iterations, self.seed = kmeans_iterations, seed
         start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
         start = self.normalise((2 * start - 1) / codebook_size).to(self.initialised.device)
         if learning == "gradient":
@@ -119,12 +118,11 @@ class VQ(Quantizer):
             self.register_buffer("codebook", start)
         self.initialised.fill_(init != "kmeans")
         self.register_buffer("steps", torch.tensor(0))  # since the start
-        # of each code: steps since the start or its last revival
+        # of each code: steps since the start, the last k-means or its last revival
         self.register_buffer("age_steps", torch.zeros(codebook_size, dtype=torch.int64))
-        self._anchors: Anchors | None = None  # nearest features of little used codes, noted since the last step
-        if anchors:
+        self._anchors: anchors.Anchors | None = None  # nearest features of little used codes, noted since the last step
+        if rescue == "anchors":
             self.register_buffer("frequency", torch.zeros(codebook_size))
-        self.anchors = anchors
         self._far: Farthest | None = None  # candidates for revival, noted since the last step
         if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
             self.register_buffer("cluster_size", torch.ones(codebook_size))
@@ -160,63 +158,54 @@ class VQ(Quantizer):
         losses = {"commitment": self.commitment * mean_square(z, q.detach())}
         if self.learning == "gradient":
             losses["codebook"] = mean_square(q, z.detach())
-        if self.training:
-            self._observe(z.detach().flatten(0, 1), q.detach().flatten(0, 1), indices.flatten())
         passed = rotated(z, q) if self.gradient == "rotation" else straight_through(z, q)
         return Quantized(passed, indices, losses)
 
-    def _observe(self, z: Float[Tensor, "m d"], q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]) -> None:
+    def observe(self, z: Float[Tensor, "m d"], z_q: Float[Tensor, "m d"], indices: Int64[Tensor, " m"]) -> None:
+        """Note cluster sums, anchors and candidates for revival."""
+        if self.warming:
+            return
+        z = self.normalise(z)
         if self.learning == "ema":
             self.note("sums", torch.zeros_like(self.codebook).index_add_(0, indices, z))
-        if self.anchors:
-            self._note_anchors(z)
-        if self.revive_after is not None:
-            errors = (z - q).square().sum(1)
+        if self.rescue == "anchors":
+            seen = anchors.nearest_features(self.table().detach(), anchors.movable(self.frequency), z, self.metric)
+            self._anchors = anchors.nearer(self._anchors, seen)
+        if self.rescue == "revive":
+            errors = (z - z_q).square().sum(1)
             self.note("distortion", errors.new_zeros(self.codebook_size).index_add_(0, indices, errors))
-            seen = Farthest(indices, errors, z)
-            seen = seen if self._far is None else join(self._far, seen)
-            self._far = farthest(*seen, self.codebook_size)
-
-    def _pull(self, frequency: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """The share of a code that its anchor takes."""
-        return torch.exp(-frequency * self.codebook_size * ANCHOR_PULL - 1e-3)
-
-    def _note_anchors(self, z: Float[Tensor, "m d"]) -> None:
-        # only codes that an anchor can move, whatever else this step uses: frequencies fall to DECAY of themselves at most
-        codes = (self._pull(DECAY * self.frequency) > NEGLIGIBLE).nonzero().flatten()
-        if len(codes) == 0 or len(z) == 0:
-            return
-        table = self.table().detach()[codes]
-        rows = z[nearest(table, z, self.metric)]
-        seen = Anchors(codes, (table - rows).square().sum(1), rows)
-        self._anchors = seen if self._anchors is None else _nearer(self._anchors, seen)
+            far = Farthest(indices, errors, z)
+            far = far if self._far is None else join(self._far, far)
+            self._far = farthest(*far, self.codebook_size)
 
     def _move_to_anchors(self, counts: Int64[Tensor, " k"]) -> None:
-        shares = counts / counts.sum().clamp_min(1)
-        codes = (self._pull(DECAY * self.frequency) > NEGLIGIBLE).nonzero().flatten()
-        self.frequency.lerp_(shares, 1 - DECAY)
+        codes = anchors.movable(self.frequency)
+        self.frequency.lerp_(counts / counts.sum().clamp_min(1), 1 - anchors.DECAY)
         if len(codes) == 0:  # the same on every rank: counts are summed
             return
-        table = self.table().detach()[codes]
-        own = self._anchors or Anchors(codes, torch.full_like(table[:, 0], math.inf), table)
-        both = distributed.all_gather_rows(torch.cat([own.distances[:, None], own.rows], 1))
-        ranks = both.view(-1, len(codes), self.code_dim + 1)
-        best = ranks[:, :, 0].argmin(0)
-        rows = ranks[best, torch.arange(len(codes), device=best.device), 1:]
-        pull = self._pull(self.frequency[codes])[:, None]
-        self.codebook[codes] = self.codebook[codes] * (1 - pull) + rows * pull
+        rows = anchors.over_ranks(self._anchors, codes, self.table().detach())
+        share = anchors.pull(self.frequency[codes], self.codebook_size)[:, None]
+        self.codebook[codes] = self.codebook[codes] * (1 - share) + rows * share
 
     @torch.no_grad()
-    def initialise(self, z_e: Float[Tensor, "*rows d"]) -> None:
+    def initialise(self, z_e: Float[Tensor, "*rows d"], counted: Bool[Tensor, "b n"] | None = None) -> None:
         """k-means of the first batch's features over all ranks; does nothing once `initialised`.
 
         Args:
             z_e: this rank's features as the encoder gives them, (b, n, d) or (m, d); rank r of w holds the
                 images [r::w] of the global batch. A rank may hold none.
+            counted: for (b, n, d), which features are clustered; None: all. Where none is, nothing happens.
         """
         if self.initialised:
             return
-        rows = self.normalise(_in_sample_order(z_e.float()))
+        if counted is None:
+            rows = _in_sample_order(z_e.float())
+        else:
+            rows = _in_sample_order(torch.cat([z_e.float(), counted[..., None]], -1))
+            rows = rows[rows[:, -1] > 0, :-1]
+        if len(rows) == 0:
+            return
+        rows = self.normalise(rows)
         random = generator(self.seed, "k-means")
         most = ROWS_PER_CODE * self.codebook_size
         if len(rows) > most:
@@ -228,6 +217,7 @@ class VQ(Quantizer):
         codes = distributed.all_reduce_sum(codes if distributed.is_main() else torch.zeros_like(codes))
         self.codebook.copy_(codes)
         self.initialised.fill_(True)
+        self.age_steps.zero_()
         self.restart_training_state()
 
     @torch.no_grad()
@@ -262,10 +252,14 @@ class VQ(Quantizer):
         if self.learning == "ema":
             self._move_to_means(counts, self.collect("sums", (k, d)))
         self.count_uses(counts)
-        if self.anchors:
+        self.age_steps += 1
+        if self.rescue == "anchors":
             self._move_to_anchors(counts)
-        if self.revive_after is not None:
-            self._revive(self.revive_after)
+        elif self.rescue == "revive":
+            self._revive()
+        elif self.rescue == "kmeans" and int(self.age_steps.min()) >= self.rescue_after:
+            used = int((self.idle_steps < self.usage_window).sum())
+            self.initialised.fill_(used >= self.rescue_below * self.codebook_size)  # the same on every rank
         self._pending.clear()
         self._far = self._anchors = None
 
@@ -280,11 +274,10 @@ class VQ(Quantizer):
         size = (self.cluster_size + SMOOTHING) / (total + self.codebook_size * SMOOTHING) * total
         self.codebook.copy_(self.cluster_sum / size[:, None])
 
-    def _revive(self, after: int) -> None:
-        self.age_steps += 1
+    def _revive(self) -> None:
         average = self.recent_counts.mean()
-        unused = (self.idle_steps >= after) | (self.recent_counts < self.revive_below * average)
-        idle = (unused & (self.age_steps >= after)).nonzero().flatten()
+        unused = (self.idle_steps >= self.rescue_after) | (self.recent_counts < self.rescue_below * average)
+        idle = (unused & (self.age_steps >= self.rescue_after)).nonzero().flatten()
         if len(idle) == 0:  # the same on every rank: counts are summed
             return
         distortion = self.collect("distortion", (self.codebook_size,))
@@ -311,12 +304,6 @@ def _in_sample_order(z_e: Float[Tensor, "*rows d"]) -> Float[Tensor, "total d"]:
     numbers = torch.arange(len(z_e), device=z_e.device) * distributed.world_size() + distributed.rank()
     order = distributed.all_gather_rows(numbers[:, None]).flatten().argsort()
     return distributed.all_gather_rows(samples)[order].view(-1, z_e.shape[-1])
-
-
-def _nearer(a: Anchors, b: Anchors) -> Anchors:
-    """Of two features per code the nearer one; the earlier of equals."""
-    later = b.distances < a.distances
-    return Anchors(a.codes, torch.where(later, b.distances, a.distances), torch.where(later[:, None], b.rows, a.rows))
 
 
 def rotated(z: Float[Tensor, "*shape d"], q: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:

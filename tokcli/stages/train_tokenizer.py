@@ -158,10 +158,9 @@ def _advice(usage: float, recipe: TokenizerRecipe) -> str:
     """What to do about codes that nothing falls to."""
     keys = resolved(recipe)["quantizer"]
     ways = ["a smaller quantizer.codebook_size"]
-    if "revive_after" in keys and keys["revive_after"] is None and not keys["anchors"]:
-        ways.insert(0, "quantizer.revive_after=50")
-    if keys.get("learning") == "gradient" and not keys["anchors"] and keys["revive_after"] is None:
-        ways.insert(1, "quantizer.anchors=true")
+    if "rescue" in keys and keys["rescue"] is None:
+        known = ("revive", "anchors") if keys["learning"] == "gradient" else ("revive",)
+        ways = [*(f"quantizer.rescue={name}" for name in known), *ways]
     return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
 
 
