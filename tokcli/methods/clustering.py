@@ -98,7 +98,7 @@ class Clustering(Method):
 
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The teacher's features."""
-        return [self.targets.of(images)]
+        return [self.targets.trial(images, self.recipe.data.cache_features)]
 
     def update(self, updater: Updater, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
         """One update of the codebook."""

@@ -81,6 +81,7 @@ class TeacherFeatures:
     def __init__(self, teacher: Teacher, grid: tuple[int, int], precision: str, device: torch.device) -> None:
         self.teacher, self.grid, self.precision, self.device = teacher, grid, precision, device
         self.cache: FeatureCache | None = None
+        self._read: Tensor | None = None
 
     def fill(self, source: ImageSource, transform: Transform) -> None:
         """Compute the features of a whole data set once."""
@@ -91,6 +92,12 @@ class TeacherFeatures:
         """Features of images in [0, 1]."""
         with autocast(self.device, self.precision):
             return self.teacher(images, self.grid)
+
+    def trial(self, images: Float[Tensor, "b 3 s s"], cached: bool) -> Float[Tensor, "b n d"]:
+        """Features of images that belong to no data set; with `cached` computed at the first call alone, as if read after it."""
+        if self._read is None or len(self._read) != len(images) or not cached:
+            self._read = self.of(images)
+        return self._read
 
     def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
         """Features of a batch."""
@@ -134,7 +141,6 @@ class Distillation(Method):
         self.objective = DistillationLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)
         self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
-        self._read: Tensor | None = None
 
     @staticmethod
     def label(recipe: DistillationRecipe) -> str:
@@ -159,9 +165,7 @@ class Distillation(Method):
 
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The same for images of no data set."""
-        if self._read is None or len(self._read) != len(images) or not self.recipe.data.cache_features:
-            self._read = self.targets.of(images)
-        return [images, self._read]
+        return [images, self.targets.trial(images, self.recipe.data.cache_features)]
 
     def update(self, updater: Any, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
         """One update of student, codebook and feature decoder."""

@@ -155,7 +155,7 @@ class VQ(Quantizer):
         table = self.table()
         indices = nearest(z.detach().flatten(0, 1), table.detach(), self.metric).view(z.shape[:2])
         q = F.embedding(indices, table)
-        losses = {"commitment": self.commitment * mean_square(z, q.detach())}
+        losses = {"commitment": self.commitment * mean_square(z, q.detach())} if self.commitment else {}
         if self.learning == "gradient":
             losses["codebook"] = mean_square(q, z.detach())
         passed = rotated(z, q) if self.gradient == "rotation" else straight_through(z, q)

@@ -79,11 +79,11 @@ def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifac
     seconds = ""
     if tokenizer:
         with workspace.session(options) as device:
-            seconds = plan.step_time(recipe.train, device, _trial(options, recipe, tokenizer, device))
+            seconds = plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
     return plan.describe(options, recipe, modules, reads=reads, writes="decoder", seconds=seconds)
 
 
-def _trial(
+def trial(
     options: Options, recipe: DecoderRecipe, made_by: Artifact, device: torch.device
 ) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random images, for their time: all that a step does but reading."""

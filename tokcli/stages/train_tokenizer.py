@@ -40,11 +40,11 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
     seconds = ""
     if options.data is not None:
         with workspace.session(options) as device:
-            seconds = plan.step_time(recipe.train, device, _trial(kind(recipe, None, device), recipe, device))
+            seconds = plan.step_time(recipe.train, device, trial(kind(recipe, None, device), recipe, device))
     return plan.describe(options, recipe, modules, reads={"data": spec}, writes="tokenizer", seconds=seconds)
 
 
-def _trial(method: Method, recipe: TokenizerRecipe, device: torch.device) -> Callable[[int], Callable[[], Any]]:
+def trial(method: Method, recipe: TokenizerRecipe, device: torch.device) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random images, for their time: all that a step does but reading."""
     updater = Updater(method.objective, recipe.optim, recipe.train, device)
     method.tokenizer.quantizer.initialised.fill_(True)
