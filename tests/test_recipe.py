@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 import yaml
 
 from tokcli.errors import TokError
+from tokcli.methods import method_class
 from tokcli.recipe import (
     InvalidRecipe,
     check,
@@ -342,6 +344,19 @@ def test_recipes_of_one_comparison_differ_in_what_is_compared_only(folder: str) 
     assert quantizers[1] == {**quantizers[0], "rescue": "anchors"}
     sizes = [q.get("codebook_size") or math.prod(q["levels"]) for q in quantizers]
     assert max(sizes) / min(sizes) < 1.05, sizes
+
+
+@pytest.mark.parametrize("folder", ["imagenet", "coco", "openmoji", "fashion-mnist"])
+def test_tokenizers_of_one_comparison_make_equally_many_tokens(folder: str) -> None:
+    grids = {}
+    for method in ("vqgan", "cvq", "fsq", "llamagen", "vqkd", "cluster"):
+        path = recipes_root() / folder / f"tokenizer-{method}.yaml"
+        kind = method_class(method)
+        recipe = check(kind.recipe_model, read_yaml(path), str(path), kind.families)
+        with torch.device("meta"):
+            network = kind(recipe, None, torch.device("meta")).tokenizer
+        grids[method] = network.grid(recipe.data.use_size or recipe.data.size)
+    assert len(set(grids.values())) == 1, grids
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
     """
     torch.manual_seed(recipe["seed"])
     section = {key: value for key, value in recipe["teacher"].items() if key != "name"}
-    encoder = TeacherEncoder(build_teacher(recipe["teacher"]["name"], section, weights), recipe["data"]["size"])
+    teacher = build_teacher(recipe["teacher"]["name"], section, weights)
+    encoder = TeacherEncoder(teacher, recipe["data"]["size"], tuple(recipe["grid"]) if recipe.get("grid") else None)
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
     if quantizer.code_dim != encoder.code_dim:
         raise TokError(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tokcli import assemble, measure
@@ -37,6 +37,7 @@ class ClusterRecipe(TokenizerRecipe):
     data: FeatureData
     teacher: Component
     quantizer: Component
+    grid: tuple[PositiveInt, PositiveInt] | None = None  # of tokens; None: that of the teacher's largest map
     init_batches: int = Field(1, ge=1)  # of k-means
 
 

@@ -163,19 +163,25 @@ class TeacherEncoder(nn.Module):
     """A frozen teacher as the encoder (Cluster, arXiv 2411.04406, section 3): `z_e` are its patch features.
 
     Not in ENCODERS: what it is, the recipe's section `teacher` says.
+
+    Args:
+        teacher: stays frozen.
+        image_size: of the images it is trained on, in pixels.
+        grid: rows and columns of tokens, to which the teacher's maps are resized; None: its largest map's.
     """
 
-    def __init__(self, teacher: Teacher, image_size: int) -> None:
+    def __init__(self, teacher: Teacher, image_size: int, grid: Grid | None = None) -> None:
         super().__init__()
         self.teacher, self.image_size, self.code_dim = teacher, image_size, teacher.feature_dim
+        self._grid = teacher.grid() if grid is None else grid
 
     def grid(self, size: int | Grid) -> Grid:
-        """The teacher's own grid, whatever the images' size: it resizes them."""
-        return self.teacher.grid()
+        """The same grid whatever the images' size: the teacher resizes them."""
+        return self._grid
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Features in row-major order of the grid, without gradients, for images in [0, 1]."""
-        return self.teacher(images)
+        return self.teacher(images, self._grid)
 
 
 ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder]] = {"vit": ViTEncoder, "conv": ConvEncoder}
