@@ -45,6 +45,7 @@ def invocations(shell: str) -> Iterator[list[str]]:
         if found and not line.strip().startswith("#"):
             code = re.sub(r"\$\w+", "1", found[1])
             code = code.split(")")[0] if "$(tok" in line else code
+            code = re.sub(r"\s+\d?>\s*\S+|\s+&$", "", code)  # redirections are the shell's
             yield shlex.split(code, comments=True)
 
 
