@@ -2,17 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from tokcli.errors import TokError
-from tokcli.metrics import METRICS, describe, frechet_name, is_known
+from tokcli.metrics import METRICS, describe, frechet_name, is_known, named
 from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
 from tokcli.metrics.extract import features, fold
 from tokcli.metrics.feature import centroid_loss, constant_loss, feature_loss
 from tokcli.metrics.fid import Moments
+from tokcli.metrics.inception_score import Spread
+from tokcli.metrics.neighbours import neighbours
 from tokcli.metrics.proposal import masked_ce, masked_ce_name, proposal_ppl
 from tokcli.metrics.table import Row, as_markdown, as_text
+from tokcli.metrics.understanding import bags
 
 
 def noise(*shape, seed=0):
@@ -35,16 +39,35 @@ def good_and_bad(takes):
     if takes == "images":
         x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         return (x * 0.9, x), (x * 0.5, x)
+    if takes == "maps":
+        x, heads = [noise(2, 3, 4, 4)], [torch.ones(1, 3, 1, 1, dtype=torch.float64)]
+        return ([x[0] + 0.1 * noise(2, 3, 4, 4, seed=1)], x, heads), ([noise(2, 3, 4, 4, seed=2)], x, heads)
     if takes == "moments":
         x = noise(50, 4)
         return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
+    if takes == "sets":
+        return (noise(50, 4), noise(40, 4, seed=1)), (noise(50, 4), noise(40, 4, seed=1) + 1)
+    if takes == "neighbours":
+        real = noise(60, 4)
+        near, far = noise(60, 4, seed=1), torch.cat([noise(30, 4, seed=1) / 9, noise(30, 4, seed=2) + 9])
+        return (neighbours(real, near),), (neighbours(real, far),)
+    if takes == "logits":
+        sure = 9 * torch.eye(4, dtype=torch.float64).repeat(10, 1)
+        return (sure,), (sure / 9,)
+    if takes == "bags":
+        codes, labels = torch.arange(40).view(40, 1).expand(40, 4) % 4, np.arange(40) % 4
+        told = bags(codes, (2, 2), 4)
+        return (told, labels, told, labels), (told, labels, told, (labels + 1) % 4)
+    if takes == "hits":
+        return (8, 10), (2, 10)
     return (10.0, 10), (20.0, 10)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_tells_better_from_worse_in_its_direction(name):
     metric = METRICS[name]
-    good, bad = (torch.as_tensor(metric.function(*given)).mean() for given in good_and_bad(metric.takes))
+    found = [metric.function(*given) for given in good_and_bad(metric.takes)]
+    good, bad = (torch.as_tensor(f.mean if isinstance(f, Spread) else f, dtype=torch.float64).mean() for f in found)
     if metric.better == "neither":  # 1 is as the target
         assert abs(good - 1) < abs(bad - 1)
     else:
@@ -68,6 +91,10 @@ def test_a_metric_of_pairs_gives_each_image_its_own_number(name):
         ("fd_efflite0_nar", "FD_NAR efflite0"),
         ("fd_timm:resnet18.a1_in1k", "FD timm:resnet18.a1_in1k"),
         ("masked_ce_0.50", "masked CE at 0.50"),
+        ("masked_accuracy_0.50", "masked accuracy % at 0.50"),
+        ("inception_score_ar", "IS_AR"),
+        ("precision_inception_nar", "precision_NAR inception"),
+        ("sfd_inception-1234abcd", "sFD inception-1234abcd"),
     ],
 )
 def test_a_reported_name_has_a_title(name, title):
@@ -86,6 +113,14 @@ def test_only_inception_gives_a_fid():
         "fd_efflite0",
         "fd_inception-1234abcd",
     ]
+
+
+def test_only_inception_lends_its_name_to_what_is_named_after_it():
+    ours, other = ([named(base, e) for base in ("rfd", "sfd", "kd", "inception_score", "recall")]
+                   for e in ("inception", "inception-1234abcd"))  # fmt: skip
+    assert ours == ["rfid", "sfid", "kid", "inception_score", "recall_inception"]
+    assert other == [f"{base}_inception-1234abcd" for base in ("rfd", "sfd", "kd", "inception_score", "recall")]
+    assert all(map(is_known, ours + other))
 
 
 def test_codebook_numbers_follow_from_the_frequencies():

@@ -10,13 +10,21 @@ from typing import Any, Literal
 
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
+from tokcli.metrics.density_coverage import coverage, density
 from tokcli.metrics.feature import feature_loss
 from tokcli.metrics.fid import frechet_distance
 from tokcli.metrics.image import l1, psnr, sharpness, ssim
-from tokcli.metrics.proposal import masked_ce, proposal_ppl
+from tokcli.metrics.inception_score import inception_score
+from tokcli.metrics.kid import kid
+from tokcli.metrics.lpips import lpips
+from tokcli.metrics.precision_recall import precision, recall
+from tokcli.metrics.proposal import masked_ce, proposal_ppl, token_accuracy
+from tokcli.metrics.understanding import knn_accuracy, probe_accuracy
 from tokcli.registry import nearest
 
-Takes = Literal["counts", "features", "images", "moments", "nll"]
+Takes = Literal[
+    "counts", "features", "images", "maps", "moments", "sets", "neighbours", "logits", "bags", "nll", "hits"
+]
 Better = Literal["higher", "lower", "neither"]
 
 
@@ -30,8 +38,14 @@ class Metric:
             counts: `f(counts (k,))`, tokens per code;
             features: `f(predicted, target)`, both (b, n, d), one value per image;
             images: `f(images, targets)`, both (b, c, h, w), one value per image;
+            maps: `f(images, targets, heads)`, feature maps by layer, one value per image;
             moments: `f(a, b)`, two `Moments` or `Gaussian`;
-            nll: `f(total, tokens)`, a sum in nats and its number of tokens.
+            sets: `f(a, b)`, features (n, d) of generated and of real images, a `Spread`;
+            neighbours: `f(found)`, the `Neighbours` of real and generated images;
+            logits: `f(logits)`, (n, classes) of generated images, a `Spread`;
+            bags: `f(train, labels, test, wanted)`, `bags` of tokens and their images' classes;
+            nll: `f(total, tokens)`, a sum in nats and its number of tokens;
+            hits: `f(correct, tokens)`, two numbers of tokens.
         better: which direction is an improvement.
         title: the column heading, without the arrow.
         percent: shown as a percentage in tables; the number itself stays in [0, 1].
@@ -51,26 +65,56 @@ METRICS: dict[str, Metric] = {
     "codebook_perplexity": Metric(codebook_perplexity, "counts", "higher", "codebook perplexity", digits=1),
     "entropy_bits": Metric(entropy_bits, "counts", "higher", "entropy, bits"),
     "top_code_share": Metric(top_code_share, "counts", "lower", "top code %", percent=True, digits=1),
+    "probe_accuracy": Metric(probe_accuracy, "bags", "higher", "probe %", percent=True, digits=1),
+    "knn_accuracy": Metric(knn_accuracy, "bags", "higher", "k-NN %", percent=True, digits=1),
     "feature_loss": Metric(feature_loss, "features", "lower", "feature loss", digits=4),
     "psnr": Metric(psnr, "images", "higher", "PSNR, dB"),
     "ssim": Metric(ssim, "images", "higher", "SSIM", digits=3),
     "sharpness": Metric(sharpness, "images", "neither", "sharpness"),
     "l1": Metric(l1, "images", "lower", "L1", digits=4),
+    "lpips": Metric(lpips, "maps", "lower", "LPIPS", digits=3),
     "rfid": Metric(frechet_distance, "moments", "lower", "rFID"),
     "fid": Metric(frechet_distance, "moments", "lower", "FID"),
     "rfd": Metric(frechet_distance, "moments", "lower", "rFD"),
     "fd": Metric(frechet_distance, "moments", "lower", "FD"),
+    "sfid": Metric(frechet_distance, "moments", "lower", "sFID"),
+    "sfd": Metric(frechet_distance, "moments", "lower", "sFD"),
+    "kid": Metric(kid, "sets", "lower", "KID", digits=4),
+    "kd": Metric(kid, "sets", "lower", "KD", digits=4),
+    "inception_score": Metric(inception_score, "logits", "higher", "IS"),
+    "precision": Metric(precision, "neighbours", "higher", "precision", digits=3),
+    "recall": Metric(recall, "neighbours", "higher", "recall", digits=3),
+    "density": Metric(density, "neighbours", "higher", "density", digits=3),
+    "coverage": Metric(coverage, "neighbours", "higher", "coverage", digits=3),
     "proposal_ppl": Metric(proposal_ppl, "nll", "lower", "PPL"),
+    "token_accuracy": Metric(token_accuracy, "hits", "higher", "token accuracy %", percent=True, digits=1),
     "masked_ce": Metric(masked_ce, "nll", "lower", "masked CE", digits=3),
+    "masked_accuracy": Metric(token_accuracy, "hits", "higher", "masked accuracy %", percent=True, digits=1),
 }
 
-_NAMED = re.compile(r"(?P<base>r?fid|r?fd|masked_ce)_(?P<rest>[\w.:/-]+)")
+_AT_A_RATIO = ("masked_ce", "masked_accuracy")
+_OF_AN_EXTRACTOR = (
+    "rfid", "fid", "rfd", "fd", "sfid", "sfd", "kid", "kd", "inception_score", "precision", "recall", "density", "coverage",
+)  # fmt: skip
+_NAMED = re.compile(rf"(?P<base>{'|'.join((*_AT_A_RATIO, *_OF_AN_EXTRACTOR))})_(?P<rest>[\w.:/-]+)")
 _PROPOSALS = ("ar", "nar", "t2i")
+# What is called by the name of Inception goes by another on any other network, or on other weights.
+_INCEPTION_S = {"fd": "fid", "rfd": "rfid", "sfd": "sfid", "kd": "kid", "inception_score": "inception_score"}
+
+
+def named(base: str, extractor: str) -> str:
+    """The reported name of a metric on an extractor: `fd` is `fid` on Inception with the published weights.
+
+    Args:
+        base: `fd`, `rfd`, `sfd`, `kd`, `inception_score`, `precision`, ...: a key of METRICS that an extractor goes with.
+        extractor: `inception` stands for the published weights alone; another file's is called `inception-<sha8>`.
+    """
+    return _INCEPTION_S[base] if extractor == "inception" and base in _INCEPTION_S else f"{base}_{extractor}"
 
 
 def frechet_name(extractor: str) -> str:
     """`fid` for Inception with the published weights, `fd_<extractor>` for everything else."""
-    return "fid" if extractor == "inception" else f"fd_{extractor}"
+    return named("fd", extractor)
 
 
 def describe(name: str) -> Metric:
@@ -85,7 +129,7 @@ def describe(name: str) -> Metric:
     if found is None:
         raise TokError(f"metric '{name}'", "no such metric", next=nearest(name, METRICS))
     metric, rest = METRICS[found["base"]], found["rest"]
-    if found["base"] == "masked_ce":
+    if found["base"] in _AT_A_RATIO:
         return replace(metric, title=f"{metric.title} at {rest}")
     extractor, _, proposal = rest.rpartition("_")
     if proposal not in _PROPOSALS:

@@ -157,15 +157,22 @@ def _checked(given: Moments | Gaussian) -> Gaussian:
     return replace(g, mean=g.mean.astype(np.float64), covariance=g.covariance.astype(np.float64))
 
 
+def factor_of(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
+    """F with covariance = F F^T: only the r directions in which it varies.
+
+    Rounding errors of the others would come back as their square roots.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    keep = values > values[-1] * len(covariance) * np.finfo(np.float64).eps
+    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+
+
 def trace_sqrt(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> float:
     """Trace of (a b)^1/2 for symmetric positive semi-definite a, b of any rank.
 
-    a b has the eigenvalues of the symmetric F^T b F with a = F F^T. F keeps only the directions in which `a`
-    varies: rounding errors of the others would come back as their square roots.
+    a b has the eigenvalues of the symmetric F^T b F with a = F F^T.
     """
-    values, vectors = np.linalg.eigh(a)
-    keep = values > values[-1] * len(a) * np.finfo(np.float64).eps
-    factor = vectors[:, keep] * np.sqrt(values[keep])  # (d, rank of a)
+    factor = factor_of(a)
     product = np.linalg.eigvalsh(factor.T @ b @ factor)
     return float(np.sqrt(np.clip(product, 0, None)).sum())
 

@@ -41,3 +41,16 @@ def proposal_ppl(total: float, tokens: int) -> float:
     """
     mean = masked_ce(total, tokens)
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def token_accuracy(correct: int, tokens: int) -> float:
+    """Share of held-out tokens that were the network's likeliest ones, in [0, 1].
+
+    An autoregressive network is asked for each token given those before it, a masked one for the masked tokens of one ratio.
+
+    Raises:
+        TokError: no tokens.
+    """
+    if tokens < 1:
+        raise TokError("proposal", "no held-out tokens to judge it by")
+    return correct / tokens
