@@ -219,3 +219,42 @@ def test_learns_a_toy_and_samples_the_asked_class(mode: str) -> None:
     assert (sampled == rows).float().mean() > 0.95
     free = network.generate(torch.full((64,), -1), torch.arange(64), Sampling(steps=8, temperature=0.7))
     assert set(free.mode(dim=1).values.tolist()) == {3, 6}  # the null class has learned both
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+@pytest.mark.parametrize("mode", MODES)
+def test_known_tokens_are_kept_and_the_rest_depends_on_them(mode: str, order: str) -> None:
+    network, (indices, labels, seeds) = build(mode), batch(16)
+    sampling = Sampling(steps=3, cfg_scale=2.0, order=order)
+    known = torch.where(torch.arange(N) < 4, indices, -1)
+    got = network.generate(labels, seeds, sampling, known)
+    assert torch.equal(got[:, :4], indices[:, :4]) and got.max() < K
+    other = torch.where(torch.arange(N) < 4, (indices + 1) % K, -1)
+    assert not torch.equal(network.generate(labels, seeds, sampling, other)[:, 4:], got[:, 4:])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_completing_a_picture_s_own_beginning_gives_the_picture(mode: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(16)
+    sampling = Sampling(steps=1, cfg_scale=2.0)  # a masked network draws all at once, each token by its own number
+    whole = network.generate(labels, seeds, sampling)
+    again = network.generate(labels, seeds, sampling, torch.where(torch.arange(N) < 4, whole, -1))
+    assert torch.equal(again, whole) == (mode == "ar")
+    assert torch.equal(again[:, :4], whole[:, :4])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_known_tokens_that_make_no_sense_are_refused(mode: str) -> None:
+    network, (indices, labels, seeds) = build(mode), batch(2)
+    bad = [
+        indices,
+        indices[:, :3],
+        torch.full_like(indices, -1).fill_diagonal_(0),
+        torch.where(indices > K, indices, K),
+    ]
+    for known in bad:  # nothing to draw, too short, other places in each row, no codes
+        with pytest.raises(ValueError, match="known tokens must"):
+            network.generate(labels, seeds, Sampling(steps=1), known)
+    if mode == "ar":
+        with pytest.raises(ValueError, match="come first"):
+            network.generate(labels, seeds, Sampling(), torch.where(torch.arange(N) > 4, indices, -1))

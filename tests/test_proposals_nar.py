@@ -141,12 +141,13 @@ def test_without_noise_the_most_confident_come_first() -> None:
     logits[0, :, 1] = torch.tensor([1.0, 4.0, 2.0, 3.0])
     seen = []
 
-    def logits_at(canvas: Tensor, positions: Tensor) -> Tensor:
+    def logits_at(canvas: Tensor, positions: Tensor, step: int) -> Tensor:
         seen.append(positions[0].tolist())
         return logits.gather(1, positions[..., None].expand(-1, -1, 3))
 
     greedy = Sampling(steps=4, temperature=0.0, choice_temperature=0.0)
-    canvas = decode_by_confidence(logits_at, torch.full((1, 4), 9), torch.zeros(1, dtype=torch.int64), greedy)
+    unknown, seeds = torch.arange(4)[None], torch.zeros(1, dtype=torch.int64)
+    canvas = decode_by_confidence(logits_at, torch.full((1, 4), 9), unknown, (2, 2), seeds, greedy)
     assert seen == [[0, 1, 2, 3], [0, 2, 3], [0, 2], [0]] and canvas.tolist() == [[1, 1, 1, 1]]
 
 

@@ -8,7 +8,7 @@ import torch
 from tokcli.errors import TokError
 from tokcli.proposals import sampling as module
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling, draw, guide, keep_likely
+from tokcli.proposals.sampling import Sampling, draw, keep_likely
 
 LOGITS = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
 
@@ -80,18 +80,12 @@ def test_drawing_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(draw(logits, u, Sampling(top_k=5, top_p=0.9)), whole)
 
 
-def test_guidance_extrapolates_from_the_unconditional() -> None:
-    c, u = torch.randn(2, 3), torch.randn(2, 3)
-    assert torch.allclose(guide(torch.cat([c, u]), 1.75), u + 1.75 * (c - u))
-    assert torch.allclose(guide(torch.cat([c, u]), 0.0), u)
-
-
 @pytest.mark.parametrize(
     "bad",
     [
         {"temperature": -0.1}, {"temperature": math.nan}, {"temperature": 1e-9}, {"top_p": 0.0},
         {"top_p": 1.1}, {"top_p": math.nan}, {"top_k": -1}, {"cfg_scale": math.inf}, {"cfg_scale": -1.0},
-        {"steps": 0}, {"choice_temperature": -1.0},
+        {"steps": 0}, {"choice_temperature": -1.0}, {"cfg_power": 0.0}, {"cfg_interval": (0.5, 0.5)}, {"cfg_interval": (-0.1, 1.0)},
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(bad: dict[str, float]) -> None:

@@ -96,12 +96,13 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that hold this mass, 1 = off.")
 @click.option("--steps", type=int, metavar="N", help="Decoding steps of a masked network.")
+@click.option("--order", metavar="NAME", help="Which tokens a masked network finds first: confidence or halton.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time; does not change a picture.")
 @click.option("--proposal", type=PATH, metavar="DIR", help="Default: the only one in the workspace (of that mode).")
 @with_options(DECODER, SHARDS, COMMON)
 def sample(
     number: int | None, mode: str | None, classes: str | None, cfg_scale: float | None, temperature: float | None,
-    top_k: int | None, top_p: float | None, steps: int | None, batch_size: int | None, proposal: Path | None,
+    top_k: int | None, top_p: float | None, steps: int | None, order: str | None, batch_size: int | None, proposal: Path | None,
     decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images: tokens from a proposal network, pixels from a decoder."""
@@ -110,7 +111,8 @@ def sample(
 
     shorthands = {
         "sample.number": number, "sample.cfg_scale": cfg_scale, "sample.temperature": temperature, "sample.top_k": top_k,
-        "sample.top_p": top_p, "sample.steps": steps, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
+        "sample.top_p": top_p, "sample.steps": steps, "sample.order": order,
+        "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
     }  # fmt: skip
     run_stage(
         lambda o: stage.main(o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share),

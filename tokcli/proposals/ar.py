@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.proposals.base import Proposal, refuse_nonfinite
+from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling, draw, guide
+from tokcli.proposals.sampling import COMMON_KEYS, Sampling, draw
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Transformer, rotation
 
 
@@ -24,7 +25,7 @@ class AutoregressiveProposal(Proposal):
     can be drawn. Arguments: see `Proposal`; width / heads must be even.
     """
 
-    sampling_keys = frozenset({"temperature", "top_k", "top_p", "cfg_scale"})
+    sampling_keys = COMMON_KEYS
 
     def __init__(
         self,
@@ -80,21 +81,30 @@ class AutoregressiveProposal(Proposal):
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.head.weight[:rows].float())
 
-    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
-        condition = self._conditions(labels, sampling)
-        by = self._rotation(self.tokens)
+    def _check(self, labels: Tensor, sampling: Sampling, known: Tensor) -> None:
+        super()._check(labels, sampling, known)
+        if ((known[0] >= 0).int().diff() > 0).any():  # a code after a place to draw
+            raise ValueError("known tokens of an autoregressive network must come first")
+
+    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+        condition, noise, b = self._conditions(labels, sampling), self._noise(seeds), len(labels)
+        by, scales = self._rotation(self.tokens), sampling.scales(self.tokens)
+        guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)  # the last such position
         cache = Cache(self.depth, len(condition), self.heads, self.tokens, self.width // self.heads, condition.device)
-        noise = self._noise(seeds)
-        indices = torch.empty(len(labels), self.tokens, dtype=torch.int64, device=labels.device)
-        last, total = condition, torch.zeros((), device=condition.device)
-        for i in range(self.tokens):
-            x = self.transformer(self.embedding(last)[:, None], by.at(i, i + 1), cache)
-            logits = self._logits(x[:, 0], self.codebook_size)
-            if sampling.guided:
-                logits = guide(logits, sampling.cfg_scale)
+        start = int((known[0] >= 0).sum())
+        indices, total = known.clone(), torch.zeros((), device=known.device)
+        new = torch.cat([condition[:, None], known[:, :start].repeat(len(condition) // b, 1)], dim=1)
+        for i in range(start, self.tokens):
+            if i > guided and len(new) > b:
+                new = new[:b]
+                cache.keep(b)
+            x = self.transformer(self.embedding(new), by.at(cache.filled, i + 1), cache)
+            logits = self._logits(x[:, -1], self.codebook_size)
+            if len(new) > b:
+                logits = guide(logits, scales[i])
             total += logits.sum()
             indices[:, i] = draw(logits, noise[:, i], sampling)
-            last = indices[:, i].repeat(2) if sampling.guided else indices[:, i]
+            new = indices[:, i : i + 1].repeat(len(new) // b, 1)
         refuse_nonfinite(total)
         return indices
 
@@ -105,11 +115,11 @@ class AutoregressiveProposal(Proposal):
         """`generate`, in eval mode, by running the whole prefix for every token: the cache's reference."""
         condition, noise = self._conditions(labels, sampling), self._noise(seeds)
         indices = torch.empty(len(labels), 0, dtype=torch.int64, device=labels.device)
-        for i in range(self.tokens):
+        for i, scale in enumerate(sampling.scales(self.tokens)):
             prefix = indices.repeat(2, 1) if sampling.guided else indices
             logits = self._logits(self._features(prefix, condition)[:, -1], self.codebook_size)
             if sampling.guided:
-                logits = guide(logits, sampling.cfg_scale)
+                logits = guide(logits, scale)
             indices = torch.cat([indices, draw(logits, noise[:, i], sampling)[:, None]], dim=1)
         return indices
 

@@ -78,7 +78,11 @@ class Proposal(nn.Module):
         raise NotImplementedError
 
     def generate(
-        self, labels: Int[Tensor, " b"], seeds: Int64[Tensor, " b"], sampling: Sampling | None = None
+        self,
+        labels: Int[Tensor, " b"],
+        seeds: Int64[Tensor, " b"],
+        sampling: Sampling | None = None,
+        known: Int64[Tensor, "b n"] | None = None,
     ) -> Int64[Tensor, "b n"]:
         """Draw tokens in raster order, without dropout or gradients; a row's randomness comes from its seed.
 
@@ -86,29 +90,39 @@ class Proposal(nn.Module):
             labels: classes in [0, classes), or -1 for none.
             seeds: one per image.
             sampling: settings; all default where left out.
+            known: codes to keep, and -1 where one is drawn: the same places in every row. For an autoregressive network
+                the codes to keep come first.
 
         Raises:
-            TokError: a label out of range, settings the network cannot follow, or logits that are not finite.
+            TokError: a label out of range, settings or known tokens that the network cannot follow, or logits that are
+                not finite.
         """
         sampling = sampling or Sampling()
-        self._check(labels, sampling)
+        if known is None:
+            known = torch.full((len(labels), self.tokens), -1, device=labels.device)
+        self._check(labels, sampling, known)
         mode = self.training
         self.eval()
         try:
-            with torch.no_grad():
-                indices = self._generate(labels, seeds, sampling)
+            with torch.inference_mode():
+                indices = self._generate(labels, seeds, sampling, known)
         finally:
             self.train(mode)
-        return indices
+        return indices.clone()  # outside of inference mode: an ordinary tensor
 
-    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
+    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _check(self, labels: Tensor, sampling: Sampling) -> None:
+    def _check(self, labels: Tensor, sampling: Sampling, known: Tensor) -> None:
+        drawn = known < 0
+        if known.shape != (len(labels), self.tokens) or (drawn != drawn[:1]).any() or not drawn[0].any():
+            raise ValueError(f"known tokens must leave the same places open in {len(labels)} rows of {self.tokens}")
+        if (known >= self.codebook_size).any():
+            raise ValueError(f"known tokens must be codes under {self.codebook_size}")
         outside = labels[(labels < -1) | (labels >= self.classes)]
         if len(outside):
-            known = f"0 to {self.classes - 1}" if self.classes else "none: the network is unconditional"
-            raise TokError("--classes", "no such class", got=f"Got {int(outside[0])}", next=f"Known: {known}")
+            some = f"0 to {self.classes - 1}" if self.classes else "none: the network is unconditional"
+            raise TokError("--classes", "no such class", got=f"Got {int(outside[0])}", next=f"Known: {some}")
         if sampling.guided and not (self.classes and self.label_drop):
             why = "was trained without label_drop" if self.classes else "has no classes"
             raise TokError(

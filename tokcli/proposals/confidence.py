@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -12,28 +11,31 @@ from tokcli.proposals.sampling import Sampling, draw
 
 
 def decode_by_confidence(
-    logits_at: Callable[[Tensor, Tensor], Tensor],
-    masked: Int64[Tensor, "b n"],
+    logits_at: Callable[[Tensor, Tensor, int], Tensor],
+    canvas: Int64[Tensor, "b n"],
+    unknown: Int64[Tensor, "b m"],
+    grid: tuple[int, int],
     seeds: Int64[Tensor, " b"],
     sampling: Sampling,
 ) -> Int64[Tensor, "b n"]:
-    """Fill an all-masked canvas in `sampling.steps` forwards.
+    """Fill a canvas in `sampling.steps` forwards.
 
     Confidence is log p(code) + choice_temperature (1 - t / T) Gumbel noise, p from the guided logits before
     temperature and filters: what the network believes, not how it is sampled. Of equals the earlier is kept.
 
     Args:
-        logits_at: (canvas (b, n), positions (b, m)) -> code logits (b, m, k) float32, guidance included.
-        masked: the canvas, the mask's index everywhere.
+        logits_at: (canvas (b, n), positions (b, m), step) -> code logits (b, m, k) float32, guidance included.
+        canvas: codes, and the mask's index where they are to be found.
+        unknown: the positions of the masks, rising in each row.
+        grid: (h, w) of the canvas; not used here.
+        seeds: one per row.
 
     Raises:
-        TokError: more steps than tokens.
+        TokError: more steps than unknown tokens.
     """
-    n = masked.shape[1]
-    canvas = masked.clone()
-    unknown = torch.arange(n, device=masked.device).expand_as(masked)  # positions, rising in each row
-    for step, left in enumerate(decoding_counts(n, sampling.steps)):
-        logits = logits_at(canvas, unknown)
+    n, canvas = canvas.shape[1], canvas.clone()
+    for step, left in enumerate(decoding_counts(unknown.shape[1], sampling.steps)):
+        logits = logits_at(canvas, unknown, step)
         counters = step * n + unknown
         codes = draw(logits, uniform(seeds, Purpose.TOKEN, counters), sampling)
         if left == 0:

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.proposals.base import Proposal, refuse_nonfinite
 from tokcli.proposals.confidence import decode_by_confidence
+from tokcli.proposals.guidance import guide
+from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import cosine_counts, decoding_counts, random_mask
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling, guide
+from tokcli.proposals.sampling import COMMON_KEYS, Sampling
 from tokcli.proposals.transformer import INIT_STD, Transformer
+from tokcli.registry import lookup
 
+ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 MEAN_RATIO = 2 / math.pi  # of cos(pi r / 2) over r ~ U(0, 1)
 
 
@@ -31,7 +35,7 @@ class MaskedProposal(Proposal):
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
     """
 
-    sampling_keys = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "steps", "choice_temperature"})
+    sampling_keys = COMMON_KEYS | {"steps", "order", "choice_temperature"}
 
     def __init__(
         self,
@@ -115,27 +119,31 @@ class MaskedProposal(Proposal):
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.head.weight.float())
 
-    def _check(self, labels: Tensor, sampling: Sampling) -> None:
-        super()._check(labels, sampling)
-        decoding_counts(self.tokens, sampling.steps)  # refuses more steps than tokens
+    def _check(self, labels: Tensor, sampling: Sampling, known: Tensor) -> None:
+        super()._check(labels, sampling, known)
+        lookup("order", ORDERS, sampling.order)
+        decoding_counts(int((known[0] < 0).sum()), sampling.steps)  # refuses more steps than tokens
 
-    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling) -> Tensor:
+    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         condition = self._conditions(labels, sampling)
+        scales = sampling.scales(sampling.steps)
         total = torch.zeros((), device=labels.device)
 
-        def logits_at(canvas: Tensor, positions: Tensor) -> Tensor:
-            if sampling.guided:
+        def logits_at(canvas: Tensor, positions: Tensor, step: int) -> Tensor:
+            guided = scales[step] != 1.0
+            if guided:
                 canvas, positions = canvas.repeat(2, 1), positions.repeat(2, 1)
-            features = self._features(canvas, condition)
-            # The head only where a token is still unknown: every row has equally many.
+            features = self._features(canvas, condition[: len(canvas)])
+            # The head only where a token is asked for: every row has equally many.
             at = positions[..., None].expand(-1, -1, self.width)
             logits = self._logits(features.gather(1, at))
-            if sampling.guided:
-                logits = guide(logits, sampling.cfg_scale)
+            if guided:
+                logits = guide(logits, scales[step])
             total.add_(logits.sum())
             return logits
 
-        canvas = torch.full((len(labels), self.tokens), self.mask_row, device=labels.device)
-        indices = decode_by_confidence(logits_at, canvas, seeds, sampling)
+        canvas = torch.where(known < 0, self.mask_row, known)
+        unknown = (known < 0).nonzero()[:, 1].view(len(known), -1)
+        indices = ORDERS[sampling.order](logits_at, canvas, unknown, self.grid, seeds, sampling)
         refuse_nonfinite(total)
         return indices

@@ -1,4 +1,4 @@
-"""From logits to codes: a sampler's settings, guidance, filters and the draw; in float32 or wider."""
+"""From logits to codes: a sampler's settings, filters and the draw; in float32 or wider."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.proposals.guidance import SCHEDULES, scales
+from tokcli.registry import lookup
 
 CHUNK = 1 << 18  # logits drawn from at once on a CPU: 2 MiB are reused, 32 MiB would be mapped anew each time
+
+COMMON_KEYS = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval"})
+"""The fields of `Sampling` that every network reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +26,12 @@ class Sampling:
         top_k: keep the k most likely codes; 0, or at least the codebook's size, is off.
         top_p: then keep the fewest codes whose probability reaches p, in (0, 1]; 1 is off.
         cfg_scale: s in u + s (c - u) on logits, u without the condition (arXiv 2207.12598); 1 is off.
+        cfg_schedule: how the scale moves over the steps, or over an autoregressive network's positions: one of SCHEDULES.
+        cfg_power: of schedule power-cosine, over 0; a higher one starts later.
+        cfg_interval: shares of the way between which guidance acts, 0 <= from < to <= 1.
         steps: decoding steps of masked networks, 1 to the number of tokens.
-        choice_temperature: masked networks: weight of noise in choosing positions, falling linearly to 0.
+        order: masked networks: which tokens come first, one of ORDERS.
+        choice_temperature: order confidence: weight of noise in choosing positions, falling linearly to 0.
 
     Raises:
         TokError: a value outside its range.
@@ -32,7 +41,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     cfg_scale: float = 1.0
+    cfg_schedule: str = "constant"
+    cfg_power: float = 1.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
     steps: int = 8
+    order: str = "confidence"
     choice_temperature: float = 4.5
 
     def __post_init__(self) -> None:
@@ -49,17 +62,21 @@ class Sampling:
             raise TokError("sample.top_k", "must be at least 0 (0 = off)", got=f"Got {self.top_k}")
         if self.steps < 1:
             raise TokError("sample.steps", "must be at least 1", got=f"Got {self.steps}")
+        lookup("cfg_schedule", SCHEDULES, self.cfg_schedule)
+        if not 0 < self.cfg_power < math.inf:
+            raise TokError("sample.cfg_power", "must be a finite number over 0", got=f"Got {self.cfg_power}")
+        if not 0 <= self.cfg_interval[0] < self.cfg_interval[1] <= 1:
+            got = f"Got {list(self.cfg_interval)}"
+            raise TokError("sample.cfg_interval", "must be [from, to] with 0 <= from < to <= 1", got=got)
 
     @property
     def guided(self) -> bool:
-        """Whether the network is run with and without its condition."""
+        """Whether the network is run with and without its condition, at some step at least."""
         return self.cfg_scale != 1.0
 
-
-def guide(logits: Float[Tensor, "bb *m k"], scale: float) -> Float[Tensor, "b *m k"]:
-    """u + scale (c - u), for a doubled batch of the rows c with their condition, then the rows u without."""
-    conditional, unconditional = logits.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+    def scales(self, steps: int) -> list[float]:
+        """The guidance scale of each of so many steps; 1 where none acts."""
+        return scales(steps, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval)
 
 
 def keep_likely(logits: Float[Tensor, "*m k"], top_k: int, top_p: float) -> Float[Tensor, "*m k"]:

@@ -56,6 +56,10 @@ class Cache:
         values[:, :, self.filled :].copy_(v)
         return keys, values
 
+    def keep(self, rows: int) -> None:
+        """Go on with the first so many rows of the batch."""
+        self.kv = self.kv[:, :, :rows]
+
 
 class Attention(nn.Module):
     """Multi-head self-attention, causal or not, with optional rotary positions."""

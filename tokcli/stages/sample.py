@@ -4,10 +4,10 @@ A picture depends on (recipe, seed, its number) alone. Networks always run on `s
 that neither the batch size nor the number of processes changes which kernels run or what they see.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from tokcli.data.randomness import generator, seed_of
 from tokcli.draft import Draft, locked, write_listing
 from tokcli.errors import TokError
 from tokcli.models import Tokenizer
-from tokcli.proposals import Proposal, Sampling
+from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.recipe import resolved
 from tokcli.registry import nearest
 from tokcli.schema import Recipe, Section
@@ -44,8 +44,14 @@ class Sample(Section):
     top_k: int = 0
     top_p: float = 1.0
     cfg_scale: float = 1.0
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = (
+        "constant"  # over steps, or over an AR network's positions
+    )
+    cfg_power: float | None = None  # of power-cosine
+    cfg_interval: tuple[float, float] = (0.0, 1.0)  # shares of the way between which guidance acts
     steps: int | None = None
-    choice_temperature: float | None = None
+    order: Literal["confidence", "halton"] | None = None  # which tokens a masked network finds first
+    choice_temperature: float | None = None  # of order confidence
     rows: int = Field(16, ge=1)  # rows of one run of the network
     shard_size: int = Field(256, ge=1)  # images between two points of resuming, rounded up to whole runs
 
@@ -75,9 +81,11 @@ def main(
     decoder_artifact = workspace.choose_decoder(options, decoder, tokenizer_id)
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
+    if options.sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
+        options = dataclasses.replace(options, sets={"sample.choice_temperature": None, **options.sets})
     if not facts["classes"] and "sample.cfg_scale" not in options.sets:
         log.info("the proposal network has no classes: guidance is off")
-        options = replace(options, sets={**options.sets, "sample.cfg_scale": 1.0})
+        options = dataclasses.replace(options, sets={**options.sets, "sample.cfg_scale": 1.0})
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     if options.dry_run:
@@ -157,23 +165,19 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     """The sampler's settings.
 
     Raises:
-        TokError: a value out of range, or a key that this mode does not read.
+        TokError: a value out of range, or a key that this mode, order or schedule does not read.
     """
-    if mode == "ar" and (section.steps is not None or section.choice_temperature is not None):
-        key = "steps" if section.steps is not None else "choice_temperature"
-        raise TokError(
-            f"sample.{key}",
-            "an autoregressive network decodes token by token and does not read it",
-            next="leave it out",
-        )
-    optional = {k: v for k in ("steps", "choice_temperature") if (v := getattr(section, k)) is not None}
-    return Sampling(
-        temperature=section.temperature,
-        top_k=section.top_k,
-        top_p=section.top_p,
-        cfg_scale=section.cfg_scale,
-        **optional,
-    )
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    given = {k: v for k, v in section if k in names and v is not None}
+    unread = [k for k in given if k not in PROPOSALS[mode].sampling_keys]
+    why = "an autoregressive network decodes token by token and does not read it"
+    if not unread and section.cfg_power is not None and section.cfg_schedule != "power-cosine":
+        unread, why = ["cfg_power"], f"schedule {section.cfg_schedule} does not read it"
+    if not unread and section.choice_temperature is not None and section.order not in (None, "confidence"):
+        unread, why = ["choice_temperature"], f"order {section.order} does not read it"
+    if unread:
+        raise TokError(f"sample.{unread[0]}", why, next=f"leave it out, or --set sample.{unread[0]}=null")
+    return Sampling(**given)
 
 
 class _Machine:

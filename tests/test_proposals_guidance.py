@@ -1,0 +1,72 @@
+"""Guidance: the extrapolation, how its scale moves, and that networks are doubled where it acts and nowhere else."""
+
+import math
+
+import pytest
+import torch
+from test_proposals import WARM, batch, build
+
+from tokcli.errors import TokError
+from tokcli.proposals import PROPOSALS, Sampling
+from tokcli.proposals.guidance import guide, scales
+
+MODES = sorted(PROPOSALS)
+
+
+def test_guidance_extrapolates_from_the_unconditional() -> None:
+    c, u = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.allclose(guide(torch.cat([c, u]), 1.75), u + 1.75 * (c - u))
+    assert torch.allclose(guide(torch.cat([c, u]), 0.0), u)
+
+
+def test_schedules_rise_from_1_to_the_scale() -> None:
+    assert scales(4, 3.0) == [3.0, 3.0, 3.0, 3.0]
+    assert scales(4, 3.0, "linear") == [1.5, 2.0, 2.5, 3.0]
+    cosine = scales(4, 3.0, "power-cosine", 2.0)
+    assert cosine == pytest.approx([1 + (1 - math.cos(math.pi * (t / 4) ** 2)) for t in (1, 2, 3, 4)])
+    assert cosine[0] < scales(4, 3.0, "power-cosine", 1.0)[0] and cosine[-1] == pytest.approx(3.0)
+
+
+def test_one_step_is_guided_whatever_the_schedule() -> None:
+    for schedule in ("constant", "linear", "power-cosine"):
+        assert scales(1, 2.0, schedule) == [2.0]
+
+
+def test_an_interval_switches_guidance_off_outside() -> None:
+    assert scales(8, 2.0, interval=(0.25, 0.5)) == [1, 1, 2, 2, 1, 1, 1, 1]
+    halves = zip(scales(7, 2.0, interval=(0.0, 0.5)), scales(7, 2.0, interval=(0.5, 1.0)), strict=True)
+    assert all(a + b == 3 for a, b in halves)  # every step is in one of them
+
+
+def test_an_unknown_schedule_gets_the_nearest_name() -> None:
+    with pytest.raises(TokError, match="no such cfg_schedule. Did you mean 'linear'"):
+        Sampling(cfg_schedule="linaer")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_batch_is_doubled_until_guidance_ends_and_no_longer(mode: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(3)
+    rows: list[int] = []
+    network.transformer.register_forward_hook(lambda m, args, out: rows.append(out.shape[0]))
+    network.generate(labels, seeds, Sampling(steps=9, cfg_scale=2.0, cfg_interval=(0.0, 0.5)))
+    assert rows == [6, 6, 6, 6, 3, 3, 3, 3, 3]  # of 9 middles, 4 are under 0.5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_outside_the_interval_pictures_are_those_without_guidance(mode: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(16)
+    plain = network.generate(labels, seeds, WARM["plain"])
+    never = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_interval=(0.0, 0.01)))
+    late = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_interval=(0.5, 1.0)))
+    assert torch.equal(plain, never) and not torch.equal(plain, late)
+    if mode == "ar":  # positions before the interval are drawn without guidance
+        assert torch.equal(plain[:, :4], late[:, :4])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "power-cosine"])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_schedule_draws_other_pictures_than_constant(mode: str, schedule: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(16)
+    constant = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0))
+    moving = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_schedule=schedule, cfg_power=2.0))
+    assert not torch.equal(constant, moving)
