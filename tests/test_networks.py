@@ -1,11 +1,13 @@
 """Networks: every one freezes, names its layers, and computes what its own library computes."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from tokcli.errors import TokError
 from tokcli.networks import NETWORKS, READY, build_network
+from tokcli.weights import save_tensors
 
 
 def scrambled(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -51,12 +53,17 @@ def test_efflite0_gives_maps_at_the_documented_widths_and_strides():
     assert network.shapes(256, [6, -1, "blocks.6"]) == [(320, 8, 8)] * 3
 
 
-def test_efflite0_equals_timms_own_forward():
-    network = build_network("efflite0", "random")
-    network.body.load_state_dict(scrambled(network.body))
+def test_efflite0_folds_its_norms_and_equals_timms_own_forward(tmp_path):
+    timms = timm.create_model("tf_efficientnet_lite0").eval()
+    timms.load_state_dict(scrambled(timms))
+    save_tensors(tmp_path / "w.safetensors", timms.state_dict())
+    network = build_network("efflite0", tmp_path / "w.safetensors")
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
     images = torch.rand(2, 3, 64, 64)
     head = network.maps(images, ["head"])[0]
-    features = network.body.forward_features(images * 2 - 1)
+    with torch.no_grad():
+        features = timms.forward_features(images * 2 - 1)
     torch.testing.assert_close(head, features, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(network.pooled(images, 64), features.mean((2, 3)), rtol=1e-4, atol=1e-5)
 

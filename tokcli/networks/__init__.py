@@ -92,4 +92,5 @@ def build_network(
         network.sha256 = "random"
     else:
         network.load(path, where)
+    network.fold()
     return network

@@ -93,6 +93,9 @@ class Network(nn.Module):
         load_strict(self.body, state, f"{where}: {path}")
         self.sha256 = sha256(path)
 
+    def fold(self) -> None:
+        """Rewrite `body` for speed alone, once it has its weights; most networks have nothing to rewrite."""
+
     # --- features ---
 
     def prepare(self, images: Float[Tensor, "b 3 h w"], size: int | None = None) -> Float[Tensor, "b 3 s t"]:
