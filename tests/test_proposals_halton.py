@@ -42,7 +42,7 @@ def test_decoding_follows_the_order_and_equals_a_plain_reference(network: Masked
     order = list(halton_order((4, 4)))
     for step, (before, left) in enumerate(itertools.pairwise([N, *decoding_counts(N, 5)])):
         with torch.no_grad():
-            logits = network._logits(network._features(expected, network._condition(labels)))
+            logits = network._logits(network._features(expected, network._prefix(labels)))
         u = uniform(seeds, Purpose.TOKEN, step * N + torch.arange(N)[None])
         for row, p in itertools.product(range(5), order[N - before : N - left]):
             mass = (logits[row, p] / 0.9).softmax(-1).double().cumsum(0)

@@ -68,8 +68,8 @@ def test_the_network_does_not_see_masked_codes(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(4)
     mask = random_mask(seeds, torch.full((4,), 6), N)
     other = torch.where(mask, (indices + 1) % K, indices)
-    condition = network._condition(labels)
-    assert torch.equal(network._masked_logits(indices, mask, condition), network._masked_logits(other, mask, condition))
+    prefix = network._prefix(labels)
+    assert torch.equal(network._masked_logits(indices, mask, prefix), network._masked_logits(other, mask, prefix))
 
 
 def test_the_loss_counts_masked_tokens_only(network: MaskedProposal) -> None:
@@ -77,7 +77,7 @@ def test_the_loss_counts_masked_tokens_only(network: MaskedProposal) -> None:
     network.label_smoothing = 0.0
     ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
     mask = random_mask(seeds, cosine_counts(ratios, N), N)
-    logits = network._masked_logits(indices, mask, network._condition(labels))
+    logits = network._masked_logits(indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     got = network.loss(indices, labels, seeds)
     assert torch.allclose(got["masked_ce"], ce[mask].mean())
@@ -88,7 +88,7 @@ def test_label_smoothing_is_that_of_torch(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(8)
     ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
     mask = random_mask(seeds, cosine_counts(ratios, N), N)
-    logits = network._masked_logits(indices, mask, network._condition(labels))
+    logits = network._masked_logits(indices, mask, network._prefix(labels))
     ce = torch.nn.functional.cross_entropy(logits[mask], indices[mask], label_smoothing=0.1, reduction="sum")
     assert torch.allclose(network.loss(indices, labels, seeds)["loss"], ce / (8 * N * MEAN_RATIO))
 
@@ -96,7 +96,7 @@ def test_label_smoothing_is_that_of_torch(network: MaskedProposal) -> None:
 def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(4)
     mask = random_mask(seeds, torch.full((4,), 8), N)
-    logits = network._masked_logits(indices, mask, network._condition(labels))
+    logits = network._masked_logits(indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     got = network.masked_ce(indices, labels, seeds, 0.5)
     assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)
@@ -109,8 +109,8 @@ def _reference(network: MaskedProposal, label: int, seed: int, sampling: Samplin
     canvas = [network.mask_row] * N
     seeds, every = torch.tensor([seed]), torch.arange(N)[None]
     for step, left in enumerate(decoding_counts(N, sampling.steps)):
-        conditions = [network._condition(torch.tensor([c])) for c in (label, -1)]
-        features = [network._features(torch.tensor([canvas]), c) for c in conditions]
+        prefixes = [network._prefix(torch.tensor([c])) for c in (label, -1)]
+        features = [network._features(torch.tensor([canvas]), c) for c in prefixes]
         conditional, free = network._logits(features[0])[0], network._logits(features[1])[0]
         logits = free + sampling.cfg_scale * (conditional - free)
         u = uniform(seeds, Purpose.TOKEN, step * N + every)[0]

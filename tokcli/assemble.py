@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tokcli.artifact import MANIFEST, Artifact
 from tokcli.data.transforms import TRANSFORMS, Transform
@@ -23,7 +23,8 @@ from tokcli.models import (
     TeacherEncoder,
     Tokenizer,
 )
-from tokcli.proposals import PROPOSALS, Proposal
+from tokcli.networks.text import build_text_tower, byte_pairs
+from tokcli.proposals import CONDITIONS, PROPOSALS, Condition, NoCondition, Proposal, TextCondition
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe import component_model
 from tokcli.registry import lookup
@@ -160,10 +161,19 @@ def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
     return _frozen(decoder, device)
 
 
+def condition_of(recipe: Mapping[str, Any]) -> Condition:
+    """What a recipe of stage proposal conditions its network on; classes, where it is older than that section."""
+    condition: Condition = component("condition", CONDITIONS, recipe.get("condition", {"name": "class"}))
+    return condition
+
+
 def build_proposal(recipe: Mapping[str, Any], codebook_size: int, grid: tuple[int, int], classes: int) -> Proposal:
-    """A proposal network with fresh weights, for tokens of that codebook and grid."""
+    """A proposal network with fresh weights, for tokens of that codebook and grid and images of so many classes."""
     torch.manual_seed(recipe["seed"])
-    proposal: Proposal = component("proposal", PROPOSALS, recipe["proposal"], codebook_size, grid, classes)
+    condition = condition_of(recipe)
+    text = condition if isinstance(condition, TextCondition) else None
+    classes = 0 if isinstance(condition, NoCondition) else classes
+    proposal: Proposal = component("proposal", PROPOSALS, recipe["proposal"], codebook_size, grid, classes, text)
     return proposal
 
 
@@ -174,6 +184,33 @@ def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
         proposal = build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
     load_strict(proposal, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(proposal, device)
+
+
+def load_caption_encoder(
+    artifact: Artifact, weights: Path | None, device: torch.device
+) -> Callable[[Sequence[str]], Tensor] | None:
+    """Captions to conditions of a trained proposal network, on the CPU; None where it is not text-conditional.
+
+    Args:
+        weights: the text tower's file, where it has one; None: looked for.
+
+    Raises:
+        TokError: the tower's weights are found nowhere, or are not those that the network was trained with.
+    """
+    with _recorded(artifact):
+        condition = condition_of(artifact.recipe)
+        if not isinstance(condition, TextCondition):
+            return None
+        length, recorded = condition.length, artifact.facts["text_sha256"]
+    if condition.tower is None:
+        return lambda captions: byte_pairs(captions, length)
+    tower = build_text_tower(condition.tower, weights).to(device)
+    if tower.sha256 != recorded:
+        raise TokError(
+            f"text tower {condition.tower}", f"has other weights than {artifact.path} was trained with",
+            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}", next="give the same file: --text-weights PATH",
+        )  # fmt: skip
+    return lambda captions: tower.encode(captions, length)
 
 
 def build_losses(

@@ -1,7 +1,7 @@
 """Measure networks on images: what training stages report at their end and `tok eval` reports of any artifact."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,21 +192,29 @@ def decoder(
 
 @torch.no_grad()
 def proposal(
-    network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float
-) -> dict[str, float]:
-    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR)."""
+    network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
+    captions: Callable[[Sequence[str]], Tensor] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR).
+
+    Args:
+        captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
+    """
     total, count = 0.0, 0
     masked = not hasattr(network, "nll")
     for numbers, images in read(source, evaluation_transform(size)):
         indices = tokens.encode(unit(images, device))
-        labels = torch.tensor([source.label(i) for i in numbers], device=device)
-        labels = torch.where(labels < network.classes, labels, -1)
+        if captions:
+            condition = captions([next(iter(source.captions(i)), "") for i in numbers]).to(device)
+        else:
+            labels = torch.tensor([source.label(i) for i in numbers], device=device)
+            condition = torch.where(labels < network.classes, labels, -1)
         if masked:
             seeds = torch.tensor(numbers, device=device)
-            per_image = network.masked_ce(indices, labels, seeds, mask_ratio)  # type: ignore[operator]
+            per_image = network.masked_ce(indices, condition, seeds, mask_ratio)  # type: ignore[operator]
             total, count = total + float(per_image.double().sum()), count + len(per_image)
         else:
-            nll = network.nll(indices, labels)  # type: ignore[operator]
+            nll = network.nll(indices, condition)  # type: ignore[operator]
             total, count = total + float(nll.double().sum()), count + nll.numel()
     if masked:
         name = masked_ce_name(mask_ratio)

@@ -40,7 +40,7 @@ class Options:
     device: str | None = None
     threads: int | None = None
     dry_run: bool = False
-    weights: Mapping[str, Path] = field(default_factory=dict)  # "teacher", "vgg", "inception" -> file
+    weights: Mapping[str, Path] = field(default_factory=dict)  # "teacher", "vgg", "inception", "text" -> file
 
 
 def device_of(options: Options) -> torch.device:

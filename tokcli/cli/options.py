@@ -47,6 +47,8 @@ INCEPTION_WEIGHTS = click.option(
     "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name."
 )
 
+TEXT_WEIGHTS = click.option("--text-weights", type=PATH, metavar="FILE", help="Weights of a frozen text tower.")
+
 
 def with_options(*groups: Any) -> Callable[[F], F]:
     """Add flags, singly or in lists, in the order given."""
@@ -74,7 +76,9 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
         if value is not None:
             sets[key] = value
     weights = {
-        name: flags[f"{name}_weights"] for name in ("teacher", "vgg", "inception") if flags.get(f"{name}_weights")
+        name: flags[f"{name}_weights"]
+        for name in ("teacher", "vgg", "inception", "text")
+        if flags.get(f"{name}_weights")
     }
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})

@@ -12,6 +12,7 @@ from tokcli.cli.options import (
     INCEPTION_WEIGHTS,
     PATH,
     TEACHER_WEIGHTS,
+    TEXT_WEIGHTS,
     VGG_WEIGHTS,
     options_of,
     run_stage,
@@ -73,9 +74,9 @@ def tokenize(
 )
 @click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
-@with_options(COMMON)
+@with_options(TEXT_WEIGHTS, COMMON)
 def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
-    """Train a proposal network over tokens, conditional on the class."""
+    """Train a proposal network over tokens, conditional on class, caption or nothing (recipe section condition)."""
     from tokcli.stages import train_proposal as stage
 
     run_stage(lambda o: stage.main(o, mode=mode, tokens=tokens, init=init), options_of(flags), as_json)
@@ -91,6 +92,9 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
     metavar="A,B,...",
     help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
 )
+@click.option(
+    "--prompts", metavar="FILE|-", help="Captions, one a line, for a text-conditional network; - reads standard input."
+)
 @click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
 @click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
 @click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
@@ -99,14 +103,17 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 @click.option("--order", metavar="NAME", help="Which tokens a masked network finds first: confidence or halton.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time; does not change a picture.")
 @click.option("--proposal", type=PATH, metavar="DIR", help="Default: the only one in the workspace (of that mode).")
-@with_options(DECODER, SHARDS, COMMON)
+@with_options(DECODER, SHARDS, TEXT_WEIGHTS, COMMON)
 def sample(
-    number: int | None, mode: str | None, classes: str | None, cfg_scale: float | None, temperature: float | None,
-    top_k: int | None, top_p: float | None, steps: int | None, order: str | None, batch_size: int | None, proposal: Path | None,
+    number: int | None, mode: str | None, classes: str | None, prompts: str | None, cfg_scale: float | None,
+    temperature: float | None, top_k: int | None, top_p: float | None, steps: int | None, order: str | None,
+    batch_size: int | None, proposal: Path | None,
     decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images: tokens from a proposal network, pixels from a decoder."""
     share = _share(shard_index, num_shards)
+    if classes is not None and prompts is not None:
+        raise click.UsageError("--classes and --prompts are for different networks.")
     from tokcli.stages import sample as stage
 
     shorthands = {
@@ -115,7 +122,9 @@ def sample(
         "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
     }  # fmt: skip
     run_stage(
-        lambda o: stage.main(o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share),
+        lambda o: stage.main(
+            o, mode=mode, proposal=proposal, decoder=decoder, batch_size=batch_size, share=share, prompts=prompts
+        ),
         options_of(flags, shorthands),
         as_json,
     )
@@ -125,7 +134,7 @@ def sample(
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
 @click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR", help="Real images for Fréchet distances; repeatable. "
               "Default: the held-out images.")  # fmt: skip
-@with_options(HELD_OUT, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, COMMON)
+@with_options(HELD_OUT, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure artifacts on held-out images (--data; default: the val split of what they were made from)."""
     from tokcli.stages import evaluate as stage

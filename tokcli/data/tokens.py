@@ -178,6 +178,11 @@ class TokenStore:
             raise TokError(str(self.folder / "captions.jsonl"), "is damaged") from None
         return self._checked("captions.jsonl", found)
 
+    @cached_property
+    def caption_ends(self) -> np.ndarray:
+        """Row i's captions are numbers caption_ends[i] to caption_ends[i + 1] - 1 of all captions, int64 (rows + 1,)."""
+        return np.cumsum([0, *(len(texts) for texts in self.captions)], dtype=np.int64)
+
     def _text(self, name: str) -> str:
         try:
             return (self.folder / name).read_text(encoding="utf-8")
@@ -210,7 +215,7 @@ class TokenStore:
 class TokenBatch(NamedTuple):
     """What one rank trains on in one step; labels are -1 where there are none.
 
-    `seeds` are what a sample's other random choices (mask, dropped label) are made from: functions of
+    `captions` are numbers among all captions of the store, -1 where an image has none or nobody asked. `seeds` are what a sample's other random choices (mask, dropped label) are made from: functions of
     (seed, epoch, row).
     """
 
@@ -218,13 +223,19 @@ class TokenBatch(NamedTuple):
     labels: Int[Tensor, " b"]
     rows: Int[Tensor, " b"]
     seeds: Int[Tensor, " b"]
+    captions: Int[Tensor, " b"]
 
 
 class TokenBatches:
-    """Endless batches of tokens in `TrainBatches`' order; the view is a function of (seed, epoch, row)."""
+    """Endless batches of tokens in `TrainBatches`' order; the view is a function of (seed, epoch, row).
 
-    def __init__(self, store: TokenStore, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.store, self.seed, self.rank = store, seed, rank
+    So is, if `captions` are asked for, which caption of an image stands for it.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, captions: bool = False
+    ) -> None:
+        self.store, self.seed, self.rank, self.captions = store, seed, rank, captions
         self.order = Order(store.rows, batch_size, seed, world)
 
     def __iter__(self) -> Iterator[TokenBatch]:
@@ -242,4 +253,11 @@ class TokenBatches:
             views = np.array([seed_of(self.seed, "view", epoch, row) % self.store.views for epoch, row in pairs])
             labels = torch.from_numpy(self.store.labels[rows].astype(np.int64))
             seeds = torch.tensor([seed_of(self.seed, "sample", epoch, row) for epoch, row in pairs])
-            yield TokenBatch(self.store.batch(rows, views), labels, torch.from_numpy(rows), seeds)
+            captions = torch.tensor([self._caption(epoch, row) for epoch, row in pairs])
+            yield TokenBatch(self.store.batch(rows, views), labels, torch.from_numpy(rows), seeds, captions)
+
+    def _caption(self, epoch: int, row: int) -> int:
+        if not self.captions:
+            return -1
+        first, stop = self.store.caption_ends[row : row + 2].tolist()
+        return first + seed_of(self.seed, "caption", epoch, row) % (stop - first) if stop > first else -1

@@ -2,9 +2,12 @@
 
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.base import Proposal
+from tokcli.proposals.conditions import CONDITIONS, ClassCondition, Condition, NoCondition, TextCondition
 from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.sampling import Sampling
 
 PROPOSALS: dict[str, type[Proposal]] = {"ar": AutoregressiveProposal, "nar": MaskedProposal}
 
-__all__ = ["PROPOSALS", "Proposal", "Sampling"]
+__all__ = [
+    "CONDITIONS", "PROPOSALS", "ClassCondition", "Condition", "NoCondition", "Proposal", "Sampling", "TextCondition",
+]  # fmt: skip

@@ -10,11 +10,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.proposals.base import Proposal, refuse_nonfinite
+from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.halton import decode_by_halton
@@ -35,6 +36,8 @@ class MaskedProposal(Proposal):
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
     """
 
+    mode = "nar"
+    gated = False
     sampling_keys = COMMON_KEYS | {"steps", "order", "choice_temperature"}
 
     def __init__(
@@ -42,6 +45,7 @@ class MaskedProposal(Proposal):
         codebook_size: int,
         grid: tuple[int, int],
         classes: int,
+        text: TextCondition | None = None,
         *,
         width: int,
         depth: int,
@@ -52,15 +56,15 @@ class MaskedProposal(Proposal):
         label_smoothing: float = 0.1,
     ) -> None:
         super().__init__(
-            codebook_size, grid, classes, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
+            codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
             dropout=dropout, label_drop=label_drop,
         )  # fmt: skip
         if not 0 <= label_smoothing < 1:
             raise TokError("proposal.label_smoothing", "must be at least 0 and under 1", got=f"Got {label_smoothing}")
         self.label_smoothing = label_smoothing
-        self.mask_row = codebook_size + classes + 1
-        self.embedding = nn.Embedding(codebook_size + classes + 2, width)
-        self.position = nn.Parameter(torch.empty(1 + self.tokens, width))
+        self.mask_row = self.null_row + 1
+        self.embedding = nn.Embedding(self.mask_row + 1, width)
+        self.position = nn.Parameter(torch.empty(self.prefix + self.tokens, width))
         nn.init.normal_(self.embedding.weight, std=INIT_STD)
         nn.init.normal_(self.position, std=INIT_STD)
         self.transformer = Transformer(width, depth, heads, mlp_width, dropout, causal=False, gated=False)
@@ -68,7 +72,7 @@ class MaskedProposal(Proposal):
         nn.init.zeros_(self.head.weight)
 
     def loss(
-        self, indices: Int64[Tensor, "b n"], labels: Int[Tensor, " b"], seeds: Int64[Tensor, " b"]
+        self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"], seeds: Int64[Tensor, " b"]
     ) -> dict[str, Float[Tensor, ""]]:
         """Label-smoothed cross-entropy of masked tokens ("loss"), and the plain one ("masked_ce").
 
@@ -78,7 +82,7 @@ class MaskedProposal(Proposal):
         first = torch.zeros(1, 1, dtype=torch.int64, device=seeds.device)
         counts = cosine_counts(uniform(seeds, Purpose.MASK_RATIO, first)[:, 0], self.tokens)
         mask = random_mask(seeds, counts, self.tokens)
-        logits = self._masked_logits(indices, mask, self._condition(labels, seeds))
+        logits = self._masked_logits(indices, mask, self._prefix(condition, seeds))
         plain = F.cross_entropy(logits.transpose(1, 2), indices, reduction="none")  # (b, n)
         uniform_target = logits.logsumexp(-1) - logits.mean(-1)  # cross-entropy with equal probabilities
         smoothed = torch.lerp(plain, uniform_target, self.label_smoothing)
@@ -90,7 +94,7 @@ class MaskedProposal(Proposal):
     def masked_ce(
         self,
         indices: Int64[Tensor, "b n"],
-        labels: Int[Tensor, " b"],
+        condition: Shaped[Tensor, "b *c"],
         seeds: Int64[Tensor, " b"],
         ratio: float,
     ) -> Float[Tensor, " b"]:
@@ -103,37 +107,37 @@ class MaskedProposal(Proposal):
             raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"Got {ratio}")
         count = max(1, math.ceil(ratio * self.tokens))
         mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
-        logits = self._masked_logits(indices, mask, self._condition(labels))
+        logits = self._masked_logits(indices, mask, self._prefix(condition))
         return (F.cross_entropy(logits.transpose(1, 2), indices, reduction="none") * mask).sum(1) / count
 
-    def _masked_logits(self, indices: Tensor, mask: Tensor, condition: Tensor) -> Float[Tensor, "b n k"]:
-        return self._logits(self._features(torch.where(mask, self.mask_row, indices), condition))
+    def _masked_logits(self, indices: Tensor, mask: Tensor, prefix: Tensor) -> Float[Tensor, "b n k"]:
+        return self._logits(self._features(torch.where(mask, self.mask_row, indices), prefix))
 
-    def _features(self, canvas: Tensor, condition: Tensor) -> Float[Tensor, "b n d"]:
+    def _features(self, canvas: Tensor, prefix: Tensor) -> Float[Tensor, "b n d"]:
         """Features of the tokens of a canvas of codes and masks."""
-        x = self.embedding(torch.cat([condition[:, None], canvas], dim=1)) + self.position
-        return self.transformer(x, None)[:, 1:]
+        x = torch.cat([prefix, self.embedding(canvas)], dim=1) + self.position
+        return self.transformer(x, None)[:, self.prefix :]
 
     def _logits(self, features: Tensor) -> Float[Tensor, "... k"]:
         """The head, in float32 also under autocast: bfloat16 moves a logit of 10 by up to 0.03."""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.head.weight.float())
 
-    def _check(self, labels: Tensor, sampling: Sampling, known: Tensor) -> None:
-        super()._check(labels, sampling, known)
+    def _check(self, condition: Tensor, sampling: Sampling, known: Tensor) -> None:
+        super()._check(condition, sampling, known)
         lookup("order", ORDERS, sampling.order)
         decoding_counts(int((known[0] < 0).sum()), sampling.steps)  # refuses more steps than tokens
 
-    def _generate(self, labels: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
-        condition = self._conditions(labels, sampling)
+    def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+        prefix = self._prefixes(condition, sampling)
         scales = sampling.scales(sampling.steps)
-        total = torch.zeros((), device=labels.device)
+        total = torch.zeros((), device=seeds.device)
 
         def logits_at(canvas: Tensor, positions: Tensor, step: int) -> Tensor:
             guided = scales[step] != 1.0
             if guided:
                 canvas, positions = canvas.repeat(2, 1), positions.repeat(2, 1)
-            features = self._features(canvas, condition[: len(canvas)])
+            features = self._features(canvas, prefix[: len(canvas)])
             # The head only where a token is asked for: every row has equally many.
             at = positions[..., None].expand(-1, -1, self.width)
             logits = self._logits(features.gather(1, at))

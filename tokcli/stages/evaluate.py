@@ -184,6 +184,7 @@ class _Judge:
             self.device,
             size=a.facts["use_size"],
             mask_ratio=self.recipe.eval.mask_ratio,
+            captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )
 
     def _samples(self, a: Artifact) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
+from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator, seed_of
 from tokcli.draft import Draft, locked, write_listing
-from tokcli.errors import TokError
+from tokcli.errors import Misuse, TokError
 from tokcli.models import Tokenizer
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.recipe import resolved
@@ -40,6 +41,7 @@ class Sample(Section):
     classes: list[int | str] | Literal["data"] | None = (
         None  # names or numbers, in turn; "data": as in training; None: all
     )
+    prompts: list[str] | None = None  # captions, in turn, for a text-conditional network
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -65,7 +67,7 @@ class SampleRecipe(Recipe):
 
 def main(
     options: Options, *, mode: str | None, proposal: Path | None, decoder: Path | None, batch_size: int | None,
-    share: tuple[int, int] | None,
+    share: tuple[int, int] | None, prompts: str | None = None,
 ) -> Artifact | str:  # fmt: skip
     """Generate images; see `tok sample --help`."""
     number = options.sets.get("sample.number")
@@ -83,11 +85,13 @@ def main(
     folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
     if options.sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
         options = dataclasses.replace(options, sets={"sample.choice_temperature": None, **options.sets})
-    if not facts["classes"] and "sample.cfg_scale" not in options.sets:
+    if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in options.sets:
         log.info("the proposal network has no classes: guidance is off")
         options = dataclasses.replace(options, sets={**options.sets, "sample.cfg_scale": 1.0})
+    options = with_prompts(options, prompts)
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
+    check_prompts(recipe, facts)
     if options.dry_run:
         reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
         return plan.describe(options, recipe, {}, reads=reads, writes="samples")
@@ -112,14 +116,43 @@ def main(
             draft.path, range(index, shards, jobs), present, size=size, unit="image", desc="sample"
         ):
             machine = machine or _Machine(
-                proposal_artifact, decoder_artifact, settings, recipe, labels, batch_size, device
-            )
+                proposal_artifact, decoder_artifact, settings, recipe, labels, batch_size, device,
+                options.weights.get("text"),
+            )  # fmt: skip
             machine.write_shard(draft.path, shard, range(shard * size, min((shard + 1) * size, recipe.sample.number)))
         missing = shards - len(present())
         if missing:
             log.info("%s: %d of %d shards are still to come from other jobs", draft.path, missing, shards)
             return Artifact(draft.path, draft.manifest)
         return _finish(draft, proposal_artifact, recipe, labels, shards)
+
+
+def with_prompts(options: Options, source: str | None) -> Options:
+    """The options with the captions of `--prompts` in them; as many images, unless -n says how many.
+
+    Raises:
+        TokError: see `read_prompts`, or several processes that cannot all read standard input.
+    """
+    if source is None:
+        return options
+    if source == "-" and distributed.world_size() > 1:
+        raise Misuse("--prompts -", "several processes cannot share standard input", next="give a file")
+    prompts = read_prompts(source)
+    return dataclasses.replace(options, sets={"sample.number": len(prompts), **options.sets, "sample.prompts": prompts})
+
+
+def check_prompts(recipe: SampleRecipe, facts: Mapping[str, Any]) -> None:
+    """Refuse captions for a network that reads none, and none for one that does."""
+    prompts, by_text = recipe.sample.prompts, facts.get("condition") == "text"
+    if prompts is not None and not by_text:
+        kind = "classes" if facts["classes"] else "nothing"
+        raise TokError("--prompts", f"the proposal network is conditioned on {kind}, not on captions",
+                       next="--classes picks classes" if facts["classes"] else "leave it out")  # fmt: skip
+    if by_text and not prompts:
+        raise TokError("--prompts", "the proposal network draws what captions say, and there are none",
+                       next="give --prompts FILE, or - for standard input, one caption a line")  # fmt: skip
+    if prompts and not all(prompt.strip() for prompt in prompts):
+        raise TokError("sample.prompts", "an empty caption", next="leave it out")
 
 
 def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
@@ -185,7 +218,7 @@ class _Machine:
 
     def __init__(
         self, proposal: Artifact, decoder: Artifact, settings: Sampling, recipe: SampleRecipe, labels: list[int],
-        batch_size: int | None, device: torch.device,
+        batch_size: int | None, device: torch.device, text_weights: Path | None,
     ) -> None:  # fmt: skip
         tokenizer = artifact.locate(
             str(proposal.input_id("tokenizer")), proposal.inputs["tokenizer"]["path"], proposal.path.parent
@@ -193,7 +226,11 @@ class _Machine:
         self.proposal: Proposal = assemble.load_proposal(proposal, device)
         self.tokenizer: Tokenizer = assemble.load_tokenizer(tokenizer, device)
         self.decoder: nn.Module = assemble.load_decoder(decoder, device)
-        self.settings, self.recipe, self.labels, self.device = settings, recipe, labels, device
+        self.settings, self.recipe, self.device = settings, recipe, device
+        encode = assemble.load_caption_encoder(proposal, text_weights, device)
+        self.conditions = (
+            encode(recipe.sample.prompts or []) if encode else torch.tensor(labels)
+        )  # images take them in turn
         self.batch_size = batch_size or recipe.sample.rows
 
     def write_shard(self, folder: Path, shard: int, numbers: range) -> None:
@@ -223,13 +260,13 @@ class _Machine:
     def run(self, numbers: range) -> tuple[Tensor, Tensor]:
         """Indices (b, n) and uint8 images (b, 3, s, s) of those image numbers, which lie in one group of rows."""
         rows = self.recipe.sample.rows
-        labels = torch.full((rows,), -1, dtype=torch.int64)
+        condition = self.proposal.null(rows).cpu()
         seeds = torch.zeros(rows, dtype=torch.int64)
         at = [number % rows for number in numbers]
         for row, number in zip(at, numbers, strict=True):
-            labels[row] = self.labels[number]
+            condition[row] = self.conditions[number % len(self.conditions)]
             seeds[row] = seed_of(self.recipe.seed, "image", number)
-        indices = self.proposal.generate(labels.to(self.device), seeds.to(self.device), self.settings)
+        indices = self.proposal.generate(condition.to(self.device), seeds.to(self.device), self.settings)
         images = pictures.to_uint8(self.decoder(self.tokenizer.codes(indices)))
         return indices[at].cpu(), images[at].cpu()
 
@@ -260,7 +297,8 @@ def _finish(draft: Draft, proposal: Artifact, recipe: SampleRecipe, labels: list
         write_listing(draft.path, "images.sha256", [f"images/{i:06d}.png" for i in range(number)])
         shown = range(min(number, 256))
         images = measure.read_samples(Artifact(draft.path, {"facts": facts}), shown)
-        of = torch.tensor(labels[: len(shown)])
-        pictures.save_png(pictures.class_sheet(images, of, facts["classes"]), draft.path / "sheet.png")
+        prompts = recipe.sample.prompts or []
+        of = torch.tensor([i % len(prompts) for i in shown] if prompts else labels[: len(shown)])
+        pictures.save_png(pictures.class_sheet(images, of, prompts or facts["classes"]), draft.path / "sheet.png")
         payload = ["images.sha256", *(f"indices-{s:05d}.npy" for s in range(shards))]
         return draft.finish(facts, payload=payload, extras=["sheet.png"])

@@ -1,7 +1,7 @@
-"""`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on the class."""
+"""`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on class, caption or nothing."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +14,17 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import TokError
 from tokcli.models.transformer import Grid
+from tokcli.networks.text import build_text_tower
+from tokcli.networks.text_cache import BytePairTable, FeatureTable
 from tokcli.optim import Updater
-from tokcli.proposals import PROPOSALS, Proposal
+from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Proposal, TextCondition
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Component, Expects, Optim, Recipe, Train
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
-FAMILIES = {"proposal": PROPOSALS}
+FAMILIES: dict[str, Mapping[str, Callable[..., Any]]] = {"proposal": PROPOSALS, "condition": CONDITIONS}
 
 
 class ProposalRecipe(Recipe):
@@ -30,6 +32,7 @@ class ProposalRecipe(Recipe):
 
     stage: Literal["proposal"]
     proposal: Component
+    condition: Component = Component(name="class")
     optim: Optim
     train: Train
     expects: Expects = Expects()
@@ -42,9 +45,9 @@ class Likelihood(nn.Module):
         super().__init__()
         self.proposal = proposal
 
-    def forward(self, indices: Tensor, labels: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """Terms of a batch: tokens (b, n), classes (b,) with -1 for none, one seed per sample (b,)."""
-        return self.proposal.loss(indices, labels, seeds)
+    def forward(self, indices: Tensor, condition: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        """Terms of a batch: tokens (b, n), conditions (b, ...), one seed per sample (b,)."""
+        return self.proposal.loss(indices, condition, seeds)
 
 
 def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None) -> Artifact | str:
@@ -95,9 +98,8 @@ def _trial(
 
     def step(samples: int) -> Callable[[], Any]:
         tokens = torch.randint(codebook_size, (samples, grid[0] * grid[1]), device=device)
-        labels = torch.randint(max(classes, 1), (samples,), device=device) - (classes == 0)
         seeds = torch.arange(samples, device=device)
-        return lambda: updater.update(0, [tokens, labels, seeds])
+        return lambda: updater.update(0, [tokens, proposal.null(samples), seeds])
 
     return step
 
@@ -130,6 +132,7 @@ def _train(
     proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+    captions = _captions(options, recipe, store, made_by, device)
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
         store,
@@ -137,10 +140,15 @@ def _train(
         seed=recipe.seed,
         rank=distributed.rank(),
         world=distributed.world_size(),
+        captions=captions is not None,
     )
 
     def step(number: int, batch: TokenBatch) -> dict[str, Any]:
-        tensors = (batch.indices, batch.labels, batch.seeds)
+        if captions:
+            condition = captions.rows(batch.captions)
+        else:
+            condition = batch.labels if proposal.classes else torch.full_like(batch.labels, -1)
+        tensors = (batch.indices, condition, batch.seeds)
         return updater.update(number, [t.to(device, non_blocking=True) for t in tensors])
 
     seconds = loop.run(
@@ -152,10 +160,35 @@ def _train(
     with updater.weights():
         save_tensors(draft.path / assemble.WEIGHTS, proposal.state_dict())
     write_text(draft.path / "recipe.yaml", to_yaml(recipe))
+    by_class = isinstance(assemble.condition_of(resolved(recipe)), ClassCondition)
     made = {
-        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},
+        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
         "mode": mode,
-        "class_counts": np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist(),
+        "condition": recipe.condition.name if classes or not by_class else "none",
+        "text_sha256": captions.tower.sha256 if isinstance(captions, FeatureTable) else None,
+        "classes": facts["classes"] if by_class else [],
+        "class_counts": np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist() if by_class else [],
         "parameters": plan.parameter_count(proposal),
     }
     return loop.complete(draft, made, {}, [], seconds)
+
+
+def _captions(
+    options: Options, recipe: ProposalRecipe, store: TokenStore, tokens: Artifact, device: torch.device
+) -> BytePairTable | FeatureTable | None:
+    """The captions of the tokens as conditions by number, for a text-conditional network."""
+    condition = assemble.condition_of(resolved(recipe))
+    if not isinstance(condition, TextCondition):
+        return None
+    texts = [text for row in store.captions for text in row]
+    if not texts:
+        raise TokError(
+            f"--tokens {tokens.path}", "its images have no captions", got="condition.name: text",
+            next="tokenize a data set with captions, or set condition.name=none",
+        )  # fmt: skip
+    if condition.tower is None:
+        return BytePairTable(texts, condition.length)
+    tower = build_text_tower(condition.tower, options.weights.get("text")).to(device)
+    table = FeatureTable(tower, texts, condition.length)
+    table.fill()
+    return table

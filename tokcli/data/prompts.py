@@ -1,0 +1,27 @@
+"""Captions that pictures are asked for by: one a line, from a file or from standard input."""
+
+import sys
+from pathlib import Path
+
+from tokcli.errors import TokError
+
+
+def read_prompts(source: str) -> list[str]:
+    """The captions in a file, or of standard input where `source` is `-`, without the white space around them.
+
+    Raises:
+        TokError: unreadable, not UTF-8, no line at all, or an empty one.
+    """
+    where = f"--prompts {source}"
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        prompts = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise TokError(where, "is not UTF-8 text", got=str(error)) from None
+    except OSError as error:
+        raise TokError(where, "cannot be read", got=error.strerror or str(error)) from None
+    if not prompts:
+        raise TokError(where, "holds no captions", next="write one a line")
+    if "" in prompts:
+        raise TokError(where, "an empty caption", got=f"line {prompts.index('') + 1}", next="write one caption a line")
+    return prompts

@@ -1,0 +1,105 @@
+"""What a proposal network is conditioned on: nothing, a class, or a caption as a prefix of embeddings.
+
+A batch of conditions is one tensor: classes (b,), -1 for none; or captions (b, length), numbers of text tokens from 1;
+or captions' frozen features (b, length, d). In captions zeros fill what is behind their end, so that all zeros are
+the empty caption, which is what guidance takes for "no condition".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tokcli.errors import TokError
+from tokcli.networks.text import VOCABULARY, tower_dim
+from tokcli.proposals.transformer import INIT_STD, Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoCondition:
+    """Tokens alone; labels and captions are not looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCondition:
+    """The class of an image, an entry of the embedding table; without classes in the data as `none`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCondition:
+    """A caption, as a prefix of embeddings of its text tokens (arXiv 2406.06525, section 2.4, without its T5).
+
+    Args:
+        tower: a frozen text network (`minilm`, `clip`, `open_clip:NAME/PRETRAINED`) whose features of each text token
+            are projected by a small MLP; null: embeddings of OpenCLIP's byte pairs, learned along.
+        length: text tokens that are looked at, at least 1; longer captions are cut.
+        depth: bidirectional transformer blocks over the prefix, of the proposal network's own sizes.
+
+    Raises:
+        TokError: no such tower, or a value outside its range.
+    """
+
+    tower: str | None = None
+    length: int = 32
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise TokError("condition.length", "must be at least 1", got=f"Got {self.length}")
+        if self.depth < 0:
+            raise TokError("condition.depth", "must be at least 0", got=f"Got {self.depth}")
+
+    @property
+    def feature_dim(self) -> int | None:
+        """Width of the tower's features; None where text tokens themselves are the condition."""
+        return tower_dim(self.tower) if self.tower else None
+
+
+Condition = NoCondition | ClassCondition | TextCondition
+CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCondition, "text": TextCondition}
+
+
+class TextPrefix(nn.Module):
+    """Captions to prefixes of `length` embeddings; positions behind a caption's end hold a learned padding."""
+
+    def __init__(
+        self, condition: TextCondition, width: int, heads: int, mlp_width: int, dropout: float, *, gated: bool
+    ) -> None:
+        super().__init__()
+        self.length, self.feature_dim = condition.length, condition.feature_dim
+        self.embed: nn.Module
+        if self.feature_dim is None:
+            self.embed = nn.Embedding(VOCABULARY + 1, width)  # 0 is padding
+        else:
+            self.embed = nn.Sequential(
+                nn.Linear(self.feature_dim, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
+            )
+        self.padding = nn.Parameter(torch.empty(width))
+        self.position = nn.Parameter(torch.empty(self.length, width))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=INIT_STD)
+        self.encoder = None
+        if condition.depth:
+            self.encoder = Transformer(
+                width, condition.depth, heads, mlp_width, dropout, causal=False, gated=gated
+            )  # fmt: skip
+
+    def null(self, rows: int) -> Tensor:
+        """The empty caption, `rows` times."""
+        device = self.padding.device
+        if self.feature_dim is None:
+            return torch.zeros(rows, self.length, dtype=torch.int64, device=device)
+        return torch.zeros(rows, self.length, self.feature_dim, device=device)
+
+    def fits(self, condition: Tensor) -> bool:
+        """Whether a tensor is a batch of captions for this network."""
+        return condition.shape[1:] == self.null(0).shape[1:] and condition.is_floating_point() == bool(self.feature_dim)
+
+    def forward(self, captions: Tensor, dropped: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b t d"]:
+        """Prefixes of captions; those `dropped` are taken for empty."""
+        given = captions != 0 if self.feature_dim is None else (captions != 0).any(-1)  # (b, t)
+        if dropped is not None:
+            given = given & ~dropped[:, None]
+        x = torch.where(given[..., None], self.embed(captions), self.padding) + self.position
+        return x if self.encoder is None else self.encoder(x, None)
