@@ -19,7 +19,7 @@ from tokcli import loop
 from tokcli.data.tokens import TokenBatches
 from tokcli.errors import Interrupted, TokError
 from tokcli.optim import Updater
-from tokcli.schema import Optim, Train
+from tokcli.schema import MeasuredTrain, Optim
 from tokcli.weights import read_checkpoint
 
 STEPS = 7
@@ -46,7 +46,7 @@ def train(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run the loop to its end, or until it is stopped; `before` and `after` are called around each update with its number."""
     folder.mkdir(exist_ok=True)
-    settings = Train(**{"steps": STEPS, "batch_size": 4, "ema": 0.9, "log_every": 1, "save_every": 3, **keys})
+    settings = MeasuredTrain(**{"steps": STEPS, "batch_size": 4, "ema": 0.9, "log_every": 1, "save_every": 3, **keys})
     network = Classifier(dropout)
     updater = Updater(network, Optim(lr=0.1, warmup_steps=2), settings, torch.device("cpu"))
 

@@ -26,7 +26,7 @@ from tokcli.data.randomness import seed_of
 from tokcli.draft import Draft, locked
 from tokcli.errors import Interrupted, TokError
 from tokcli.optim import NonFinite
-from tokcli.schema import Train
+from tokcli.schema import MeasuredTrain, Train
 from tokcli.weights import atomic_write, disk_error, read_checkpoint
 
 log = logging.getLogger("tok")
@@ -205,8 +205,10 @@ def run(
         TokError: the loss is not finite; the state before that step is saved.
     """
 
+    every = train.eval_every if isinstance(train, MeasuredTrain) else None
+
     def due(done: int) -> bool:
-        return bool(evaluate and train.eval_every and done % train.eval_every == 0 and 0 < done < train.steps)
+        return bool(evaluate and every and done % every == 0 and 0 < done < train.steps)
 
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds

@@ -49,7 +49,13 @@ class Train(Section):
     ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which are what is saved for use
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
+
+
+class MeasuredTrain(Train):
+    """Training that measures itself on held-out images: at its end, and every `eval_every` steps where that is set."""
+
     eval_every: int | None = Field(None, ge=1)
+    eval_images: int = Field(2048, ge=1)  # at most so many held-out images, evenly spread; `tok eval` takes all
 
 
 class GAN(Section):

@@ -17,7 +17,7 @@ from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.methods.adversary import Adversary, update
 from tokcli.models import Tokenizer
 from tokcli.optim import Updater, autocast
-from tokcli.schema import Data, Expects, Optim, Recipe, Train
+from tokcli.schema import Data, Expects, MeasuredTrain, Optim, Recipe
 
 Families = Mapping[str, Mapping[str, Callable[..., Any]]]
 
@@ -35,7 +35,7 @@ class TokenizerRecipe(Recipe):
     method: str
     data: TokenizerData
     optim: Optim
-    train: Train
+    train: MeasuredTrain
     expects: Expects = Expects()
 
 

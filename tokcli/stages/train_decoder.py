@@ -11,7 +11,7 @@ from torch import nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import open_source, sibling
+from tokcli.data import Subset, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
@@ -21,7 +21,7 @@ from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS
 from tokcli.optim import Updater
 from tokcli.recipe import resolved, to_yaml
-from tokcli.schema import GAN, Component, Data, Expects, Optim, Recipe, Train
+from tokcli.schema import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
@@ -44,7 +44,7 @@ class DecoderRecipe(Recipe):
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
     optim: Optim
-    train: Train
+    train: MeasuredTrain
     expects: Expects = Expects()
 
 
@@ -161,7 +161,7 @@ def _train(
         return update(updater, adversary, number, [tokenizer.codes(tokenizer.encode(images)), images], images)
 
     val = sibling(source.name, "val")
-    held_out = open_source(val, size=size) if val else None
+    held_out = Subset(open_source(val, size=size), recipe.train.eval_images) if val else None
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():

@@ -9,7 +9,7 @@ import torch
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import ImageSource, open_source, sibling
+from tokcli.data import ImageSource, Subset, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.optim import Updater
@@ -89,7 +89,7 @@ def _train(
         source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
         max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
     )  # fmt: skip
-    held_out = _held_out(source, options, size)
+    held_out = _held_out(source, size, recipe.train.eval_images)
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
@@ -164,9 +164,9 @@ def _advice(usage: float, recipe: TokenizerRecipe) -> str:
     return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
 
 
-def _held_out(source: ImageSource, options: Options, size: int) -> ImageSource | None:
+def _held_out(source: ImageSource, size: int, most: int) -> ImageSource | None:
     spec = sibling(source.name, "val")
     if spec is None:
         log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
         return None
-    return open_source(spec, size=size)
+    return Subset(open_source(spec, size=size), most)

@@ -1,0 +1,41 @@
+"""Some samples of a source, evenly spread: what training measures itself on where the held-out set is large."""
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tokcli.data import ImageSource
+
+
+class Subset:
+    """At most `count` samples of a source, the first and the last among them; all of them where there are no more.
+
+    An image source itself; its `id` is that of the whole, which alone says what was seen.
+    """
+
+    def __init__(self, source: "ImageSource", count: int) -> None:
+        self.source = source
+        self.name, self.id, self.classes, self.problems = source.name, source.id, source.classes, source.problems
+        total, count = len(source), min(count, len(source))
+        self._numbers = range(total) if count == total else [i * (total - 1) // max(1, count - 1) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def key(self, i: int) -> str:
+        """The name of sample i."""
+        return self.source.key(self._numbers[i])
+
+    def label(self, i: int) -> int:
+        """The class of sample i, -1 for none."""
+        return self.source.label(self._numbers[i])
+
+    def captions(self, i: int) -> list[str]:
+        """The captions of sample i."""
+        return self.source.captions(self._numbers[i])
+
+    def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
+        return self.source.image(self._numbers[i])
