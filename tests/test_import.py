@@ -13,7 +13,7 @@ from tokcli import assemble
 from tokcli.artifact import open_artifact
 from tokcli.errors import TokError
 from tokcli.models.foreign import convert
-from tokcli.recipe import read_yaml, recipes_root
+from tokcli.recipe import override, read_yaml, recipes_root
 from tokcli.stages.import_tokenizer import FORMATS, main
 from tokcli.workspace import Options
 
@@ -78,33 +78,66 @@ def published_conv(layout: str, k: int, d: int, widths: tuple[int, ...] = WIDTHS
     return s | norm("decoder.norm_out", widths[0]) | conv("decoder.conv_out", widths[0], 3, 3)
 
 
-def published_beit(feature_dim: int, depth: int = 12) -> Shapes:
+def published_maskgit(k: int = 1024, d: int = 256, widths: tuple[int, ...] = WIDTHS) -> Shapes:
+    """Names and shapes of open-muse's MaskGitVQGAN: two blocks everywhere, no attention, few biases, no quant_conv."""
+
+    def bare(name: str, i: int, o: int) -> Shapes:
+        s = norm(f"{name}.norm1", i) | norm(f"{name}.norm2", o)
+        s |= {f"{name}.conv1.weight": (o, i, 3, 3), f"{name}.conv2.weight": (o, o, 3, 3)}
+        return s | ({f"{name}.nin_shortcut.weight": (o, o, 1, 1)} if i != o else {})
+
+    s: Shapes = {"encoder.conv_in.weight": (widths[0], 3, 3, 3), "quantize.embedding.weight": (k, d)}
+    top, below = widths[-1], (widths[0], *widths[:-1])
+    above = (*widths[1:], top)
+    for level, width in enumerate(widths):
+        for j in range(2):
+            s |= bare(f"encoder.down.{level}.block.{j}", width if j else below[level], width)
+            s |= bare(f"decoder.up.{level}.block.{j}", width if j else above[level], width)
+        s |= conv(f"decoder.up.{level}.upsample_conv", width, width, 3) if level else {}
+    for j in range(2):
+        s |= bare(f"encoder.mid.{j}", top, top) | bare(f"decoder.mid.{j}", top, top)
+    s |= norm("encoder.norm_out", top) | conv("encoder.conv_out", top, d, 1) | conv("decoder.conv_in", d, top, 3)
+    return s | norm("decoder.norm_out", widths[0]) | conv("decoder.conv_out", widths[0], 3, 3)
+
+
+def published_beit(
+    feature_dim: int, w: int = 768, depth: int = 12, patch: int = 16, grid: int = 14, k: int = 8192, d: int = 32
+) -> Shapes:
     def vit(side: str, blocks: int, patches: tuple[int, ...]) -> Shapes:
-        s: Shapes = {f"{side}.cls_token": (1, 1, 768), f"{side}.pos_embed": (1, 197, 768)}
-        s |= {f"{side}.patch_embed.proj.weight": patches, f"{side}.patch_embed.proj.bias": (768,)}
+        s: Shapes = {f"{side}.cls_token": (1, 1, w), f"{side}.pos_embed": (1, 1 + grid * grid, w)}
+        s |= {f"{side}.patch_embed.proj.weight": patches, f"{side}.patch_embed.proj.bias": (w,)}
         for i in range(blocks):
             b = f"{side}.blocks.{i}"
-            s |= norm(f"{b}.norm1", 768) | norm(f"{b}.norm2", 768)
-            s |= {f"{b}.attn.q_bias": (768,), f"{b}.attn.v_bias": (768,), f"{b}.attn.qkv.weight": (2304, 768)}
-            for name, i_, o in (("attn.proj", 768, 768), ("mlp.fc1", 768, 3072), ("mlp.fc2", 3072, 768)):
+            s |= norm(f"{b}.norm1", w) | norm(f"{b}.norm2", w)
+            s |= {f"{b}.attn.q_bias": (w,), f"{b}.attn.v_bias": (w,), f"{b}.attn.qkv.weight": (3 * w, w)}
+            for name, i_, o in (("attn.proj", w, w), ("mlp.fc1", w, 4 * w), ("mlp.fc2", 4 * w, w)):
                 s |= {f"{b}.{name}.weight": (o, i_), f"{b}.{name}.bias": (o,)}
-        return s | norm(f"{side}.fc_norm", 768)
+        return s | norm(f"{side}.fc_norm", w)
 
-    s = vit("encoder", depth, (768, 3, 16, 16)) | vit("decoder", 1, (768, 32, 1, 1))
-    for head, out in (("encode", 32), ("decode", feature_dim)):
-        s |= {f"{head}_task_layer.0.weight": (768, 768), f"{head}_task_layer.0.bias": (768,)}
-        s |= {f"{head}_task_layer.2.weight": (out, 768), f"{head}_task_layer.2.bias": (out,)}
-    s |= {
-        "quantize.embedding.weight": (8192, 32),
-        "quantize.embedding.cluster_size": (8192,),
-        "quantize.cluster_size": (8192,),
-    }
-    return s | {"quantize.embedding.embed_avg": (8192, 32), "quantize.embedding.initted": (1,)}
+    s = vit("encoder", depth, (w, 3, patch, patch)) | vit("decoder", 1, (w, d, 1, 1))
+    for head, out in (("encode", d), ("decode", feature_dim)):
+        s |= {f"{head}_task_layer.0.weight": (w, w), f"{head}_task_layer.0.bias": (w,)}
+        s |= {f"{head}_task_layer.2.weight": (out, w), f"{head}_task_layer.2.bias": (out,)}
+    s |= {"quantize.embedding.weight": (k, d), "quantize.embedding.cluster_size": (k,), "quantize.cluster_size": (k,)}
+    s |= {"quantize.embedding.embed_avg": (k, d), "quantize.embedding.initted": (1,)}
+    teacher = {"visual.proj": (768, 512)} if feature_dim == 512 else {"cls_token": (1, 1, 768)}
+    s |= {f"teacher_model.{name}": shape for name, shape in teacher.items()}
+    return s | {"scaling_layer.shift": (1, 3, 1, 1), "scaling_layer.scale": (1, 3, 1, 1)}
 
 
+# some of what taming-transformers' loss leaves in its checkpoints: LPIPS and the discriminator with its batch norms
+TAMING_LOSS: Shapes = {
+    "loss.perceptual_loss.scaling_layer.shift": (1, 3, 1, 1),
+    "loss.perceptual_loss.net.slice1.0.weight": (64, 3, 3, 3),
+    "loss.perceptual_loss.lin0.model.1.weight": (1, 64, 1, 1),
+    "loss.discriminator.main.0.bias": (64,),
+    "loss.discriminator.main.3.running_mean": (128,),
+    "loss.discriminator.main.3.num_batches_tracked": (),
+}
 PUBLISHED: dict[str, Shapes] = {
-    "taming-vqgan-f16-1024": published_conv("taming", 1024, 256),
-    "taming-vqgan-f16-16384": published_conv("taming", 16384, 256) | {"loss.logvar": ()},
+    "taming-vqgan-f16-1024": published_conv("taming", 1024, 256) | TAMING_LOSS,
+    "taming-vqgan-f16-16384": published_conv("taming", 16384, 256) | TAMING_LOSS,
+    "maskgit-vqgan-f16-1024": published_maskgit(),
     "llamagen-vq16": published_conv("llamagen", 16384, 8) | {"quantize.codebook_used": (65536,)},
     "beit2-vqkd-clip": published_beit(512),
     "beit2-vqkd-dino": published_beit(768),
@@ -119,9 +152,7 @@ def test_every_format_is_tested() -> None:
 def test_published_names_and_shapes_fill_the_whole_tokenizer(kind: str) -> None:
     form = FORMATS[kind]
     recipe = read_yaml(recipes_root() / "imagenet" / f"tokenizer-{form.method}.yaml")
-    recipe["quantizer"] |= {
-        "codebook_size": form.sets.get("quantizer.codebook_size", recipe["quantizer"]["codebook_size"])
-    }
+    override(recipe, form.sets)
     with torch.device("meta"):
         tokenizer = assemble.build_tokenizer(recipe, form.feature_dim)
         state = {name: torch.empty(shape) for name, shape in PUBLISHED[kind].items()}
@@ -164,6 +195,15 @@ def test_an_imported_tokenizer_holds_their_tensors_and_works(kind: str, d: int, 
     torch.testing.assert_close(ours["pixel_decoder.layers.7.qkv.weight"].data, joined)
 
 
+def test_averaged_weights_of_a_training_run_come_before_its_last_ones(tmp_path: Path) -> None:
+    """As LlamaGen's own scripts read its checkpoints."""
+    averaged = small("llamagen", 8)
+    torch.save({"model": {k: t + 1 for k, t in averaged.items()}, "ema": averaged, "steps": 5}, tmp_path / "a.pt")
+    made = main(Options(out=tmp_path / "out", device="cpu"), kind="llamagen-vq16", file=tmp_path / "a.pt", sets=SMALL)
+    tokenizer = assemble.load_tokenizer(open_artifact(made.path), torch.device("cpu"))  # type: ignore[union-attr]
+    torch.testing.assert_close(tokenizer.encoder.embed.weight.data, averaged["quant_conv.weight"])
+
+
 def test_a_checkpoint_of_another_layout_is_told_in_one_line(tmp_path: Path) -> None:
     state = small("taming", 256)
     state["decoder.extra.weight"] = state.pop("decoder.conv_out.bias")
@@ -179,6 +219,21 @@ def test_a_checkpoint_of_another_layout_is_told_in_one_line(tmp_path: Path) -> N
             sets=SMALL,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_tensors_of_another_shape_are_told_by_their_own_names(tmp_path: Path) -> None:
+    state = small("taming", 256)
+    name = "encoder.down.2.block.0.nin_shortcut.weight"
+    state[name] = state[name].transpose(0, 1).contiguous()  # as many numbers, in another order
+    state["decoder.mid.attn_1.k.weight"] = torch.zeros(1, 64, 1, 1)  # one of three that are joined
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(TokError) as refused:
+        main(
+            Options(out=tmp_path / "o", device="cpu"), kind="taming-vqgan-f16-1024", file=tmp_path / "a.pt", sets=SMALL
+        )
+    assert "2 of another shape" in str(refused.value) and f"{name} (32, 64, 1, 1), not (64, 32, 1, 1)" in str(
+        refused.value
+    )
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

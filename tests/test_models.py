@@ -26,7 +26,13 @@ SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}
 BASE: dict[str, Any] = {"width": 768, "depth": 12, "heads": 12}
 DECODER_KEYS: dict[str, dict[str, Any]] = {
     "conv": {"widths": [16, 8, 8], "blocks": 1, "channels": 8},
+    "maskgit": {"widths": [16, 8, 8], "blocks": 1},
     "vit": SMALL,
+}
+ENCODER_KEYS: dict[str, dict[str, Any]] = {
+    "conv": {"widths": [8, 8, 16], "blocks": 1, "channels": 8},
+    "maskgit": {"widths": [8, 8, 16], "blocks": 1},
+    "vit": {"patch_size": 4, **SMALL},
 }
 
 
@@ -77,11 +83,23 @@ def test_attention_equals_its_formula() -> None:
     torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
 
 
+def test_every_encoder_is_tested() -> None:
+    assert set(ENCODER_KEYS) == set(ENCODERS)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("height, width", [(16, 16), (32, 32), (8, 24)])
 def test_encoders_give_one_feature_per_patch_at_any_size(name: str, height: int, width: int) -> None:
-    assert encoder().grid((height, width)) == (height // 4, width // 4)
-    assert encoder()(images(2, height, width)).shape == (2, height * width // 16, 4)
+    model = ENCODERS[name](4, image_size=16, **ENCODER_KEYS[name])
+    assert model.grid((height, width)) == (height // 4, width // 4)
+    assert model(images(2, height, width)).shape == (2, height * width // 16, 4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_refuse_sizes_that_leave_part_of_a_patch(name: str) -> None:
+    model = ENCODERS[name](4, image_size=16, **ENCODER_KEYS[name])
+    with pytest.raises(TokError, match="must divide"):
+        model(images(1, 18, 16))
 
 
 def test_features_follow_the_row_major_order_of_the_grid() -> None:
@@ -148,10 +166,10 @@ def test_codes_are_drawn_in_row_major_order_of_the_grid(name: str) -> None:
     decoder = DECODERS[name](4, (4, 4), 16, **DECODER_KEYS[name])
     codes = torch.zeros(1, 16, 4)
     codes[0, 1 * 4 + 3] = 100.0
-    if isinstance(decoder, ConvDecoder):
+    if not isinstance(decoder, ViTDecoder):
         # GroupNorm and attention spread a code over the image: look at what enters them
         seen: list[Tensor] = []
-        decoder.embed.register_forward_hook(lambda *hook: seen.append(hook[-1]))
+        decoder.layers.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         decoder(codes)
         change = (seen[0] - seen[0][:, :, :1, :1]).abs().sum(1)[0]
     else:

@@ -145,7 +145,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a PyTorch checkpoint (`state_dict`, `model` are unwrapped).
+    """Tensors by name from a .safetensors file or a PyTorch checkpoint (`state_dict`, `model` are unwrapped;
+    of a training run that kept averaged weights, they: `ema`).
 
     Raises:
         TokError: the file is missing, truncated or not a file of weights.
@@ -153,7 +154,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix != ".safetensors":
         loaded = read_checkpoint(path)
-        for key in ("state_dict", "model", "module", "teacher"):
+        for key in ("ema", "state_dict", "model", "module", "teacher"):
             if isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
                 break

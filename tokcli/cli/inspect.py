@@ -57,8 +57,9 @@ def verify(artifact: Path) -> None:
 @click.argument("file", type=PATH)
 @with_options(DATA, COMMON)
 def import_tokenizer(kind: str, file: Path, as_json: bool, **flags: Any) -> None:
-    """Turn a checkpoint into a tokenizer: taming-vqgan-f16-1024, taming-vqgan-f16-16384, llamagen-vq16, beit2-vqkd-clip or
-    beit2-vqkd-dino. Nothing that the file names is run.
+    """Turn a checkpoint, .ckpt, .pt, .bin or .safetensors, into a tokenizer. FORMAT is taming-vqgan-f16-1024,
+    taming-vqgan-f16-16384, maskgit-vqgan-f16-1024, llamagen-vq16, beit2-vqkd-clip or beit2-vqkd-dino. Nothing that the
+    file names is run.
 
     --data is what later commands take for its training images; where it is left out, imagenet/train.
     """

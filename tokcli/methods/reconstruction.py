@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.methods.adversary import Adversary
-from tokcli.models import ConvDecoder, ViTDecoder
+from tokcli.models import ConvDecoder, MaskGITDecoder, ViTDecoder
 
 
 class PixelLoss:
@@ -41,9 +41,9 @@ class PixelLoss:
 class Reconstruction(nn.Module):
     """What `tok train-decoder` minimises: a decoder of frozen codes under a `PixelLoss`."""
 
-    decoder: ConvDecoder | ViTDecoder
+    decoder: ConvDecoder | MaskGITDecoder | ViTDecoder
 
-    def __init__(self, decoder: ConvDecoder | ViTDecoder, loss: PixelLoss) -> None:
+    def __init__(self, decoder: ConvDecoder | MaskGITDecoder | ViTDecoder, loss: PixelLoss) -> None:
         super().__init__()
         self.decoder, self.loss = decoder, loss
 

@@ -4,6 +4,7 @@ from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecod
 from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator
 from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, TeacherEncoder, ViTEncoder
 from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
+from tokcli.models.maskgit import MaskGITDecoder, MaskGITEncoder
 from tokcli.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Discriminator",
     "Encoder",
     "FeatureDecoder",
+    "MaskGITDecoder",
+    "MaskGITEncoder",
     "PatchDiscriminator",
     "PixelDecoder",
     "TeacherEncoder",

@@ -25,13 +25,44 @@ def check_widths(where: str, widths: list[int], channels: int) -> None:
         raise TokError(where, "widths and channels must be at least 1", got=f"{widths} and {channels}")
 
 
+def halved(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of features for an image of `size` pixels that stages halve to 1/stride.
+
+    Raises:
+        TokError: a side is no positive multiple of the stride.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % stride or width % stride or min(height, width) < 1:
+        raise TokError(
+            "encoder.widths", f"stages halve the image to 1/{stride}, which must divide its size",
+            got=f"{height}x{width} px",
+        )  # fmt: skip
+    return height // stride, width // stride
+
+
+def check_doubling(grid: tuple[int, int], image_size: int | tuple[int, int], widths: list[int]) -> None:
+    """Refuse a decoder whose stages, each after the first twice as large, do not lead from the grid to the image.
+
+    Raises:
+        TokError: they make another size.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    factor = 2 ** (len(widths) - 1)
+    if (grid[0] * factor, grid[1] * factor) != size:
+        made = f"{grid[0] * factor}x{grid[1] * factor} px"
+        raise TokError(
+            "decoder.widths", f"{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}",
+            got=f"the image size is {size[0]}x{size[1]} px", next="each width after the first doubles the size",
+        )  # fmt: skip
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions behind GroupNorm and SiLU; a 1x1 one on the shortcut where widths differ."""
 
-    def __init__(self, channels: int, out: int) -> None:
+    def __init__(self, channels: int, out: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.norm1, self.conv1 = group_norm(channels), nn.Conv2d(channels, out, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(out), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(channels), nn.Conv2d(channels, out, 3, padding=1, bias=bias)
+        self.norm2, self.conv2 = group_norm(out), nn.Conv2d(out, out, 3, padding=1, bias=bias)
         self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:

@@ -7,7 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, check_widths, group_norm, training_layout
+from tokcli.models.conv import (
+    PositionAttention,
+    ResidualBlock,
+    Upsample,
+    check_doubling,
+    check_widths,
+    group_norm,
+    training_layout,
+)
+from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 
 
@@ -62,7 +71,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         self.grid = grid
         check_widths("decoder.widths", widths, channels)
-        _check_size(grid, image_size, widths)
+        check_doubling(grid, image_size, widths)
         self.embed = nn.Conv2d(code_dim, channels, 1)
         low = widths[0]
         layers: list[nn.Module] = [nn.Conv2d(channels, low, 3, padding=1), ResidualBlock(low, low)]
@@ -91,19 +100,6 @@ class ConvDecoder(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Conv2d)
         return last.weight
-
-
-def _check_size(grid: Grid, image_size: int | Grid, widths: list[int]) -> None:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    factor = 2 ** (len(widths) - 1)
-    if (grid[0] * factor, grid[1] * factor) != size:
-        made = f"{grid[0] * factor}x{grid[1] * factor} px"
-        raise TokError(
-            "decoder.widths",
-            f"{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}",
-            got=f"the image size is {size[0]}x{size[1]} px",
-            next="each width after the first doubles the size",
-        )
 
 
 class ViTDecoder(nn.Module):
@@ -166,4 +162,8 @@ class ViTDecoder(nn.Module):
         return last.weight
 
 
-DECODERS: dict[str, type[ConvDecoder] | type[ViTDecoder]] = {"conv": ConvDecoder, "vit": ViTDecoder}
+DECODERS: dict[str, type[ConvDecoder] | type[MaskGITDecoder] | type[ViTDecoder]] = {
+    "conv": ConvDecoder,
+    "maskgit": MaskGITDecoder,
+    "vit": ViTDecoder,
+}

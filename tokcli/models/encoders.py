@@ -6,7 +6,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, check_widths, group_norm, training_layout
+from tokcli.models.conv import (
+    Downsample,
+    PositionAttention,
+    ResidualBlock,
+    check_widths,
+    group_norm,
+    halved,
+    training_layout,
+)
+from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
 from tokcli.teachers import Teacher
 
@@ -143,14 +152,7 @@ class ConvEncoder(nn.Module):
         Raises:
             TokError: a side is no positive multiple of the stride.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        if height % self.stride or width % self.stride or min(height, width) < 1:
-            raise TokError(
-                "encoder.widths",
-                f"stages halve the image to 1/{self.stride}, which must divide its size",
-                got=f"{height}x{width} px",
-            )
-        return height // self.stride, width // self.stride
+        return halved(size, self.stride)
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Features in row-major order of the grid, for images in [0, 1]."""
@@ -184,4 +186,8 @@ class TeacherEncoder(nn.Module):
         return self.teacher(images, self._grid)
 
 
-ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder]] = {"vit": ViTEncoder, "conv": ConvEncoder}
+ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder] | type[MaskGITEncoder]] = {
+    "vit": ViTEncoder,
+    "conv": ConvEncoder,
+    "maskgit": MaskGITEncoder,
+}

@@ -1,10 +1,12 @@
 """The names that others' checkpoints give to the weights of the networks here.
 
 Each layout is told by the order of its modules, which is that of ours: taming-transformers' VQGAN (arXiv 2012.09841),
-LlamaGen's VQ tokenizer (arXiv 2406.06525), and BEiT v2's VQ-KD (arXiv 2208.06366).
+LlamaGen's VQ tokenizer (arXiv 2406.06525), MaskGIT's VQGAN (arXiv 2202.04200) as open-muse ported it to PyTorch, and
+BEiT v2's VQ-KD (arXiv 2208.06366).
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,42 @@ from tokcli.errors import TokError
 from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, Upsample
 from tokcli.models.decoders import ConvDecoder
 from tokcli.models.encoders import ConvEncoder
+from tokcli.models.maskgit import MaskGITDecoder, MaskGITEncoder
 from tokcli.models.tokenizer import Tokenizer
 
+
+@dataclass(frozen=True)
+class Names:
+    """What a publisher of convolutional networks calls their modules.
+
+    Args:
+        blocks: side -> a residual block, of its stage and its number there.
+        middle: the modules at the grid's resolution that belong to no stage.
+        resize: what a change of size adds to its stage's name.
+        falling: the decoder's stages are numbered from the image down, as the encoder's are.
+    """
+
+    blocks: dict[str, str]
+    middle: tuple[str, ...]
+    resize: dict[type[nn.Module], str]
+    falling: bool
+
+
+TAMING_RESIZE: dict[type[nn.Module], str] = {Downsample: "downsample.conv", Upsample: "upsample.conv"}
+LAYOUTS = {
+    "taming": Names(
+        {"encoder": "down.{}.block.{}", "decoder": "up.{}.block.{}"},
+        ("mid.block_1", "mid.attn_1", "mid.block_2"), TAMING_RESIZE, True,
+    ),
+    "llamagen": Names(
+        {"encoder": "conv_blocks.{}.res.{}", "decoder": "conv_blocks.{}.res.{}"},
+        ("mid.0", "mid.1", "mid.2"), TAMING_RESIZE, False,
+    ),
+    "maskgit": Names(
+        {"encoder": "down.{}.block.{}", "decoder": "up.{}.block.{}"},
+        ("mid.0", "mid.1"), {Upsample: "upsample_conv"}, True,
+    ),
+}  # fmt: skip
 RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "nin_shortcut"}
 # what training left beside the tokenizer
 IGNORED = (
@@ -29,76 +65,83 @@ def convert(state: Mapping[str, Tensor], layout: str, tokenizer: Tokenizer, wher
 
     Args:
         state: their tensors by name.
-        layout: "taming", "llamagen" or "beit".
+        layout: "taming", "llamagen", "maskgit" or "beit".
         tokenizer: ours, of the same architecture.
         where: the file, for messages.
 
     Raises:
-        TokError: with the tensors that are missing or left over.
+        TokError: with the tensors that are missing, left over or of another shape.
     """
-    pairs = [*(_vit_pairs() if layout == "beit" else _conv_pairs(tokenizer, layout))]
+    pairs = [*(_vit_pairs() if layout == "beit" else _conv_pairs(tokenizer, LAYOUTS[layout]))]
     if layout == "beit" and "encoder.norm.weight" not in state:  # the norm over patch tokens has two names there
         pairs = [(ours, tuple(n.replace("coder.norm.", "coder.fc_norm.") for n in theirs)) for ours, theirs in pairs]
     wanted = tokenizer.export_state()
     pairs = [(ours, theirs) for ours, theirs in pairs if ours in wanted]
-    missing = [name for _, theirs in pairs for name in theirs if name not in state]
-    known = {name for _, theirs in pairs for name in theirs}
-    surplus = [name for name in state if name not in known and not name.startswith(IGNORED)]
-    if missing or surplus:
-        parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-                 for what, names in (("missing", missing), ("left over", surplus)) if names]  # fmt: skip
-        raise TokError(where, f"is not a checkpoint of layout {layout}", got="; ".join(parts))
-    found = {ours: torch.cat([state[name] for name in theirs]) for ours, theirs in pairs}
-    found["quantizer.initialised"] = torch.tensor(True)
-    # 1x1 convolutions of theirs are linears of ours
-    return {
-        name: t.reshape(wanted[name].shape) if t.numel() == wanted[name].numel() else t for name, t in found.items()
+    shapes = {name: _part(wanted[ours].shape, len(theirs)) for ours, theirs in pairs for name in theirs}
+    unlike = {
+        "missing": [name for name in shapes if name not in state],
+        "left over": [name for name in state if name not in shapes and not name.startswith(IGNORED)],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, not {shape}"
+            for name, shape in shapes.items()
+            if name in state and _plain(state[name].shape) != _plain(shape)
+        ],
     }
+    if any(unlike.values()):
+        parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+                 for what, names in unlike.items() if names]  # fmt: skip
+        raise TokError(where, f"is not a checkpoint of layout {layout}", got="; ".join(parts))
+    found = {ours: torch.cat([state[name] for name in theirs]).reshape(wanted[ours].shape) for ours, theirs in pairs}
+    found["quantizer.initialised"] = torch.tensor(True)
+    return found
 
 
-def _conv_pairs(tokenizer: Tokenizer, layout: str) -> Iterator[Pair]:
+def _part(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    return (shape[0] // parts, *shape[1:])
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """1x1 convolutions of theirs are linears of ours."""
+    return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
+
+
+def _conv_pairs(tokenizer: Tokenizer, names: Names) -> Iterator[Pair]:
     encoder, decoder = tokenizer.encoder, tokenizer.pixel_decoder
-    assert isinstance(encoder, ConvEncoder) and isinstance(decoder, ConvDecoder)
+    assert isinstance(encoder, ConvEncoder | MaskGITEncoder) and isinstance(decoder, ConvDecoder | MaskGITDecoder)
     yield "quantizer.codebook", ("quantize.embedding.weight",)
     for ours, theirs in (("encoder.embed", "quant_conv"), ("pixel_decoder.embed", "post_quant_conv")):
         yield from _same(ours, theirs)
-    down = "down.{}.block.{}" if layout == "taming" else "conv_blocks.{}.res.{}"
-    up = "up.{}.block.{}" if layout == "taming" else "conv_blocks.{}.res.{}"
-    yield from _layers(encoder.layers, "encoder", layout, down, rising=True)
-    yield from _layers(decoder.layers, "pixel_decoder", layout, up, rising=layout != "taming")
+    yield from _layers(encoder.layers, "encoder", "encoder", names)
+    yield from _layers(decoder.layers, "pixel_decoder", "decoder", names)
 
 
-def _layers(layers: nn.Sequential, ours: str, layout: str, blocks: str, *, rising: bool) -> Iterator[Pair]:
+def _layers(layers: nn.Sequential, ours: str, theirs: str, names: Names) -> Iterator[Pair]:
     """Walk our layers in order, naming theirs by stage and block; the middle stands between the two convolutions' stages."""
-    theirs = "encoder" if ours == "encoder" else "decoder"
-    middle = ["mid.block_1", "mid.attn_1", "mid.block_2"] if layout == "taming" else ["mid.0", "mid.1", "mid.2"]
     convs = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    changes = sum(isinstance(layer, Downsample | Upsample) for layer in layers)
+    changes = sum(isinstance(layer, Downsample | Upsample | nn.AvgPool2d) for layer in layers)
     length = sum(isinstance(layer, ResidualBlock | PositionAttention) for layer in layers)
     walked, stage, block = 0, 0, 0
     for number, layer in enumerate(layers):
         name = f"{ours}.layers.{number}"
-        level = stage if rising else changes - stage
+        level = changes - stage if theirs == "decoder" and names.falling else stage
+        folder = names.blocks[theirs].format(level, 0).rsplit(".", 2)[0]
         if isinstance(layer, nn.Conv2d):
             yield from _same(name, f"{theirs}.conv_in" if number == convs[0] else f"{theirs}.conv_out")
         elif isinstance(layer, nn.GroupNorm):
             yield from _same(name, f"{theirs}.norm_out")
-        elif isinstance(layer, Downsample | Upsample):
-            verb = "downsample" if isinstance(layer, Downsample) else "upsample"
-            folder = blocks.format(level, 0).rsplit(".", 2)[0]
-            yield from _same(f"{name}.conv", f"{theirs}.{folder}.{verb}.conv")
+        elif isinstance(layer, Downsample | Upsample | nn.AvgPool2d):
+            if not isinstance(layer, nn.AvgPool2d):
+                yield from _same(f"{name}.conv", f"{theirs}.{folder}.{names.resize[type(layer)]}")
             stage, block = stage + 1, 0
         elif isinstance(layer, ResidualBlock | PositionAttention):
-            place = walked - (length - 3) if ours == "encoder" else walked
+            place = walked - (length - len(names.middle)) if theirs == "encoder" else walked
             walked += 1
-            if 0 <= place < 3:
-                yield from _inner(layer, name, f"{theirs}.{middle[place]}")
-                continue
-            if isinstance(layer, ResidualBlock):
-                yield from _inner(layer, name, f"{theirs}.{blocks.format(level, block)}")
+            if 0 <= place < len(names.middle):
+                yield from _inner(layer, name, f"{theirs}.{names.middle[place]}")
+            elif isinstance(layer, ResidualBlock):
+                yield from _inner(layer, name, f"{theirs}.{names.blocks[theirs].format(level, block)}")
                 block += 1
             else:
-                folder = blocks.format(level, 0).rsplit(".", 2)[0]
                 yield from _inner(layer, name, f"{theirs}.{folder}.attn.{block - 1}")
 
 

@@ -10,6 +10,7 @@ from tokcli.errors import TokError
 from tokcli.models.decoders import ConvDecoder, ViTDecoder
 from tokcli.models.encoders import Encoder
 from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
+from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.models.transformer import Grid
 from tokcli.quantizers import Quantized, Quantizer
 from tokcli.weights import load_strict
@@ -28,14 +29,14 @@ class Tokenizer(nn.Module):
     encoder: Encoder
     quantizer: Quantizer
     feature_decoder: FeatureDecoder | CodesAsFeatures | None
-    pixel_decoder: ConvDecoder | ViTDecoder | None
+    pixel_decoder: ConvDecoder | MaskGITDecoder | ViTDecoder | None
 
     def __init__(
         self,
         encoder: Encoder,
         quantizer: Quantizer,
         feature_decoder: FeatureDecoder | CodesAsFeatures | None = None,
-        pixel_decoder: ConvDecoder | ViTDecoder | None = None,
+        pixel_decoder: ConvDecoder | MaskGITDecoder | ViTDecoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.quantizer = encoder, quantizer

@@ -24,12 +24,22 @@ class Format:
     feature_dim: int | None = None
 
 
+CROP = {"data.transform.name": "center-crop", "data.transform.flip": False}
 FORMATS = {
-    "taming-vqgan-f16-1024": Format(
-        "taming", "vqgan", {"quantizer.codebook_size": 1024, "data.transform": {"name": "center-crop", "flip": False}}
-    ),
-    "taming-vqgan-f16-16384": Format(
-        "taming", "vqgan", {"quantizer.codebook_size": 16384, "data.transform": {"name": "center-crop", "flip": False}}
+    "taming-vqgan-f16-1024": Format("taming", "vqgan", {"quantizer.codebook_size": 1024, **CROP}),
+    "taming-vqgan-f16-16384": Format("taming", "vqgan", {"quantizer.codebook_size": 16384, **CROP}),
+    "maskgit-vqgan-f16-1024": Format(
+        "maskgit",
+        "vqgan",
+        {
+            "quantizer.codebook_size": 1024,
+            "encoder.name": "maskgit",
+            "encoder.image_size": 256,
+            "encoder.widths": [128, 128, 256, 256, 512],
+            "decoder.name": "maskgit",
+            "decoder.widths": [512, 256, 256, 128, 128],
+            **CROP,
+        },
     ),
     "llamagen-vq16": Format("llamagen", "llamagen", {}),
     "beit2-vqkd-clip": Format("beit", "vqkd", {"data.use_size": 224}, feature_dim=512),
