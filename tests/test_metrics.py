@@ -1,6 +1,8 @@
 """Every metric of the family, and the table that shows them."""
 
+import csv
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from tokcli.metrics.fid import Moments
 from tokcli.metrics.inception_score import Spread
 from tokcli.metrics.neighbours import neighbours
 from tokcli.metrics.proposal import masked_ce, masked_ce_name, proposal_ppl
-from tokcli.metrics.table import Row, as_markdown, as_text
+from tokcli.metrics.table import Cell, Column, Row, Table, as_csv, as_html, as_markdown, as_text
 from tokcli.metrics.understanding import bags
 
 
@@ -230,21 +232,42 @@ def test_no_images_give_empty_moments():
     assert fold([], flat).count == 0
 
 
-ROWS = [
-    Row("VQ-KD efflite0", {"codebook_usage": 0.984, "rfd_vits14": 12.345, "proposal_ppl": None}),
-    Row("FSQ | 240", {"codebook_usage": 1.0, "proposal_ppl": 240.0}),
-]
+USAGE, RFD, PPL = Column("codebook_usage"), Column("rfd_vits14"), Column("proposal_ppl", "b")
+TABLE = Table(
+    [USAGE, RFD, PPL],
+    [
+        Row("VQ-KD efflite0", {USAGE.key: Cell(0.984), RFD.key: Cell(12.345, marked=True)}),
+        Row("FSQ | 240", {USAGE.key: Cell(1.0), RFD.key: Cell(240.0), PPL.key: Cell(240.0)}),
+    ],
+    ["* explained"],
+)
 
 
 def test_the_text_table_lines_up_and_marks_what_was_not_measured():
-    assert as_text(ROWS).splitlines() == [
-        "tokenizer       usage % ↑  rFD vits14 ↓   PPL ↓",
-        "--------------  ---------  ------------  ------",
-        "VQ-KD efflite0       98.4         12.35       -",
-        "FSQ | 240           100.0             -  240.00",
+    assert as_text(TABLE).splitlines() == [
+        "tokenizer       usage % ↑  rFD vits14 ↓   PPL (b) ↓",
+        "--------------  ---------  -------------  ---------",
+        "VQ-KD efflite0       98.4         12.35*          -",
+        "FSQ | 240           100.0        240.00      240.00",
+        "* explained",
     ]
 
 
 def test_the_markdown_table_has_equal_cells_in_each_row():
-    lines = as_markdown(ROWS, ["proposal_ppl"]).splitlines()
-    assert lines == ["| tokenizer | PPL ↓ |", "| --- | ---: |", "| VQ-KD efflite0 | - |", "| FSQ \\| 240 | 240.00 |"]
+    lines = as_markdown(Table([RFD], TABLE.rows)).splitlines()
+    assert lines == [
+        "| tokenizer | rFD vits14 ↓ |", "| --- | ---: |", "| VQ-KD efflite0 | 12.35\\* |", "| FSQ \\| 240 | 240.00 |"
+    ]  # fmt: skip
+
+
+def test_the_csv_keeps_every_digit_and_leaves_out_what_was_not_measured():
+    rows = list(csv.reader(as_csv(TABLE).splitlines()))
+    assert rows[0] == ["tokenizer", "codebook_usage", "rfd_vits14", "proposal_ppl (b)"]
+    assert rows[1:] == [["VQ-KD efflite0", "0.984", "12.345", ""], ["FSQ | 240", "1.0", "240.0", "240.0"]]
+
+
+def test_the_html_table_is_well_formed_and_escapes_names():
+    text = as_html(Table([RFD], [Row("<script>", {})], ["a < b"]))
+    root = ElementTree.fromstring(f"<div>{text}</div>")
+    assert [cell.text for cell in root.iter("td")] == ["<script>", "-"]
+    assert [cell.get("data-column") for cell in root.iter("th")] == ["", "rfd_vits14"]

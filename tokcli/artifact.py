@@ -16,7 +16,7 @@ from tokcli.weights import sha256
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "report", "viz")
+KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "statistics", "report", "viz")
 
 
 def canonical_hash(value: Any) -> str:

@@ -19,8 +19,6 @@ from tokcli.data.batches import read_all
 from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
-from tokcli.metrics.extract import Extractor, fold
-from tokcli.metrics.fid import Moments
 from tokcli.metrics.proposal import masked_ce_name
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal
@@ -160,34 +158,16 @@ def reconstruct(
 
 @torch.no_grad()
 def decoder(
-    network: Tokenizer,
-    pixel_decoder: nn.Module,
-    source: ImageSource,
-    device: torch.device,
-    *,
-    size: int,
-    extractors: dict[str, Extractor],
+    network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int
 ) -> dict[str, float]:
-    """How close reconstructions are to their originals: PSNR, SSIM, sharpness, L1, and a Fréchet distance per extractor.
-
-    Args:
-        extractors: name -> images in [0, 1] to features; `inception` gives rfid, others `rfd_<name>`.
-    """
+    """How close reconstructions are to their originals, in pixels: PSNR, SSIM, sharpness, L1, means over images."""
     values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "sharpness": [], "l1": []}
-    moments = {name: (Moments(name), Moments(name)) for name in extractors}
-    count = 0
     for _, images in read(source, evaluation_transform(size)):
         decoded = reconstruct(network, pixel_decoder, images, device)
-        count += len(images)
         for name, per_image in values.items():
             per_image.append(metrics.METRICS[name].function(decoded, images))
-        for name, extractor in extractors.items():
-            for which, batch in zip(moments[name], (decoded, images), strict=True):
-                fold([batch], extractor, which, batch_size=BATCH, device=device)
     found = {name: float(torch.cat(per_image).mean()) for name, per_image in values.items()}
-    for name, (ours, real) in moments.items():
-        found["rfid" if name == "inception" else f"rfd_{name}"] = metrics.frechet_distance(ours, real)
-    return found | {"images": count}
+    return found | {"images": sum(map(len, values["l1"]))}
 
 
 @torch.no_grad()
@@ -220,12 +200,6 @@ def proposal(
         name = masked_ce_name(mask_ratio)
         return {name: metrics.masked_ce(total, count), "images": count}
     return {"proposal_ppl": metrics.proposal_ppl(total, count), "tokens": count}
-
-
-def moments_of(source: ImageSource, extractor: Extractor, name: str, size: int, device: torch.device) -> Moments:
-    """Feature mean and covariance of a whole source."""
-    batches = (images for _, images in read(source, evaluation_transform(size)))
-    return fold(batches, extractor, Moments(name), batch_size=BATCH, device=device)
 
 
 def sample_path(folder: Path, number: int) -> Path:

@@ -132,9 +132,9 @@ def sample(
 
 @click.command("eval", short_help="artifacts -> metrics, a row of the table")
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
-@click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR", help="Real images for Fréchet distances; repeatable. "
-              "Default: the held-out images.")  # fmt: skip
-@with_options(HELD_OUT, INCEPTION_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
+@click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
+              "with: real images, a published .npz, or statistics; repeatable. Default: the held-out images.")  # fmt: skip
+@with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure artifacts on held-out images (--data; default: the val split of what they were made from)."""
     from tokcli.stages import evaluate as stage

@@ -90,7 +90,7 @@ class Pixels(Method):
         found = measure.tokenizer(self.tokenizer, source, self.device, size=size)
         decoder = self.tokenizer.pixel_decoder
         assert decoder is not None
-        found |= measure.decoder(self.tokenizer, decoder, source, self.device, size=size, extractors={})
+        found |= measure.decoder(self.tokenizer, decoder, source, self.device, size=size)
         self.tokenizer.train(mode)
         return found
 

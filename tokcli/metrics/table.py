@@ -1,67 +1,128 @@
-"""The paper's table: one row per tokenizer, one column per metric, an arrow for its better direction."""
+"""The paper's table, drawn: one row per tokenizer, an arrow for a column's better direction, `-` where nothing was measured."""
 
+import csv
+import html
+import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from tokcli.metrics import Better, describe
 
 ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
-NOT_MEASURED = "-"
+NOT_MEASURED, MARK = "-", "*"
 
 
-class Row(NamedTuple):
-    """One line of the table: a name and the metrics known of it (None or absent: not measured)."""
-
-    name: str
-    metrics: Mapping[str, float | None]
-
-
-def heading(column: str) -> str:
-    """A metric's title and arrow: `rFID ↓`."""
-    metric = describe(column)
-    return metric.title + ARROWS[metric.better]
-
-
-def cell(column: str, value: float | None) -> str:
-    """A value as the table shows it; `-` where there is none."""
-    if value is None or math.isnan(value):
-        return NOT_MEASURED
-    metric = describe(column)
-    return f"{value * 100 if metric.percent else value:.{metric.digits}f}"
-
-
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Every metric that some row has, in the order in which they are first met."""
-    return list(dict.fromkeys(column for row in rows for column in row.metrics))
-
-
-def grid(rows: Sequence[Row], columns: Sequence[str] | None = None) -> list[list[str]]:
-    """Headings, then one list of cells per row; every output format is drawn from this.
+@dataclass(frozen=True)
+class Column:
+    """One metric under one protocol.
 
     Args:
-        rows: what to show.
-        columns: metric names in the order wanted; default all that occur.
+        metric: its reported name, such as `fd_vits14_ar`.
+        letter: tells it from the same metric under another protocol; explained in the table's notes.
     """
-    columns = columns_of(rows) if columns is None else columns
-    lines = [["tokenizer", *(heading(column) for column in columns)]]
-    lines += [[row.name, *(cell(column, row.metrics.get(column)) for column in columns)] for row in rows]
+
+    metric: str
+    letter: str = ""
+
+    @property
+    def key(self) -> str:
+        """`fd_vits14_ar`, or `fd_vits14_ar (b)`."""
+        return f"{self.metric} ({self.letter})" if self.letter else self.metric
+
+    @property
+    def heading(self) -> str:
+        """The metric's title, letter and arrow: `rFID ↓`."""
+        metric = describe(self.metric)
+        return f"{metric.title}{f' ({self.letter})' if self.letter else ''}{ARROWS[metric.better]}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value; `marked` where the judge took part in the training."""
+
+    value: float
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a name and its cells by column key (absent: not measured)."""
+
+    name: str
+    cells: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, rows, and the lines that explain them."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    notes: Sequence[str] = field(default=())
+
+
+def cell_text(column: Column, cell: Cell | None) -> str:
+    """A value as the table shows it."""
+    if cell is None or math.isnan(cell.value):
+        return NOT_MEASURED
+    metric = describe(column.metric)
+    return f"{cell.value * 100 if metric.percent else cell.value:.{metric.digits}f}{MARK * cell.marked}"
+
+
+def grid(table: Table) -> list[list[str]]:
+    """Headings, then one list of cells per row; every output for people is drawn from this."""
+    lines = [["tokenizer", *(column.heading for column in table.columns)]]
+    lines += [[row.name, *(cell_text(c, row.cells.get(c.key)) for c in table.columns)] for row in table.rows]
     return lines
 
 
-def as_text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """The table for a terminal: names to the left, numbers to the right."""
-    lines = grid(rows, columns)
+def as_text(table: Table) -> str:
+    """The table for a terminal: names to the left, numbers to the right; marks stand beyond the digits."""
+    lines = grid(table)
+    for column in range(1, len(lines[0])):  # digits line up although some cells carry a mark
+        if any(line[column].endswith(MARK) for line in lines[1:]):
+            for line in lines:
+                line[column] += " " * (not line[column].endswith(MARK))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
+    drawn = [
         "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]).rstrip()
         for first, *rest in lines
-    )
+    ]
+    return "\n".join([*drawn, *table.notes])
 
 
-def as_markdown(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """The table in Markdown; a `|` in a name is escaped."""
-    lines = [[text.replace("|", "\\|") for text in line] for line in grid(rows, columns)]
+def as_markdown(table: Table) -> str:
+    """The table in Markdown, its notes as a list; a `|` in a name is escaped."""
+    lines = [[text.replace("|", "\\|").replace("*", "\\*") for text in line] for line in grid(table)]
     lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    drawn = ["| " + " | ".join(line) + " |" for line in lines]
+    notes = [f"- {note}".replace("- *", "- \\*") for note in table.notes]
+    return "\n".join([*drawn, *([""] if notes else []), *notes])
+
+
+def as_csv(table: Table) -> str:
+    """The table for programs: column keys, unrounded values (shares in [0, 1]), nothing where nothing was measured."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["tokenizer", *(column.key for column in table.columns)])
+    for row in table.rows:
+        found = [row.cells.get(column.key) for column in table.columns]
+        writer.writerow([row.name, *("" if cell is None else repr(float(cell.value)) for cell in found)])
+    return file.getvalue()
+
+
+def as_html(table: Table) -> str:
+    """The table as a fragment of HTML, a `data-column` on every cell for whoever decorates it."""
+    head, *body = grid(table)
+    keys = ["", *(column.key for column in table.columns)]
+    line = lambda cells, tag: "".join(  # noqa: E731
+        f'<{tag} data-column="{html.escape(key)}">{html.escape(text)}</{tag}>'
+        for key, text in zip(keys, cells, strict=True)
+    )
+    rows = "\n".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return (
+        f"<table>\n<thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n<ul>{notes}</ul>\n"
+    )

@@ -6,12 +6,15 @@ and the last block takes the maximum, as the original graph does (arXiv 1706.085
 
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokcli.networks.network import Network
 from tokcli.networks.sources import Source
 
+POOLED, SPATIAL, LOGITS = 2048, 7 * 17 * 17, 1008  # widths of what it is judged by
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 
 
@@ -41,8 +44,10 @@ class FIDInception(Network):
     """Layers "Mixed_5b" to "Mixed_7c"; `pooled` is the 2048-wide global average of FID; images bilinear to
     299 without antialiasing.
 
-    sFID's spatial features are the first channels of "Mixed_6d".
+    sFID's spatial features are the first 7 channels of "Mixed_6d", 17 x 17 (ADM, arXiv 2105.05233).
     """
+
+    judged_widths = (POOLED, SPATIAL, LOGITS)
 
     image_size = extractor_size = 299
     resize = "bilinear"
@@ -56,7 +61,7 @@ class FIDInception(Network):
     def __init__(self, name: str = "inception") -> None:
         from torchvision.models import inception_v3
 
-        body: Any = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+        body: Any = inception_v3(weights=None, num_classes=LOGITS, aux_logits=False, init_weights=False)
         body.Mixed_7c = _last_block()
         for b in AVERAGED:
             body.get_submodule(f"Mixed_{b}").branch_pool.register_forward_pre_hook(_without_padding)
@@ -90,3 +95,12 @@ class FIDInception(Network):
     def logits(self, x: Tensor) -> Tensor:
         """The 1008 logits of prepared images without the bias, as torch-fidelity scores them."""
         return F.linear(self._pooled(x), self.body.fc.weight)
+
+    @torch.no_grad()
+    def judged(
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b 2048"], Float[Tensor, "b 2023"], Float[Tensor, "b 1008"]]:
+        """Pooled features, spatial features and logits without bias, of images in [0, 1], in one pass."""
+        maps = self._maps(self.prepare(images, self.extractor_size), ["Mixed_6d", "Mixed_7c"], True)
+        pooled = F.adaptive_avg_pool2d(maps["Mixed_7c"], 1).flatten(1).float()
+        return pooled, maps["Mixed_6d"][:, :7].flatten(1).float(), F.linear(pooled, self.body.fc.weight)

@@ -192,7 +192,7 @@ def _train(
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            return measure.decoder(tokenizer, decoder, held_out or source, device, size=size, extractors={})
+            return measure.decoder(tokenizer, decoder, held_out or source, device, size=size)
 
     parts: dict[str, loop.Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
@@ -207,7 +207,7 @@ def _train(
         save_tensors(draft.path / assemble.WEIGHTS, decoder.state_dict())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out:
-            measured = measure.decoder(tokenizer, decoder, held_out, device, size=size, extractors={})
+            measured = measure.decoder(tokenizer, decoder, held_out, device, size=size)
         measure.decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
     made = {
         **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},

@@ -1,0 +1,156 @@
+"""Rows by lineage, columns by protocol, marks of judges that took part in a training."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tokcli.evaluation.lineage import ancestry, involved
+from tokcli.evaluation.records import Against, Measured, Measurement
+from tokcli.evaluation.tables import build_tables
+from tokcli.metrics.table import as_csv, as_text
+
+VAL, TRAIN = Against("data-1", "set/val", 100), Against("data-2", "set/train", 900)
+
+
+def measured(kind, *found, tokenizer="tokenizer-1", mode=None, size=64, recipe=None, name="vqkd", id="x"):
+    path = f"/ws/{kind}-{id}"
+    return Measured(f"{kind}-{id}", kind, name, path, tokenizer, mode, size, {}, recipe or {}, list(found))
+
+
+def fd(value, count=500, against=VAL, involved=(), extractor="vits14"):
+    return Measurement(
+        f"fd_{extractor}",
+        value,
+        count,
+        against=against,
+        extractor=extractor,
+        involved=involved,
+        interval=(value - 1, value + 1),
+    )
+
+
+def usage(value):
+    return Measurement("codebook_usage", value, 6400, "tokens", VAL)
+
+
+def headings(table):
+    return [column.heading for column in table.columns]
+
+
+def test_a_family_is_one_row_with_the_paper_s_columns_in_its_order():
+    samples = [measured("samples", fd(v), mode=m, id=m) for v, m in ((11.0, "nar"), (12.0, "ar"))]
+    found = build_tables(
+        [*samples, measured("tokenizer", usage(0.5), Measurement("top_code_share", 0.1, 6400, "tokens", VAL))]
+    )
+    assert headings(found.paper) == [
+        "usage % ↑", "rFID ↓", "PPL ↓", "FD_AR vits14 ↓", "FD_NAR vits14 ↓", "FID_T2I ↓", "IS ↑",
+    ]  # fmt: skip
+    assert as_text(found.paper).splitlines()[2].split() == ["vqkd", "50.0", "-", "-", "12.00", "11.00", "-", "-"]
+    assert headings(found.more) == ["top code % ↓"]
+
+
+def test_two_tokenizers_are_two_rows_told_apart_by_id_where_names_are_equal():
+    found = build_tables(
+        [measured("tokenizer", usage(v), tokenizer=f"tokenizer-{v}00000", id=str(v)) for v in (0.1, 0.2)]
+    )
+    assert [row.name for row in found.paper.rows] == ["vqkd 100000", "vqkd 200000"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [fd(9.0, count=5000), fd(9.0, against=TRAIN), fd(9.0, against=replace(VAL, images=99))],
+    ids=["another N", "another reference", "another number of reference images"],
+)
+def test_unlike_protocols_are_never_in_one_column(other):
+    rows = [
+        measured("samples", found, tokenizer=f"tokenizer-{n}", mode="ar", name=f"t{n}", id=str(n))
+        for n, found in enumerate((fd(8.0), other))
+    ]
+    found = build_tables(rows)
+    assert headings(found.paper)[3:5] == ["FD_AR vits14 (a) ↓", "FD_AR vits14 (b) ↓"]
+    assert [list(row.cells) for row in found.paper.rows] == [["fd_vits14_ar (a)"], ["fd_vits14_ar (b)"]]
+
+
+def test_another_image_size_is_another_protocol():
+    rows = [measured("samples", fd(8.0), tokenizer=f"tokenizer-{s}", mode="ar", size=s, id=str(s)) for s in (32, 64)]
+    assert sum("vits14" in heading for heading in headings(build_tables(rows).paper)) == 2
+
+
+def test_train_and_validation_references_stand_side_by_side():
+    found = build_tables([measured("samples", fd(8.0), fd(6.0, against=TRAIN), mode="ar")])
+    assert list(found.paper.rows[0].cells) == ["fd_vits14_ar (a)", "fd_vits14_ar (b)"]
+    notes = "\n".join(found.paper.notes)
+    assert "FD_AR vits14 (a): 500 images against 100 images of set/val (data-1), 64 px" in notes
+    assert "FD_AR vits14 (b): 500 images against 900 images of set/train (data-2), 64 px" in notes
+
+
+def test_a_second_artifact_in_one_place_gets_its_own_row_named_by_what_differs():
+    sweep = [
+        measured("samples", fd(v), mode="ar", recipe={"sample": {"cfg_scale": s, "top_k": 0}}, id=str(s))
+        for v, s in ((8.0, 1.0), (7.0, 2.0))
+    ]
+    found = build_tables([measured("tokenizer", usage(0.5)), *sweep])
+    assert [row.name for row in found.paper.rows] == ["vqkd", "vqkd: sample.cfg_scale=2.0"]
+    assert [row.cells["fd_vits14_ar"].value for row in found.paper.rows] == [8.0, 7.0]
+
+
+def test_a_cell_is_marked_where_its_judge_took_part():
+    found = build_tables(
+        [measured("samples", fd(8.0, involved=("teacher",)), fd(9.0, extractor="efflite0"), mode="ar")]
+    )
+    line = as_text(found.paper).splitlines()
+    assert "8.00*" in line[2] and "9.00*" not in line[2]
+    assert line[-1] == "* its judge took part in the training: vits14 (teacher)"
+
+
+def test_the_table_in_json_carries_each_cell_s_provenance():
+    found = build_tables([measured("samples", fd(8.0, involved=("teacher",)), mode="ar")])
+    (row,) = json.loads(json.dumps(found.as_json))["rows"]
+    assert row["cells"]["fd_vits14_ar"] == {
+        "value": 8.0, "text": "8.00*", "artifact": "samples-x", "involved": ["teacher"], "interval": [7.0, 9.0]
+    }  # fmt: skip
+    (column,) = [c for c in found.as_json["columns"] if c["key"] == "fd_vits14_ar"]
+    assert column["better"] == "lower" and column["protocol"].startswith("500 images against 100")
+    assert as_csv(found.whole).splitlines()[1].split(",")[4] == "8.0"
+
+
+def test_metrics_of_an_artifact_are_those_of_the_first_reference():
+    one = measured("samples", fd(8.0), fd(6.0, against=TRAIN), mode="ar")
+    assert one.as_json()["metrics"] == {"fd_vits14": 8.0}
+    assert [m["against"]["name"] for m in one.as_json()["measurements"]] == ["set/val", "set/train"]
+
+
+@pytest.fixture
+def family(make_artifact, tmp_path):
+    """A tokenizer with teacher efflite0, a decoder with a perceptual loss and a discriminator on squeezenet, samples."""
+    ref = lambda a: {"id": a.id, "path": str(a.path)}  # noqa: E731
+    data = {"data": {"id": "data-1", "path": "set/train"}}
+    teacher = {"teacher": {"name": "timm:x"}}
+    t = make_artifact(tmp_path / "t", inputs=data, recipe=teacher, facts={"teacher": {"sha256": "abc"}})
+    loss = {"l1": {"weight": 1.0}, "perceptual": {"weight": 1.0, "network": "squeezenet"}}
+    gan = {"discriminator": {"name": "features", "network": "dinov2-s"}}
+    d = make_artifact(
+        tmp_path / "d", b"2", "decoder", inputs={**data, "tokenizer": ref(t)}, recipe={"loss": loss, "gan": gan}
+    )
+    s = make_artifact(tmp_path / "s", b"3", "samples", inputs={"decoder": ref(d), "tokenizer": ref(t)})
+    return t, d, s
+
+
+def test_judges_of_the_whole_lineage_are_found(family):
+    t, d, s = family
+    lineage = ancestry(s)
+    assert {a.id for a in lineage} == {t.id, d.id, s.id}
+    assert involved(lineage, "timm:x", None) == ("teacher",)
+    assert involved(lineage, "squeezenet", None) == ("perceptual loss",)
+    assert involved(lineage, "timm:vit_small_patch14_dinov2.lvd142m", None) == ("discriminator",)  # dinov2-s in full
+    assert involved(lineage, "vits14", "abc") == ("teacher",)  # the same weights under another name
+    assert involved(lineage, "vits14", "def") == ()
+    assert involved(ancestry(t), "squeezenet", None) == ()  # the tokenizer has not seen its decoder's losses
+
+
+def test_an_ancestor_that_is_gone_is_named_and_ends_nothing(family, caplog):
+    t, d, s = family
+    (t.path / "manifest.json").unlink()
+    assert {a.id for a in ancestry(s)} == {d.id, s.id}
+    assert f"{t.id}: this input is not at" in caplog.text

@@ -1,0 +1,109 @@
+"""Reconstructions against their originals: pixels, LPIPS, Fréchet distances, and which images come out worst."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from tokcli import measure, metrics, pictures
+from tokcli.data import ImageSource
+from tokcli.evaluation.extractors import Extractor, Seen, look
+from tokcli.evaluation.records import Against, Measurement
+from tokcli.evaluation.samples import Roles, frechet
+from tokcli.losses.perceptual import lpips_heads
+from tokcli.models import Tokenizer
+from tokcli.networks import build_network
+
+PIXELS = ("psnr", "ssim", "sharpness", "l1")
+
+
+class Lpips:
+    """LPIPS of uint8 images: VGG16 and the published heads.
+
+    Raises:
+        TokError: their weights are not at hand.
+    """
+
+    def __init__(self, weights: Path | None, device: torch.device) -> None:
+        self.network = build_network("vgg16", weights, role="lpips", weights_flag="--vgg-weights").to(device)
+        names = list(self.network.perceptual_layers)
+        self.heads = [head.to(device) for head in lpips_heads(names, self.network.layer_names)]
+        self.device = device
+
+    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One number a pair, float64 (b,), on the CPU."""
+        with torch.no_grad():
+            ours, theirs = (self.network.maps(measure.unit(x, self.device)) for x in (images, targets))
+        found: Tensor = metrics.METRICS["lpips"].function(ours, theirs, self.heads)
+        return found
+
+
+class Reconstructions(NamedTuple):
+    """What was measured, and the worst images: their keys with numbers, and the two rows of a sheet."""
+
+    measurements: list[Measurement]
+    worst: list[dict[str, Any]]
+    originals: Tensor  # uint8 (w, 3, s, s)
+    decoded: Tensor
+
+
+@torch.no_grad()
+def judge_decoder(
+    tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int,
+    extractors: Iterable[Extractor], roles: Roles, lpips: Lpips | None, bootstrap: int, worst: int,
+) -> Reconstructions:  # fmt: skip
+    """All metrics of reconstructions of held-out images.
+
+    Args:
+        tokenizer, decoder: in eval mode.
+        size: pixels at which both are used.
+        roles: those that an extractor had in the lineage's training.
+        lpips: None where it is not asked for.
+        bootstrap: resampled sets behind the intervals of Fréchet distances; 0: no intervals.
+        worst: how many of the worst images are named, by LPIPS where it is measured, else by PSNR.
+    """
+    kept = range(len(source)) if bootstrap else range(0)
+    pairs = [(e, Seen(e, f"reconstructions, {e.name}", kept), Seen(e, source.name, range(0))) for e in extractors]
+    numbers: list[int] = []
+    values: dict[str, list[Tensor]] = {name: [] for name in (*PIXELS, *(["lpips"] if lpips else []))}
+    for batch, images in measure.read(source, measure.evaluation_transform(size)):
+        decoded = measure.reconstruct(tokenizer, decoder, images, device)
+        numbers += batch
+        for name, found in values.items():
+            per_image = lpips if lpips and name == "lpips" else metrics.METRICS[name].function
+            found.append(per_image(decoded, images))
+        for _, ours, real in pairs:
+            look([decoded], ours, device)
+            look([images], real, device)
+    table = {name: torch.cat(found) for name, found in values.items()}
+    against = Against(source.id, source.name, len(numbers))
+    result = [Measurement(name, float(found.mean()), len(numbers), against=against) for name, found in table.items()]
+    for extractor, ours, real in pairs:
+        shared = {"extractor": extractor.name, "involved": roles(extractor)}
+        result.append(frechet("rfd", ours.moments, ours.features, real.moments, against, bootstrap, shared))
+    order = -table["lpips"] if lpips else table["psnr"]
+    rows = order.argsort(stable=True)[:worst].tolist()
+    named = [{"key": source.key(numbers[r]), **{name: float(found[r]) for name, found in table.items()}} for r in rows]
+    return Reconstructions(
+        result, named, *_pictures([numbers[r] for r in rows], tokenizer, decoder, source, size, device)
+    )
+
+
+def _pictures(
+    numbers: list[int], tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    if not numbers:
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8), torch.zeros(0, 3, size, size, dtype=torch.uint8)
+    read = [images for _, images in measure.read(source, measure.evaluation_transform(size), numbers)]
+    originals = torch.cat(read)
+    return originals, measure.reconstruct(tokenizer, decoder, originals, device)
+
+
+def worst_sheet(found: Reconstructions) -> Image:
+    """Originals above their reconstructions, the worst first, under the keys of their files."""
+    keys = [f"{Path(w['key']).name} {w['psnr']:.1f} dB" for w in found.worst]
+    rows = {"original": found.originals, "reconstruction": found.decoded}
+    return pictures.comparison_sheet(rows, column_labels=keys, title="the worst reconstructions")

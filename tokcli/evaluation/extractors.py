@@ -1,0 +1,147 @@
+"""Networks that judge: what each makes of an image in one pass, and the name that its numbers go by."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tokcli.errors import TokError
+from tokcli.metrics.extract import features
+from tokcli.metrics.fid import Moments
+from tokcli.networks import Network, build_network
+from tokcli.networks.inception import FIDInception
+
+log = logging.getLogger("tok")
+BATCH = 64  # one shape for all, so that numbers do not depend on what fits
+PUBLISHED = "6726825d"  # SHA-256 of pytorch-fid's file begins so: only its features make an FID
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network as a judge.
+
+    Args:
+        name: what metrics are called by; `inception` for the published weights alone, else `inception-<sha8>`.
+        network: on its device.
+        asked: how the recipe named it.
+    """
+
+    name: str
+    network: Network
+    asked: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """All that this network says of images in [0, 1], side by side: (b, sum of `widths`)."""
+        if isinstance(self.network, FIDInception):
+            return torch.cat(self.network.judged(images), dim=1)
+        return self.network.pooled(images)
+
+    def split(self, found: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Pooled features, spatial features and logits of such rows; None where the network has none."""
+        if not isinstance(self.network, FIDInception):
+            return found, None, None
+        pooled, spatial, logits = found.split(list(self.network.judged_widths), dim=1)
+        return pooled, spatial, logits
+
+    def describe(self) -> dict[str, object]:
+        """What stands in the protocol: weights, and how images reach the network."""
+        n = self.network
+        filtered = "bicubic, antialiased" if n.resize == "bicubic" else "bilinear, not antialiased"
+        return {"sha256": n.sha256, "size": n.extractor_size, "resize": filtered}
+
+
+def load_extractors(names: Sequence[str], inception_weights: Path | None, device: torch.device) -> list[Extractor]:
+    """The networks that a recipe names, each once.
+
+    Args:
+        names: `inception`, `efflite0`, `vits14`, `squeezenet`, `timm:NAME`, ...
+        inception_weights: the file of `--inception-weights`.
+        device: where they run.
+
+    Raises:
+        TokError: no such network, or weights found nowhere.
+    """
+    if inception_weights is not None and "inception" not in names:
+        raise TokError(
+            "--inception-weights", "no extractor of this recipe is inception",
+            got=f"eval.extractors: {', '.join(names)}", next="--set 'eval.extractors=[inception]'",
+        )  # fmt: skip
+    found = []
+    for name in dict.fromkeys(names):
+        is_inception = name == "inception"
+        flag = "--inception-weights" if is_inception else None
+        network = build_network(name, inception_weights if is_inception else None, role="extractor", weights_flag=flag)
+        sha = str(network.sha256)
+        called = name if not is_inception or sha.startswith(PUBLISHED) else f"inception-{sha[:8]}"
+        if called != name:
+            log.warning("--inception-weights: not pytorch-fid's file, so that its distance is called fd_%s", called)
+        found.append(Extractor(called, network.to(device), name))
+    return found
+
+
+class Seen:
+    """What an extractor saw of a set of images: moments of all, features of some, logits where asked for.
+
+    Args:
+        extractor: whose rows are added.
+        name: what to call the set in messages.
+        keep: numbers of the images whose pooled features are kept.
+        scored: whether logits are kept.
+    """
+
+    def __init__(self, extractor: Extractor, name: str, keep: range, *, scored: bool = False) -> None:
+        self.extractor, self.keep, self.scored, self.count = extractor, keep, scored, 0
+        self.moments, self._spatial = Moments(name), Moments(name)
+        self._features: list[Tensor] = []
+        self._logits: list[Tensor] = []
+
+    def add(self, found: Tensor) -> None:
+        """Take what the extractor said of the next images.
+
+        Raises:
+            TokError: features that are not finite.
+        """
+        pooled, places, logits = self.extractor.split(found)
+        self.moments.update(pooled)
+        if places is not None:
+            self._spatial.update(places)
+        if logits is not None and self.scored:
+            self._logits.append(logits.cpu())
+        rows = [i for i in range(len(found)) if self.count + i in self.keep]
+        self._features.append(pooled[rows].cpu())
+        self.count += len(found)
+
+    @property
+    def spatial(self) -> Moments | None:
+        """Moments of the spatial features, where the network has them."""
+        return self._spatial if self._spatial.count else None
+
+    @property
+    def features(self) -> Float[Tensor, "m d"]:
+        """Pooled features of the images kept, float32."""
+        return torch.cat(self._features) if self._features else torch.zeros(0, self.moments.dim)
+
+    @property
+    def logits(self) -> Float[Tensor, "n classes"] | None:
+        """Logits of all images, where the network has them and they were asked for."""
+        return torch.cat(self._logits) if self._logits else None
+
+
+def look(batches: Iterable[Tensor], seen: Seen, device: torch.device) -> Seen:
+    """Run its extractor over uint8 images (b, 3, s, s), in batches of any size; returns `seen`.
+
+    Raises:
+        TokError: images of two sizes, or features that are not finite.
+    """
+    for found in features(batches, seen.extractor, batch_size=BATCH, device=device):
+        seen.add(found)
+    return seen
+
+
+def spread(count: int, most: int) -> range:
+    """At most `most` numbers of [0, count), evenly spread: every so many-th."""
+    return range(0, count, -(-count // most)) if most else range(0)

@@ -1,0 +1,228 @@
+"""One evaluation: artifacts measured one after another; networks, sources and references are made once."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+
+from tokcli import artifact, assemble, measure, pictures, workspace
+from tokcli.artifact import Artifact
+from tokcli.data import ImageSource, open_source
+from tokcli.errors import TokError
+from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
+from tokcli.evaluation.extractors import Extractor, load_extractors
+from tokcli.evaluation.lineage import ancestry, involved
+from tokcli.evaluation.records import Measured, Measurement
+from tokcli.evaluation.references import References
+from tokcli.evaluation.samples import judge_samples
+from tokcli.evaluation.tokens import judge_proposal, judge_tokenizer, judge_understanding
+from tokcli.models import TeacherEncoder, Tokenizer
+from tokcli.teachers import Teacher, build_teacher
+from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
+COLUMNS = 12  # of the contact sheet
+RESIZE = "short side bicubic, antialiased, centre crop"
+
+
+class Settings(Protocol):
+    """What an evaluation reads of its recipe."""
+
+    extractors: list[str]
+    lpips: bool
+    mask_ratio: float
+    bootstrap: int
+    manifold: int
+    probe_images: int
+    worst: int
+
+
+class Judge:
+    """Measures artifacts of one family after another.
+
+    Args:
+        options: weights, labels, workspace.
+        settings: section `eval` of the recipe.
+        given: the artifacts.
+        spec: held-out images.
+        references: what samples are compared with.
+        device: where networks run.
+
+    Raises:
+        TokError: no such data, reference or extractor, or weights found nowhere.
+    """
+
+    def __init__(
+        self, options: Options, settings: Settings, given: Sequence[Artifact], spec: str, references: Sequence[str],
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.options, self.settings, self.spec, self.device = options, settings, spec, device
+        self.given = {a.id: a for a in given}
+        self._sources: dict[tuple[str, int], ImageSource] = {}
+        self.held_out = self.source(spec, given[0].facts["use_size"])
+        self.references = References(options, references, settings.manifold, device)
+        self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
+        self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
+        self._lineage: dict[str, list[Artifact]] = {}
+        self._worst: dict[str, Reconstructions] = {}
+
+    def source(self, spec: str, size: int) -> ImageSource:
+        """Images of a data set at `size` pixels, opened once."""
+        if (spec, size) not in self._sources:
+            labels = self.options.labels if spec == self.spec else None
+            self._sources[spec, size] = open_source(spec, size=size, labels=labels)
+        return self._sources[spec, size]
+
+    def inputs(self) -> dict[str, dict[str, str]]:
+        """The entries of the report's manifest."""
+        found = {"data": {"id": self.held_out.id, "path": self.held_out.name}}
+        size = next(iter(self.given.values())).facts["use_size"]
+        found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(size))}
+        return found | {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in self.given.values()}
+
+    def protocol(self) -> dict[str, Any]:
+        """What holds for all numbers, as data."""
+        held_out = {"id": self.held_out.id, "name": self.held_out.name, "images": len(self.held_out)}
+        references = [
+            {"id": one["id"], "name": one["path"]}
+            for role, one in self.inputs().items()
+            if role.startswith("reference-")
+        ]
+        extractors = {e.name: e.describe() for e in self.extractors}
+        return {
+            "held_out": held_out, "references": references, "resize": RESIZE, "extractors": extractors,
+            "mask_ratio": self.settings.mask_ratio,
+        }  # fmt: skip
+
+    def header(self) -> list[str]:
+        """The same in words."""
+        found = self.protocol()
+        return [
+            f"held-out: {self.held_out.name} ({self.held_out.id}), {len(self.held_out):,} images, {RESIZE}",
+            "reference: " + "; ".join(f"{one['name']} ({one['id']})" for one in found["references"]),
+            "extractors: " + "; ".join(
+                f"{name} ({e['size']} px {e['resize']}, sha256 {str(e['sha256'])[:8]})" for name, e in found["extractors"].items()
+            ),
+        ]  # fmt: skip
+
+    def measure(self, a: Artifact) -> Measured:
+        """Everything that can be said of one artifact, with what identifies it."""
+        log.info("measuring %s", a.path)
+        ways: dict[str, Callable[[Artifact], list[Measurement]]] = {
+            "tokenizer": self._tokenizer, "decoder": self._decoder, "proposal": self._proposal, "samples": self._samples,
+        }  # fmt: skip
+        found = ways[a.kind](a)
+        worst = self._worst[a.id].worst if a.id in self._worst else []
+        mode = "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
+        return Measured(
+            a.id, a.kind, a.facts["name"], str(a.path), str(a.input_id("tokenizer")), mode,
+            a.facts["use_size"], {role: entry["id"] for role, entry in a.inputs.items()}, a.recipe, found, worst,
+        )  # fmt: skip
+
+    def _input(self, a: Artifact, role: str) -> Artifact:
+        wanted = str(a.input_id(role))
+        if wanted in self.given:
+            return self.given[wanted]
+        return a if a.id == wanted else artifact.locate(wanted, a.inputs[role]["path"], a.path.parent)
+
+    def _roles(self, a: Artifact) -> Callable[[Extractor], tuple[str, ...]]:
+        """The roles of an extractor in the training of an artifact and its ancestors."""
+        if a.id not in self._lineage:
+            self._lineage[a.id] = ancestry(a, self.given.values())
+        return lambda extractor: involved(self._lineage[a.id], extractor.asked, extractor.network.sha256)
+
+    def _tokenizer(self, a: Artifact) -> list[Measurement]:
+        network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
+        source = self.source(self.spec, size)
+        found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
+        if network.quantizer.discrete and self.settings.probe_images:
+            train = self._train_source(a)
+            if train is not None:
+                most = self.settings.probe_images
+                found += judge_understanding(network, train, source, self.device, size=size, most=most)
+        return found + (self._decoder(a) if a.facts["has_decoder"] else [])
+
+    def _train_source(self, a: Artifact) -> ImageSource | None:
+        """The images that a tokenizer was trained on, where they are still at hand."""
+        recorded = a.inputs["data"]["path"]
+        try:
+            return self.source(recorded, a.facts["use_size"])
+        except TokError as error:
+            log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
+            return None
+
+    def _teacher(self, a: Artifact, network: Tokenizer) -> Teacher | None:
+        """The teacher whose features the tokenizer predicts."""
+        if isinstance(network.encoder, TeacherEncoder):
+            return network.encoder.teacher
+        if network.feature_decoder is None:
+            return None
+        known = a.recipe["teacher"]
+        keys = {k: v for k, v in known.items() if k != "name"}
+        try:
+            return build_teacher(known["name"], keys, self.options.weights.get("teacher")).to(self.device)
+        except TokError as error:
+            log.warning("no feature loss: %s", error)
+            return None
+
+    def _decoder(self, a: Artifact) -> list[Measurement]:
+        size, settings = a.facts["use_size"], self.settings
+        tokenizer = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device)
+        self._worst[a.id] = judge_decoder(
+            tokenizer, assemble.load_decoder(a, self.device), self.source(self.spec, size), self.device, size=size,
+            extractors=self.extractors, roles=self._roles(a), lpips=self.lpips, bootstrap=settings.bootstrap,
+            worst=settings.worst,
+        )  # fmt: skip
+        return self._worst[a.id].measurements
+
+    def _proposal(self, a: Artifact) -> list[Measurement]:
+        size = a.facts["use_size"]
+        return judge_proposal(
+            assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
+            self.source(self.spec, size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
+            captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
+        )  # fmt: skip
+
+    def _samples(self, a: Artifact) -> list[Measurement]:
+        return judge_samples(
+            a, self.extractors, lambda e: self.references.of(e, a.facts["use_size"]), self._roles(a), self.device,
+            manifold=self.settings.manifold, bootstrap=self.settings.bootstrap,
+        )  # fmt: skip
+
+    # --- pictures ---
+
+    def sheets(self) -> Iterator[tuple[str, Image]]:
+        """Files and pictures: a contact sheet of every decoder, and its worst reconstructions."""
+        for number, (key, found) in enumerate(self._worst.items()):
+            suffix = f"-{key}" if number else ""
+            yield f"sheet{suffix}.png", self.sheet(self.given[key])
+            if found.worst:
+                yield f"worst{suffix}.png", worst_sheet(found)
+
+    def sheet(self, decoder: Artifact) -> Image:
+        """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
+        size, tokenizer_id = decoder.facts["use_size"], decoder.input_id("tokenizer")
+        source = self.source(self.spec, size)
+        labels = [source.label(i) for i in range(len(source))]
+        classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
+        if classes:
+            chosen = [labels.index(c) for c in classes]
+        else:
+            chosen = [int(i) for i in torch.linspace(0, len(labels) - 1, min(COLUMNS, len(labels)))]
+        numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
+        tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
+        network = assemble.load_decoder(decoder, self.device)
+        rows = {"original": images, "reconstruction": measure.reconstruct(tokenizer, network, images, self.device)}
+        for a in self.given.values():
+            if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
+                turn = a.facts["labels"]
+                wanted = [turn.index(c) if c in turn else position for position, c in enumerate(classes or chosen)]
+                shown = [number for number in wanted if number < a.facts["number"]]
+                title = f"{a.facts['mode'].upper()} sample"
+                title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
+                if shown:
+                    rows[title] = torch.cat([measure.read_samples(a, range(n, n + 1)) for n in shown])
+        names = [source.classes[source.label(i)] for i in numbers] if classes else None
+        return pictures.comparison_sheet(rows, column_labels=names)

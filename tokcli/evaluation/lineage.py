@@ -1,0 +1,70 @@
+"""Which pretrained networks an artifact has seen: a judge that took part in the training is no clean judge."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokcli import artifact
+from tokcli.artifact import Artifact
+from tokcli.errors import TokError
+from tokcli.networks import READY
+
+log = logging.getLogger("tok")
+
+
+def ancestry(a: Artifact, known: Iterable[Artifact] = ()) -> list[Artifact]:
+    """The artifact and all that it descends from, itself first; an ancestor that is nowhere is named on stderr.
+
+    Args:
+        known: artifacts at hand, which need not be looked for.
+    """
+    at_hand = {k.id: k for k in known} | {a.id: a}
+    found: dict[str, Artifact | None] = {a.id: a}
+    waiting = [a]
+    while waiting:
+        child = waiting.pop()
+        for role, entry in child.inputs.items():
+            if entry["id"] in found or entry["id"].startswith("data-"):
+                continue
+            try:
+                parent = at_hand.get(entry["id"]) or artifact.locate(entry["id"], entry["path"], child.path.parent)
+            except TokError as error:
+                log.warning("%s: its %s is not at hand, so judges that trained it go unmarked: %s", a.id, role, error)
+                found[entry["id"]] = None
+                continue
+            found[parent.id] = parent
+            waiting.append(parent)
+    return [one for one in found.values() if one is not None]
+
+
+def _networks(recipe: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """(network, role) of every pretrained network that a training recipe names."""
+    teacher = recipe.get("teacher")
+    if isinstance(teacher, Mapping):
+        yield str(teacher.get("name")), "teacher"
+    for term in (recipe.get("loss") or {}).values():
+        if isinstance(term, Mapping) and term.get("network"):
+            yield str(term["network"]), "perceptual loss"
+    gan = recipe.get("gan")
+    judge = gan.get("discriminator") if isinstance(gan, Mapping) else None
+    if isinstance(judge, Mapping) and judge.get("network"):
+        yield str(judge["network"]), "discriminator"
+
+
+def involved(lineage: Iterable[Artifact], extractor: str, sha256: str | None) -> tuple[str, ...]:
+    """The roles in which an extractor's network took part in the training of these artifacts, each once.
+
+    Args:
+        lineage: from `ancestry`.
+        extractor: its name; short names stand for what they abbreviate.
+        sha256: of its weights, so that a teacher from the same file counts under any name.
+    """
+    wanted, roles = READY.get(extractor, extractor), []
+    for one in lineage:
+        for network, role in _networks(one.recipe):
+            if READY.get(network, network) == wanted:
+                roles.append(role)
+        teacher = one.facts.get("teacher")
+        if isinstance(teacher, Mapping) and sha256 and teacher.get("sha256") == sha256:
+            roles.append("teacher")
+    return tuple(dict.fromkeys(roles))

@@ -1,0 +1,79 @@
+"""Published reference statistics: `.npz` files of pytorch-fid's form (mu, sigma) and of ADM's (also mu_s, sigma_s, arr_0)."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tokcli.errors import TokError
+from tokcli.metrics.fid import Gaussian
+from tokcli.networks.inception import POOLED, SPATIAL
+
+AT_ONCE = 64  # images that are read together
+IMAGES = "arr_0"
+
+
+def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | None]:
+    """Statistics of Inception's pooled and, in ADM's files, spatial features, and how many images stand beside them.
+
+    Raises:
+        TokError: not a whole `.npz`, without mu and sigma, or of other features.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in file.files}
+            images = _header(path)[0][0] if IMAGES in file.files else None
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile, EOFError) as error:
+        raise TokError(where, "is not a whole .npz file", got=(str(error) or "empty").splitlines()[0]) from None
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise TokError(
+            where, "holds no statistics: mu and sigma", got=", ".join(arrays) or "neither",
+            next="python -m pytorch_fid --save-stats makes them",
+        )  # fmt: skip
+    pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, images, where)
+    if not {"mu_s", "sigma_s"} <= arrays.keys():
+        return pooled, None, images
+    return pooled, _gaussian(arrays["mu_s"], arrays["sigma_s"], SPATIAL, images, where), images
+
+
+def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int | None, where: str) -> Gaussian:
+    if mean.shape != (width,) or covariance.shape != (width, width):
+        got = f"mean {mean.shape}, covariance {covariance.shape}"
+        raise TokError(where, f"is not of Inception's {width:,} features", got=got)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise TokError(where, "holds numbers that are not finite", next="fetch it again")
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), count, where)
+
+
+def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of the images in a file, and where they begin in their member."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(member)
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
+            raise ValueError(f"{IMAGES} is not uint8 images (n, h, w, 3) but {dtype} {shape}")
+        return shape, dtype, member.tell()
+
+
+def read_images(path: Path) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
+    """The images of an ADM file in batches, without holding them all: 10,000 of 256 px are 2 GB.
+
+    Raises:
+        TokError: the file ends too early.
+    """
+    shape, _, start = _header(path)
+    size = int(np.prod(shape[1:]))
+    with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as member:
+        member.seek(start)
+        for first in range(0, shape[0], AT_ONCE):
+            count = min(AT_ONCE, shape[0] - first)
+            data = member.read(count * size)
+            if len(data) != count * size:
+                raise TokError(str(path), "is cut off", got=f"after image {first + len(data) // size} of {shape[0]}")
+            images = np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
+            yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2)

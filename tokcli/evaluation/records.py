@@ -1,0 +1,81 @@
+"""One measured number with its provenance, and the form that it takes in `metrics.json`.
+
+`metrics.json`, schema 1, is one object:
+
+- `protocol`: `held_out` {id, name, images}, `references` [{id, name}], `resize`, `extractors` {name: {sha256, size, resize}},
+  `mask_ratio`;
+- `artifacts`: a list of {id, kind, name, path, tokenizer (id), mode ("ar", "nar", "t2i" or null), size (px), inputs {role: id},
+  metrics {reported name: value, of the first reference}, measurements [...]}; decoders also `worst` [{key, psnr, ssim, ...}];
+- a measurement: {metric, value, count, of, against, extractor, interval, deviation, involved}. `count` things of kind `of`
+  ("images", "tokens") were measured, against {id, name, images} or null; `interval` is [low, high] at 95 % or null; `deviation`
+  is over splits or subsets, or null; `involved` lists the roles ("teacher", "perceptual loss", "discriminator") that the extractor
+  had in training the artifact or its ancestors;
+- `table`: `columns` (the paper's) and `more`, lists of {key, title, better ("higher", "lower", "neither"), metric, protocol (words or
+  null)}; `rows` [{name, tokenizer, cells {column key: {value, text, artifact, involved, interval}}}], a key that is absent was not
+  measured; `notes`, lines of text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Against:
+    """The images that others were compared with."""
+
+    id: str
+    name: str
+    images: int | None  # None: a published file of statistics does not say
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number and what it was measured on; see the module for the fields."""
+
+    metric: str
+    value: float
+    count: int
+    of: str = "images"
+    against: Against | None = None
+    extractor: str | None = None
+    interval: tuple[float, float] | None = None
+    deviation: float | None = None
+    involved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured of one artifact."""
+
+    id: str
+    kind: str
+    name: str
+    path: str
+    tokenizer: str
+    mode: str | None
+    size: int
+    inputs: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    measurements: list[Measurement]
+    worst: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The artifact's entry in `metrics.json`."""
+        found = {
+            "id": self.id, "kind": self.kind, "name": self.name, "path": self.path, "tokenizer": self.tokenizer,
+            "mode": self.mode, "size": self.size, "inputs": dict(self.inputs),
+            "metrics": self.metrics,
+            "measurements": [asdict(m) for m in self.measurements],
+        }  # fmt: skip
+        return found | ({"worst": self.worst} if self.worst else {})
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values by reported name; against the first reference named, where there are several."""
+        found: dict[str, float] = {}
+        for m in self.measurements:
+            found.setdefault(m.metric, m.value)
+        return found

@@ -1,0 +1,199 @@
+"""Reference statistics: artifacts made once from images or a published `.npz`, then used by every evaluation."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokcli import artifact, measure, workspace
+from tokcli.artifact import Artifact
+from tokcli.data import ImageSource, open_source
+from tokcli.errors import TokError
+from tokcli.evaluation.extractors import Extractor, Seen, look, spread
+from tokcli.evaluation.published import read_images, read_npz
+from tokcli.evaluation.records import Against
+from tokcli.metrics.fid import Gaussian
+from tokcli.weights import load_tensors, save_tensors, sha256
+from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
+STATISTICS, FEATURES = "statistics.safetensors", "features.safetensors"
+
+
+class Reference(NamedTuple):
+    """One extractor's view of the images that samples are compared with."""
+
+    against: Against
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    features: Tensor | None  # float32 (m, d) of at most `eval.manifold` images
+    artifact: str  # id of the statistics
+
+
+class References:
+    """What `--reference` named, as statistics by extractor and size; made when first asked for.
+
+    Args:
+        options: where statistics are written, and which device.
+        specs: data sets, folders, shards, `.npz` files, or statistics artifacts.
+        manifold: images at most whose features are stored.
+        device: where extractors run.
+
+    Raises:
+        TokError: nothing there, or an artifact that holds no statistics.
+    """
+
+    def __init__(self, options: Options, specs: Sequence[str], manifold: int, device: torch.device) -> None:
+        self.options, self.manifold, self.device = options, manifold, device
+        self.specs = list(dict.fromkeys(specs))
+        self.given = {s: artifact.open_artifact(s, "--reference", ["statistics"]) for s in specs if is_artifact(s)}
+        self._sources: dict[tuple[str, int], ImageSource] = {}
+        self._made: dict[tuple[str, str, int], Reference | None] = {}
+
+    def inputs(self, size: int) -> list[dict[str, str]]:
+        """An entry of the report's manifest for each."""
+        entries = []
+        for spec in self.specs:
+            if spec in self.given:
+                entries.append(workspace.reference(self.given[spec]))
+            elif is_npz(spec):
+                entries.append({"id": f"data-{sha256(_file(spec))[:12]}", "path": str(Path(spec).resolve())})
+            else:
+                source = self._source(spec, size)
+                entries.append({"id": source.id, "path": source.name})
+        return entries
+
+    def of(self, extractor: Extractor, size: int) -> list[Reference]:
+        """The references that this extractor has, in the order named; images are read at `size` pixels."""
+        found = [self._one(spec, extractor, size) for spec in self.specs]
+        return [one for one in found if one is not None]
+
+    def _source(self, spec: str, size: int) -> ImageSource:
+        if (spec, size) not in self._sources:
+            self._sources[spec, size] = open_source(spec, size=size)
+        return self._sources[spec, size]
+
+    def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
+        key = (spec, extractor.name, size)
+        if key not in self._made:
+            if spec in self.given:
+                self._made[key] = self._fitting(spec, extractor, size)
+            elif is_npz(spec):
+                self._made[key] = self._published(spec, extractor)
+            else:
+                self._made[key] = read_statistics(self._from_images(self._source(spec, size), extractor, size))
+        return self._made[key]
+
+    def _fitting(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
+        facts = self.given[spec].facts
+        if facts["extractor"] != extractor.name:
+            return None  # statistics of another extractor, beside which this one has its own or none
+        for fact, wanted in (("extractor_sha256", extractor.network.sha256), ("size", size)):
+            if facts[fact] not in (wanted, None):
+                raise TokError(
+                    f"--reference {spec}", f"its {fact.replace('_', ' ')} is {facts[fact]}", got=f"here it is {wanted}",
+                    next="name the images: --reference DATA",
+                )  # fmt: skip
+        return read_statistics(self.given[spec])
+
+    def _from_images(self, source: ImageSource, extractor: Extractor, size: int) -> Artifact:
+        describes = {**_recipe(extractor, self.manifold), "size": size, "resize": "short side bicubic, centre crop"}
+        data = {"id": source.id, "path": source.name}
+        draft = self._begin(source.name, describes, data, extractor)
+        if isinstance(draft, Artifact):
+            return draft
+        batches = (images for _, images in measure.read(source, measure.evaluation_transform(size)))
+        keep = spread(len(source), self.manifold)
+        seen = look(batches, Seen(extractor, f"--reference {source.name}", keep), self.device)
+        state = _state(seen.moments.gaussian(), seen.spatial.gaussian() if seen.spatial else None)
+        return _finish(draft, state, seen.features, describes, source.name, seen.moments.count)
+
+    def _published(self, spec: str, extractor: Extractor) -> Reference | None:
+        """pytorch-fid's or ADM's file, which is of Inception's features."""
+        if extractor.asked != "inception":
+            return None
+        path = _file(spec)
+        describes = {**_recipe(extractor, self.manifold), "size": None, "resize": "as published"}
+        name = path.stem
+        draft = self._begin(name, describes, {"id": f"data-{sha256(path)[:12]}", "path": str(path)}, extractor)
+        if isinstance(draft, Artifact):
+            return read_statistics(draft)
+        pooled, spatial, count = read_npz(path, f"--reference {spec}")
+        kept = torch.zeros(0, len(pooled.mean))
+        if count is not None:  # the images stand beside their statistics: precision and recall need their features
+            kept = look(read_images(path), Seen(extractor, spec, spread(count, self.manifold)), self.device).features
+        return read_statistics(_finish(draft, _state(pooled, spatial), kept, describes, name, count))
+
+    def _begin(self, name: str, describes: dict[str, Any], data: dict[str, str], extractor: Extractor) -> Any:
+        short = re.sub(r"[^\w.-]+", "-", f"{_short(name)}-{extractor.name}")
+        recipe = {"stage": "statistics", "statistics": describes}
+        log.info("reference %s: statistics of %s", name, extractor.name)
+        options = replace(self.options, out=None)
+        return workspace.begin(options, "statistics", short, recipe, {"data": data}, self.device)
+
+
+def is_artifact(spec: str) -> bool:
+    """Whether `--reference` names an artifact."""
+    return (Path(spec) / artifact.MANIFEST).is_file()
+
+
+def is_npz(spec: str) -> bool:
+    """Whether `--reference` names a file of published statistics."""
+    return spec.endswith(".npz")
+
+
+def _file(spec: str) -> Path:
+    path = Path(spec).expanduser().resolve()
+    if not path.is_file():
+        raise TokError(f"--reference {spec}", "no such file")
+    return path
+
+
+def _short(name: str) -> str:
+    """The end of a path: `openmoji/val` and `/data/photos/val` are `openmoji-val` and `photos-val`."""
+    return "-".join(Path(name).parts[-2:]).strip("-/")
+
+
+def _recipe(extractor: Extractor, manifold: int) -> dict[str, Any]:
+    return {"extractor": extractor.name, "extractor_sha256": extractor.network.sha256, "manifold": manifold}
+
+
+def _state(pooled: Gaussian, spatial: Gaussian | None) -> dict[str, Tensor]:
+    state = {"mean": pooled.mean, "covariance": pooled.covariance}
+    if spatial is not None:
+        state |= {"spatial_mean": spatial.mean, "spatial_covariance": spatial.covariance}
+    return {key: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64)) for key, value in state.items()}
+
+
+def _finish(
+    draft: Any, state: dict[str, Tensor], kept: Tensor, describes: dict[str, Any], name: str, images: int | None
+) -> Artifact:
+    save_tensors(draft.path / STATISTICS, state)
+    save_tensors(draft.path / FEATURES, {"features": kept.float()})
+    facts = {"name": name, "images": images, "dim": len(state["mean"]), "features": len(kept), **describes}
+    done: Artifact = draft.finish(facts, payload=[STATISTICS, FEATURES])
+    return done
+
+
+def read_statistics(a: Artifact) -> Reference:
+    """Statistics back from their artifact, hashes checked.
+
+    Raises:
+        TokError: damaged files.
+    """
+    state = load_tensors(a.file(STATISTICS))
+    name, images = a.facts["name"], a.facts["images"]
+    pairs = [
+        Gaussian(state[f"{part}mean"].numpy(), state[f"{part}covariance"].numpy(), images, f"--reference {name}")
+        for part in ("", "spatial_")
+        if f"{part}mean" in state
+    ]
+    kept = load_tensors(a.file(FEATURES))["features"]
+    against = Against(a.inputs["data"]["id"], name, images)
+    return Reference(against, pairs[0], pairs[1] if len(pairs) > 1 else None, kept if len(kept) else None, a.id)

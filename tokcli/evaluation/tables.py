@@ -1,0 +1,189 @@
+"""From measurements to tables: rows by lineage, columns by metric and protocol, the paper's columns first."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tokcli.draft import differing_keys
+from tokcli.evaluation.records import Measured, Measurement
+from tokcli.metrics import METRICS, describe, is_known
+from tokcli.metrics.table import Cell, Column, Row, Table, cell_text
+
+# The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode.
+PAPER = (
+    ("codebook_usage", ("codebook_usage",), None), ("rfid", ("rfid", "rfd_"), None), ("proposal_ppl", ("proposal_ppl",), None),
+    ("fid_ar", ("fid", "fd_"), "ar"), ("fid_nar", ("fid", "fd_"), "nar"), ("fid_t2i", ("fid", "fd_"), "t2i"),
+    ("inception_score", ("inception_score",), None),
+)  # fmt: skip
+SIGN = "* its judge took part in the training: "
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measurement in its place."""
+
+    artifact: Measured
+    measurement: Measurement
+
+    @property
+    def metric(self) -> str:
+        """The reported name; of samples with their mode."""
+        mode = self.artifact.mode if self.artifact.kind == "samples" else None
+        return f"{self.measurement.metric}_{mode}" if mode else self.measurement.metric
+
+    @property
+    def protocol(self) -> tuple[Any, ...]:
+        """What two numbers of one column must share."""
+        m, against = self.measurement, self.measurement.against
+        compared = None if against is None else (against.id, against.images)
+        return (m.count, m.of, compared, self.artifact.size)
+
+
+def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:
+    """(name, tokenizer, entries): a row per tokenizer, and one more for each artifact whose place is taken."""
+    of: dict[str, list[Measured]] = defaultdict(list)
+    for one in measured:
+        of[one.tokenizer].append(one)
+    names = [found[0].name for found in of.values()]
+    rows = []
+    for tokenizer, found in of.items():
+        name = found[0].name if names.count(found[0].name) == 1 else f"{found[0].name} {tokenizer[-6:]}"
+        first: dict[tuple[str, Any], Entry] = {}
+        extra: list[tuple[str, str, list[Entry]]] = []
+        for one in found:
+            entries = {
+                (e.metric, e.protocol): e for e in (Entry(one, m) for m in one.measurements if is_known(m.metric))
+            }
+            if taken := [first[key].artifact for key in entries if key in first]:
+                extra.append((f"{name}: {_difference(one, taken[0])}", tokenizer, list(entries.values())))
+            else:
+                first |= entries
+        rows += [(name, tokenizer, list(first.values())), *extra]
+    return rows
+
+
+def _difference(one: Measured, other: Measured) -> str:
+    """What an artifact's recipe has that another's has not, or its folder's name where that is much."""
+    found = [text.split(", not ")[0].replace(": ", "=") for text in differing_keys(one.recipe, other.recipe)]
+    said = ", ".join(found)
+    return said if 0 < len(said) <= 60 else one.path.rsplit("/", 1)[-1]
+
+
+def _columns(entries: Sequence[Entry]) -> dict[tuple[str, Any], Column]:
+    """A column per metric and protocol; letters where one metric has several protocols."""
+    protocols: dict[str, list[Any]] = defaultdict(list)
+    for e in entries:
+        if e.protocol not in protocols[e.metric]:
+            protocols[e.metric].append(e.protocol)
+    several = list(dict.fromkeys(p for found in protocols.values() if len(found) > 1 for p in found))
+    letters = {p: _letter(several.index(p)) for p in several}
+    return {
+        (metric, p): Column(metric, letters[p] if len(found) > 1 else "")
+        for metric, found in protocols.items()
+        for p in found
+    }
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else f"a{number}"
+
+
+def _slot(metric: str) -> int:
+    """The paper's column that a metric belongs to, or one past the last."""
+    for place, (_, beginnings, mode) in enumerate(PAPER):
+        base, _, last = metric.rpartition("_")
+        plain, of = (base, last) if last in ("ar", "nar", "t2i") else (metric, None)
+        alike = any(plain == b or (b.endswith("_") and plain.startswith(b)) for b in beginnings)
+        if alike and (of == mode or beginnings == ("inception_score",)):
+            return place
+    return len(PAPER)
+
+
+def _order(metric: str) -> int:
+    known = list(METRICS)
+    return next((i for i, name in enumerate(known) if metric == name), len(known))
+
+
+class Tables(NamedTuple):
+    """The paper's table, all other metrics, both in one, and all as data for `metrics.json`."""
+
+    paper: Table
+    more: Table
+    whole: Table
+    as_json: dict[str, Any]
+
+
+def build_tables(measured: Sequence[Measured]) -> Tables:
+    """One row per tokenizer among these artifacts, and one more wherever a second artifact fills the same place."""
+    rows = _rows(measured)
+    entries = [e for _, _, found in rows for e in found]
+    columns = _columns(entries)
+    by_slot: dict[int, list[Column]] = defaultdict(list)
+    for (metric, _), column in columns.items():
+        by_slot[_slot(metric)].append(column)
+    paper = [c for place, (name, _, _) in enumerate(PAPER) for c in by_slot.get(place) or [Column(name)]]
+    more = sorted(by_slot[len(PAPER)], key=lambda c: _order(c.metric))
+    placed = [
+        (name, tokenizer, {columns[e.metric, e.protocol].key: e for e in found}) for name, tokenizer, found in rows
+    ]
+    drawn = [
+        Row(name, {key: Cell(e.measurement.value, bool(e.measurement.involved)) for key, e in found.items()})
+        for name, _, found in placed
+    ]
+    tables = [Table(shown, drawn, _notes(entries, columns, shown)) for shown in (paper, more, [*paper, *more])]
+    as_json = {
+        "columns": [_column_json(c, entries, columns) for c in paper],
+        "more": [_column_json(c, entries, columns) for c in more],
+        "rows": [
+            {"name": name, "tokenizer": tokenizer, "cells": {key: _cell(e, columns) for key, e in found.items()}}
+            for name, tokenizer, found in placed
+        ],
+        "notes": tables[2].notes,
+    }
+    return Tables(tables[0], tables[1], tables[2], as_json)
+
+
+def _cell(e: Entry, columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
+    m, column = e.measurement, columns[e.metric, e.protocol]
+    text = cell_text(column, Cell(m.value, bool(m.involved)))
+    found = {"value": m.value, "text": text, "artifact": e.artifact.id, "involved": list(m.involved)}
+    return found | {"interval": None if m.interval is None else list(m.interval)}
+
+
+def _column_json(column: Column, entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
+    metric = describe(column.metric)
+    of_it = [e for e in entries if columns[e.metric, e.protocol] == column]
+    found = {"key": column.key, "title": column.heading, "better": metric.better, "metric": column.metric}
+    return found | {"protocol": _words(of_it[0]) if of_it else None}
+
+
+def _notes(entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column], shown: Sequence[Column]) -> list[str]:
+    """One line per protocol with the columns that follow it, and what the marks mean."""
+    of: dict[Any, list[str]] = defaultdict(list)
+    words: dict[Any, str] = {}
+    roles: list[str] = []
+    for e in entries:
+        column = columns[e.metric, e.protocol]
+        if column not in shown:
+            continue
+        title = describe(column.metric).title + (f" ({column.letter})" if column.letter else "")
+        if title not in of[e.protocol]:
+            of[e.protocol].append(title)
+        words[e.protocol] = _words(e)
+        roles += [f"{e.measurement.extractor} ({', '.join(e.measurement.involved)})"] * bool(e.measurement.involved)
+    notes = [f"{', '.join(titles)}: {words[p]}" for p, titles in of.items()]
+    return notes + ([SIGN + "; ".join(dict.fromkeys(roles))] if roles else [])
+
+
+def _words(e: Entry) -> str:
+    m, against = e.measurement, e.measurement.against
+    what = f"{m.count:,} {m.of}"
+    if against is not None:
+        images = "an unknown number of" if against.images is None else f"{against.images:,}"
+        what += (
+            f" against {images} images of {against.name} ({against.id})"
+            if m.of == "images"
+            else f" of {against.name} ({against.id})"
+        )
+    return f"{what}, {e.artifact.size} px"

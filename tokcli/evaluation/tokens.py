@@ -1,0 +1,94 @@
+"""What tokens say: how the codebook is used, whether classes can be told from tokens, how well a network predicts them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokcli import measure, metrics
+from tokcli.data import ImageSource
+from tokcli.evaluation.extractors import spread
+from tokcli.evaluation.records import Against, Measurement
+from tokcli.metrics.understanding import bags
+from tokcli.models import Tokenizer
+from tokcli.proposals import Proposal
+from tokcli.teachers import Teacher
+
+UNITS = (
+    "tokens",
+    "tokens_nonblank",
+    "images",
+)  # of `measure`: numbers counted, which belong to the numbers beside them
+
+
+def judge_tokenizer(
+    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None
+) -> list[Measurement]:
+    """Codebook use and feature loss on held-out images."""
+    found = measure.tokenizer(network, source, device, size=size, teacher=teacher)
+    against = Against(source.id, source.name, len(source))
+    result = []
+    for name, value in found.items():
+        if name in UNITS:
+            continue
+        tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
+        count, of = (len(source), "images") if name == "feature_loss" else (tokens, "tokens")
+        result.append(Measurement(name, value, count, of, against))
+    return result
+
+
+class Told(NamedTuple):
+    """Tokens of labelled images."""
+
+    indices: Tensor  # (b, n)
+    labels: np.ndarray  # (b,)
+
+
+@torch.no_grad()
+def _told(network: Tokenizer, source: ImageSource, most: int, size: int, device: torch.device) -> Told:
+    chosen = [i for i in spread(len(source), most) if source.label(i) >= 0]
+    indices, labels = [], []
+    for numbers, images in measure.read(source, measure.evaluation_transform(size), chosen):
+        indices.append(network.encode(measure.unit(images, device)).cpu())
+        labels += [source.label(i) for i in numbers]
+    return Told(torch.cat(indices), np.array(labels))
+
+
+def judge_understanding(
+    network: Tokenizer, train: ImageSource, held_out: ImageSource, device: torch.device, *, size: int, most: int
+) -> list[Measurement]:
+    """Accuracy of held-out images' classes told from their tokens; none where images have no classes.
+
+    Args:
+        train: images that a probe learns from.
+        most: so many of each set at most, evenly spread.
+    """
+    if not (most and train.classes and train.classes == held_out.classes):
+        return []
+    learnt, asked = (_told(network, source, most, size, device) for source in (train, held_out))
+    grid, k = network.grid(size), network.quantizer.codebook_size
+    of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))
+    against = Against(train.id, train.name, len(learnt.labels))
+    return [
+        Measurement(
+            name,
+            metrics.METRICS[name].function(of_learnt, learnt.labels, of_asked, asked.labels),
+            len(asked.labels),
+            against=against,
+        )
+        for name in ("probe_accuracy", "knn_accuracy")
+    ]
+
+
+def judge_proposal(
+    network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
+    captions: Callable[[Sequence[str]], Tensor] | None,
+) -> list[Measurement]:  # fmt: skip
+    """Perplexity or masked cross-entropy on held-out tokens; `captions` is as for `measure.proposal`."""
+    found = measure.proposal(network, tokenizer, source, device, size=size, mask_ratio=mask_ratio, captions=captions)
+    against = Against(source.id, source.name, len(source))
+    of = "tokens" if "tokens" in found else "images"
+    count = int(found[of])
+    return [Measurement(name, value, count, of, against) for name, value in found.items() if name not in UNITS]
