@@ -2,6 +2,16 @@
 # README command 2: install, lint, check types and import layers, run the seven commands at toy size, then the tests.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh" demo,dev
+if [ "${CI:-}" = true ] && ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+    # elsewhere the tests of pages are skipped where there is no browser: nobody's system is changed
+    echo "CI: installing chromium for the tests of pages ..." >&2
+    log="$(mktemp)"
+    if ! { apt-get update -q && apt-get install -y -q --no-install-recommends chromium chromium-driver; } >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        echo "scripts/test.sh: apt-get could not install chromium and chromium-driver. Install them in CI's image, or unset CI." >&2
+        exit 1
+    fi
+fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check .
 ruff format --check .

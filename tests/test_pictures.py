@@ -231,8 +231,11 @@ def test_embedding_numbers_name_kind_row_and_class(embedding):
     ],
 )
 def test_the_embedding_plot_takes_two_classes_many_or_none(tmp_path, embedding, labels, classes, of_codes):
-    path = pictures.draw_embedding(embedding, tmp_path / "map.png", labels, classes, of_codes, title="t")
+    panels = [pictures.Panel("t", embedding, labels, of_codes)]
+    path = pictures.draw_embeddings(panels, tmp_path / "map.png", classes)
     assert Image.open(path).size == (1500, 1050)
+    two = pictures.draw_embeddings(panels * 2, tmp_path / "two.png", classes)
+    assert Image.open(two).size == (2505, 1050)
 
 
 def test_too_few_points_have_no_embedding():

@@ -143,12 +143,13 @@ def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: 
 
 
 @click.command("viz-codebook", short_help="tokenizer, images -> pictures of the codebook")
+@click.option("--against", type=PATH, metavar="DIR", help="Another tokenizer, drawn beside it from the same images.")
 @with_options(TOKENIZER, DATA, COMMON)
-def viz_codebook(tokenizer: Path | None, as_json: bool, **flags: Any) -> None:
-    """Draw what each code means: patches that share it, usage, a map of codes and features."""
+def viz_codebook(tokenizer: Path | None, against: Path | None, as_json: bool, **flags: Any) -> None:
+    """Draw what each code means: patches that share it, usage, places, purity, an atlas, a map of codes and features."""
     from tokcli.stages import viz_codebook as stage
 
-    run_stage(lambda o: stage.main(o, tokenizer=tokenizer), options_of(flags), as_json)
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, against=against), options_of(flags), as_json)
 
 
 def _share(index: int | None, number: int | None) -> tuple[int, int] | None:

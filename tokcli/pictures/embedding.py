@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokcli.errors import TokError
 from tokcli.pictures.plots import new_figure, save_figure
+from tokcli.pictures.similarity import tsne
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ def embed(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """t-SNE of features and codes together (van der Maaten and Hinton 2008), after PCA to 50 dimensions.
+    """t-SNE of features and codes together, after PCA to 50 dimensions.
 
     Give both as the quantizer compares them: l2-normalised where it uses the cosine.
 
@@ -64,24 +64,19 @@ def embed(
         limit: at most so many random features.
         code_limit: at most so many random codes.
         perplexity: t-SNE's; lowered where there are few points.
-        seed: of both choices and of t-SNE; a layout repeats on the same number of threads.
+        seed: of both choices and of t-SNE; the layout repeats.
 
     Raises:
         TokError: fewer than 4 points in all, or values that are not finite.
     """
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
     rows, kept = _some(len(features), limit, seed), _some(len(codes), code_limit, seed)
     parts = (features.detach().float().cpu().numpy()[rows], codes.detach().float().cpu().numpy()[kept])
     points = np.concatenate(parts)
-    if len(points) < 4 or not np.isfinite(points).all():
-        raise TokError("t-SNE", "needs at least 4 points, all finite", got=f"{len(points)} points")
-    if min(points.shape) > PCA_DIMENSIONS:
+    if min(points.shape) > PCA_DIMENSIONS and np.isfinite(points).all():
         points = PCA(PCA_DIMENSIONS, svd_solver="full").fit_transform(points)
-    start = "pca" if points.shape[1] > 1 else "random"
-    few = (len(points) - 1) / 3
-    xy = TSNE(init=start, perplexity=min(perplexity, few), random_state=seed).fit_transform(points)
+    xy = tsne(points, perplexity, seed)
     return Embedding(xy[: len(rows)], xy[len(rows) :], rows, kept)
 
 
@@ -116,71 +111,89 @@ def _of_codes(embedding: Embedding, code_labels: Tensor | None) -> Int[np.ndarra
     return code_labels.cpu().numpy()[embedding.codes]
 
 
-def draw_embedding(
-    embedding: Embedding,
-    path: str | Path,
-    labels: Int[Tensor, " M"],
-    classes: Sequence[str],
-    code_labels: Int[Tensor, " k"] | None = None,
-    *,
-    title: str = "",
-) -> Path:
-    """Features as small marks, codes as larger ones with a black edge, in the colours of their classes; 1500 x 1050 px.
+class Panel(NamedTuple):
+    """One tokenizer's map.
 
     Args:
+        title: above it.
         embedding: from `embed`.
-        path: the PNG to write.
         labels: class of each feature given to `embed`, -1 for none.
-        classes: names by number; the ten commonest have colours, all others share a grey.
         code_labels: class of each code (of most of its tokens), -1 for none; None leaves the codes white.
-        title: above the plot.
     """
-    figure = new_figure(10.0, 7.0)
-    axes = figure.add_axes((0.02, 0.02, 0.70, 0.91))
-    names = _draw_points(axes, embedding, labels, classes, code_labels)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_color("#cccccf")
-    axes.margins(0.03)
-    axes.set_title(title, fontsize=12, loc="left")
+
+    title: str
+    embedding: Embedding
+    labels: Int[Tensor, " M"]
+    code_labels: Int[Tensor, " k"] | None = None
+
+
+def draw_embeddings(panels: Sequence[Panel], path: str | Path, classes: Sequence[str]) -> Path:
+    """Maps side by side: features as small marks, codes as larger ones with a black edge, both in their classes' colours.
+
+    Args:
+        panels: one a tokenizer; the first one's classes are in the legend. One is 1500 x 1050 px, two 2505 x 1050.
+        path: the PNG to write.
+        classes: names by number; the ten commonest have colours, all others share a grey.
+    """
+    side, legend = 6.7, 3.3  # inches
+    figure = new_figure(side * len(panels) + legend, 7.0)
+    width = side * len(panels) + legend
+    common = _common_classes(panels[0], classes)
+    names: list[tuple[str, str, str]] = []
+    for number, panel in enumerate(panels):
+        axes = figure.add_axes(((number * side + 0.12) / width, 0.02, (side - 0.24) / width, 0.91))
+        names = names or _draw_points(axes, panel, classes, common)
+        if number:
+            _draw_points(axes, panel, classes, common)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_color("#cccccf")
+        axes.margins(0.03)
+        points = f"{len(panel.embedding.rows):,} features, {len(panel.embedding.codes):,} codes"
+        axes.set_title(f"{panel.title}  ·  {points}" if panel.title else points, fontsize=11, loc="left")
     look: dict[str, Any] = {"s": 70, "linewidth": 0.9}
     handles = [axes.scatter([], [], marker=m, color=c, label=name, **look) for name, c, m in names]
-    code = f"code ({len(embedding.codes):,})"
-    handles.append(axes.scatter([], [], color="white", edgecolor="black", label=code, **look))
+    handles.append(axes.scatter([], [], color="white", edgecolor="black", label="code", **look))
     figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(0.73, 0.94),
+        bbox_to_anchor=(1 - (legend - 0.1) / width, 0.94),
         frameon=False,
         fontsize=11,
-        title=f"t-SNE of {len(embedding.rows):,} features",
-        title_fontsize=11,
+        title="class of the image (of a code: of\nmost of its tokens; grey: unused)",
+        title_fontsize=10,
         alignment="left",
         labelspacing=0.7,
     )
     return save_figure(figure, path)
 
 
-def _draw_points(
-    axes: "Axes", embedding: Embedding, labels: Tensor, classes: Sequence[str], code_labels: Tensor | None
-) -> list[tuple[str, str, str]]:
-    """Draw all points; returns name, colour and shape of the classes that features show."""
-    shown, of_codes = labels.cpu().numpy()[embedding.rows], _of_codes(embedding, code_labels)
+def _common_classes(panel: Panel, classes: Sequence[str]) -> Int[np.ndarray, " c"]:
+    """The commonest classes among a panel's features, as many as there are colours, by number."""
+    shown = panel.labels.cpu().numpy()[panel.embedding.rows]
     present = np.bincount(shown[shown >= 0], minlength=len(classes))
     common = np.sort(np.argsort(-present, kind="stable")[: len(COLOURS)])
-    common = common[present[common] > 0]
-    rest = np.count_nonzero(present) - len(common)
+    return common[present[common] > 0]
 
-    names = []
+
+def _draw_points(
+    axes: "Axes", panel: Panel, classes: Sequence[str], common: Int[np.ndarray, " c"]
+) -> list[tuple[str, str, str]]:
+    """Draw all points; returns name, colour and shape of the classes that features show."""
+    embedding = panel.embedding
+    shown, of_codes = panel.labels.cpu().numpy()[embedding.rows], _of_codes(embedding, panel.code_labels)
+    rest = len(np.unique(shown[shown >= 0])) - len(common)
+
+    names: list[tuple[str, str, str]] = []
     groups = [(COLOURS[i], SHAPES[i % len(SHAPES)], shown == c, of_codes == c) for i, c in enumerate(common)]
     titles = [_short(classes[c]) for c in common]
     groups.append((OTHERS, "o", ~np.isin(shown, common), ~np.isin(of_codes, common)))
-    titles.append(f"{rest:,} other classes" if rest else "no class")
+    titles.append(f"{rest:,} other classes" if rest > 0 else "no class")
     for title, (colour, shape, features, codes) in zip(titles, groups, strict=True):
         x, y = embedding.feature_xy[features].T
-        axes.scatter(x, y, s=10, marker=shape, color=colour, alpha=0.65, linewidth=0, zorder=2)
+        axes.scatter(x, y, s=13, marker=shape, color=colour, alpha=0.7, linewidth=0, zorder=2)
         x, y = embedding.code_xy[codes].T
-        face = "white" if code_labels is None else colour
-        axes.scatter(x, y, s=34, marker=shape, color=face, edgecolor="black", linewidth=0.9, zorder=3)
+        face = "white" if panel.code_labels is None else colour
+        axes.scatter(x, y, s=34, marker=shape, color=face, edgecolor="black", linewidth=0.7, zorder=3)
         if features.any():
             names.append((title, colour, shape))
     return names

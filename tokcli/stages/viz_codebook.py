@@ -1,8 +1,8 @@
-"""`tok viz-codebook`: what each code means, as pictures with the numbers behind them."""
+"""`tok viz-codebook`: what each code means, as pictures with the numbers behind them and a page to walk through."""
 
 import logging
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -40,37 +40,58 @@ class VizRecipe(Recipe):
     viz: Viz
 
 
-def main(options: Options, *, tokenizer: Path | None) -> Artifact | str:
-    """Draw a codebook; see `tok viz-codebook --help`."""
+def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> Artifact | str:
+    """Draw a codebook, and another beside it; see `tok viz-codebook --help`."""
     made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    drawn = {"tokenizer": made_by}
+    if against is not None:
+        drawn["against"] = workspace.choose(options, "--against", against, ["tokenizer"])
     spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, VizRecipe, "viz", workspace.recipe_folder(spec), {})
     if options.dry_run:
-        return plan.describe(options, recipe, {}, reads={"data": spec, "tokenizer": str(made_by.path)}, writes="viz")
-    source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels)
+        reads = {"data": spec, **{role: str(a.path) for role, a in drawn.items()}}
+        return plan.describe(options, recipe, {}, reads=reads, writes="viz")
     with workspace.session(options) as device:
-        inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(made_by)}
+        source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels)
+        inputs = {"data": {"id": source.id, "path": source.name}}
+        inputs |= {role: workspace.reference(a) for role, a in drawn.items()}
         draft = workspace.begin(options, "viz", made_by.facts["name"], resolved(recipe), inputs, device)
         if isinstance(draft, Artifact):
             return draft
-        network = assemble.load_tokenizer(made_by, device)
-        if not network.quantizer.discrete:
-            raise TokError(f"--tokenizer {made_by.path}", "was trained without a quantizer and has no codes")
-        seen = _read(network, source, made_by.facts["use_size"], recipe.viz, device)
-        counts = _draw(draft.path, network, seen, source.classes, recipe)
-        facts = {"name": made_by.facts["name"], "images": len(seen.images), "codebook_size": len(counts)}
-        measured = {
-            "codebook_usage": metrics.codebook_usage(counts),
-            "codebook_perplexity": metrics.codebook_perplexity(counts),
-            "tokens": int(counts.sum()),
+        views = []
+        for (role, a), name in zip(drawn.items(), _names(list(drawn.values())), strict=True):
+            if a.facts["use_size"] != made_by.facts["use_size"]:  # vector images are rendered anew
+                source = open_source(spec, size=a.facts["use_size"], labels=options.labels)
+            views.append(_draw(draft.path, role, a, name, source, recipe, device))
+        pictures.draw_embeddings([view.panel for view in views], draft.path / "map.png", source.classes)
+        page = _write_page(draft.path, views, source, recipe)
+        write_listing(draft.path, "page.sha256", page)
+        facts = {
+            "name": made_by.facts["name"],
+            "images": len(views[0].seen.images),
+            "codebook_size": len(views[0].book.counts),
         }
-        payload = ["codes.sha256", "usage.csv", "map.csv"]
-        return draft.finish(facts, payload=payload, extras=["usage.png", "map.png", "ranking.png"], metrics=measured)
+        if against is not None:
+            facts |= {"against": drawn["against"].facts["name"]}
+        measured = {view.book.name: view.metrics for view in views}
+        return draft.finish(
+            facts,
+            payload=[name for view in views for name in view.payload],
+            extras=["map.png", "page.sha256", *(name for view in views for name in view.extras)],
+            metrics=measured if against is not None else views[0].metrics,
+        )
+
+
+def _names(given: list[Artifact]) -> list[str]:
+    """What to call the tokenizers: their names, with the ends of their ids where two are called the same."""
+    names = [a.facts["name"] for a in given]
+    return names if len(set(names)) == len(names) else [f"{a.facts['name']} {a.id[-6:]}" for a in given]
 
 
 class _Seen(NamedTuple):
     """Images with their tokens, and encoder features of some non-blank patches."""
 
+    numbers: list[int]
     images: Tensor  # uint8 (N, 3, s, s)
     indices: Tensor  # (N, n)
     labels: Tensor  # (N,)
@@ -79,15 +100,27 @@ class _Seen(NamedTuple):
     grid: tuple[int, int]
 
 
+class _View(NamedTuple):
+    """What was drawn of one tokenizer."""
+
+    panel: pictures.Panel
+    book: pictures.Codebook
+    seen: _Seen
+    payload: list[str]
+    extras: list[str]
+    metrics: dict[str, Any]
+
+
 @torch.no_grad()
 def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: torch.device) -> _Seen:
     chosen = sorted({int(i) for i in torch.linspace(0, len(source) - 1, min(viz.images, len(source)))})
     grid = network.grid(size)
-    images, indices, labels, features, owners = [], [], [], [], []
+    read, images, indices, labels, features, owners = [], [], [], [], [], []
     keep = max(1, 4 * viz.points // max(1, len(chosen)))  # per image: a few times what is drawn, not every patch
     for numbers, batch in measure.read(source, measure.evaluation_transform(size), chosen):
         pixels = measure.unit(batch, device)
         z_e = network.encoder(pixels).float()
+        read += numbers
         images.append(batch)
         indices.append(network.quantizer(z_e).indices.cpu())
         of = torch.tensor([source.label(i) for i in numbers])
@@ -98,47 +131,66 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
             places = places[:: max(1, len(places) // keep)][:keep]
             features.append(z_e[row].cpu()[places])
             owners.append(of[row].repeat(len(places)))
-    return _Seen(torch.cat(images), torch.cat(indices), torch.cat(labels), torch.cat(features), torch.cat(owners), grid)
+    every = torch.cat
+    return _Seen(read, every(images), every(indices), every(labels), every(features), every(owners), grid)
 
 
-def _draw(folder: Path, network: Tokenizer, seen: _Seen, classes: list[str], recipe: VizRecipe) -> Tensor:
-    """Write all pictures and tables; returns the code counts."""
-    viz, quantizer, grid = recipe.viz, network.quantizer, seen.grid
+def _draw(
+    root: Path, role: str, a: Artifact, name: str, source: ImageSource, recipe: VizRecipe, device: torch.device
+) -> _View:
+    """Write all pictures and tables of one tokenizer but the map, which several share."""
+    network = assemble.load_tokenizer(a, device)
+    viz, quantizer = recipe.viz, network.quantizer
+    if not quantizer.discrete:
+        raise TokError(f"--{role} {a.path}", "was trained without a quantizer and has no codes")
+    folder = root if role == "tokenizer" else root / role
+    folder.mkdir(exist_ok=True)
+    seen = _read(network, source, a.facts["use_size"], viz, device)
     k = quantizer.codebook_size
     counts = count_codes(seen.indices, k)
-    (folder / "codes").mkdir(exist_ok=True)
-    sheets = pictures.write_code_sheets(
-        folder / "codes", seen.images, seen.indices, grid, k, columns=viz.columns, context=viz.context
-    )
-    write_listing(folder, "codes.sha256", [f"codes/{path.name}" for path in sheets])
-    ranking = pictures.ranking_sheet(seen.images, seen.indices, grid, k, context=viz.context)
-    pictures.save_png(ranking, folder / "ranking.png")
-    pictures.write_csv(folder / "usage.csv", pictures.usage_numbers(counts))
-    pictures.draw_usage(
-        counts,
-        folder / "usage.png",
-        usage=metrics.codebook_usage(counts),
-        perplexity=metrics.codebook_perplexity(counts),
-    )
-    codes = quantizer.codes(torch.arange(k, device=next(network.parameters()).device)).cpu().float()
+    measured: dict[str, Any] = {
+        "codebook_usage": metrics.codebook_usage(counts),
+        "codebook_perplexity": metrics.codebook_perplexity(counts),
+        "tokens": int(counts.sum()),
+    }
+    codes = quantizer.codes(torch.arange(k, device=device)).cpu().float()
     features = seen.features
-    if getattr(quantizer, "metric", "") == "cosine":
-        features = F.normalize(features, dim=-1)  # as the quantizer compares them
+    if getattr(quantizer, "metric", "") == "cosine":  # as the quantizer compares them
+        features, codes = F.normalize(features, dim=-1), F.normalize(codes, dim=-1)
+    book = pictures.see(
+        name, seen.images, seen.indices, seen.labels, seen.grid, codes,
+        perplexity=viz.perplexity, seed=recipe.seed,
+    )  # fmt: skip
+    sheets, tables, drawn = pictures.write_pictures(
+        folder, book, source.classes, columns=viz.columns, context=viz.context,
+        usage=measured["codebook_usage"], perplexity=measured["codebook_perplexity"],
+    )  # fmt: skip
+    write_listing(folder, "codes.sha256", sheets)
+    owners = None if book.purity is None else torch.from_numpy(book.purity.owner)
+    if book.purity is None:
+        log.info("%s: no image has a class, so there is no purity", source.name)
+    else:
+        measured["purity"], measured["purity_shuffled"] = book.purity.mean()
     embedding = pictures.embed(features, codes, limit=viz.points, perplexity=viz.perplexity, seed=recipe.seed)
-    owners = majority_class(seen.indices, seen.labels, k)
-    pictures.write_csv(folder / "map.csv", pictures.embedding_numbers(embedding, seen.feature_labels, classes, owners))
-    pictures.draw_embedding(
-        embedding, folder / "map.png", seen.feature_labels, classes, owners, title="features and codes (t-SNE)"
-    )
-    return counts
+    rows = pictures.embedding_numbers(embedding, seen.feature_labels, source.classes, owners)
+    pictures.write_csv(folder / "map.csv", rows)
+    images = [
+        {"image": i, "key": source.key(number), "label": source.classes[c] if 0 <= c < len(source.classes) else ""}
+        for i, (number, c) in enumerate(zip(seen.numbers, seen.labels.tolist(), strict=True))
+    ]
+    pictures.write_csv(folder / "images.csv", images)
+    panel = pictures.Panel(book.name, embedding, seen.feature_labels, owners)
+    at = folder.relative_to(root)
+    payload = [str(at / name) for name in ("codes.sha256", "map.csv", "images.csv", *tables)]
+    return _View(panel, book, seen, payload, [str(at / name) for name in drawn], measured)
 
 
-def majority_class(indices: Tensor, labels: Tensor, codebook_size: int) -> Tensor:
-    """The class that most of a code's tokens come from, int64 (k,); -1 for unused codes and unlabelled data."""
-    number = int(labels.max()) + 1 if len(labels) else 0
-    if number < 1:
-        return torch.full((codebook_size,), -1)
-    known = labels >= 0
-    pairs = indices[known] * number + labels[known][:, None]
-    table = torch.bincount(pairs.flatten(), minlength=codebook_size * number).view(codebook_size, number)
-    return torch.where(table.sum(1) > 0, table.argmax(1), -1)
+def _write_page(folder: Path, views: list[_View], source: ImageSource, recipe: VizRecipe) -> list[str]:
+    """The page, of one tokenizer or two."""
+    seen = views[0].seen
+    names = [next(iter(source.captions(i)), "") or source.key(i) for i in seen.numbers]
+    return pictures.write_page(
+        folder, [view.book for view in views], seen.labels, names, source.classes,
+        perplexities=[view.metrics["codebook_perplexity"] for view in views], context=recipe.viz.context,
+        title=" and ".join(view.book.name for view in views) + f" on {source.name}",
+    )  # fmt: skip
