@@ -27,7 +27,11 @@ class Browser:
         self.errors(), self.requests()
         self.driver.get(f"file://{path}{address}")
         end = time.monotonic() + WAIT
-        while not self.driver.execute_script("return document.documentElement.dataset.ready"):
+        # pages without a script have nothing to get ready
+        ready = (
+            "document.documentElement.dataset.ready || (!document.scripts.length && document.readyState === 'complete')"
+        )
+        while not self.driver.execute_script(f"return {ready}"):
             assert time.monotonic() < end, self.errors()
             time.sleep(0.02)
 

@@ -7,12 +7,14 @@ from tokcli.pictures.embedding import Embedding, Panel, draw_embeddings, embed, 
 from tokcli.pictures.page import write_page
 from tokcli.pictures.patches import choose_patches, crop_patches
 from tokcli.pictures.plots import draw_usage, usage_numbers, write_csv
+from tokcli.pictures.report import Picture, write_report
 from tokcli.pictures.sheets import class_sheet, comparison_sheet, contact_sheet
 
 __all__ = [
     "Codebook",
     "Embedding",
     "Panel",
+    "Picture",
     "choose_patches",
     "class_sheet",
     "code_sheet",
@@ -33,4 +35,5 @@ __all__ = [
     "write_csv",
     "write_page",
     "write_pictures",
+    "write_report",
 ]

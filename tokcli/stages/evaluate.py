@@ -14,6 +14,7 @@ from tokcli.artifact import Artifact
 from tokcli.data import sibling
 from tokcli.errors import TokError
 from tokcli.evaluation.judge import Judge
+from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.tables import build_tables
 from tokcli.metrics import table
@@ -99,11 +100,12 @@ def _write(folder: Path, results: list[Measured], judge: Judge) -> list[str]:
     sections = [table.as_markdown(tables.paper), *more, "## Protocol"]
     write_text(folder / "report.md", "\n\n".join([*sections, *header]) + "\n")
     write_text(folder / "table.csv", table.as_csv(tables.whole))
-    files = ["report.md", "table.csv"]
+    sheets = []
     for name, sheet in judge.sheets():
         pictures.save_png(sheet, folder / name)
-        files.append(name)
-    return files
+        sheets.append(name)
+    page = write_page(folder, report, list(judge.given.values()), sheets)
+    return ["report.md", "table.csv", page, *sheets]
 
 
 def _print(text: str) -> None:

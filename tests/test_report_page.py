@@ -1,0 +1,151 @@
+"""`report.html` says what `metrics.json` says, in a real browser: table, provenance, sweeps, lineage, curves."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from browser import Browser, browser  # noqa: F401  the fixture
+from PIL import Image
+
+from tokcli import pictures
+from tokcli.evaluation.page import read_log
+from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
+from tokcli.evaluation.tables import build_tables
+from tokcli.pictures import charts
+
+VAL = Against("statistics-1", "set/<val>", 285)
+SCALES = (1.0, 1.5, 2.0, 3.0)
+EXTRACTORS = {"efflite0": {"sha256": "57934424abcdef", "size": 256, "resize": "bilinear"}}
+
+
+def measured(kind, id, found, inputs, mode=None, recipe=None):
+    return Measured(
+        f"{kind}-{id}", kind, "vqkd", f"/ws/{kind}-{id}", "tokenizer-1", mode, 64, inputs, recipe or {}, found
+    )
+
+
+def drawn(number, scale):
+    judged = {"against": VAL, "extractor": "efflite0"}
+    found = [
+        Measurement("fd_efflite0", (50.0, 40.0, 38.0, 45.0)[number], 500, interval=(30.0, 60.0), involved=("teacher",), **judged),
+        Measurement("precision_efflite0", (0.3, 0.4, 0.5, 0.45)[number], 500, **judged),
+        Measurement("recall_efflite0", (0.6, 0.5, 0.4, 0.2)[number], 500, **judged),
+    ]  # fmt: skip
+    recipe = {"stage": "sample", "seed": 0, "sample": {"cfg_scale": scale, "top_k": 0}}
+    return measured("samples", str(number), found, {"proposal": "proposal-1", "decoder": "decoder-1"}, "ar", recipe)
+
+
+@pytest.fixture(scope="module")
+def report():
+    """A family with four samples of one proposal, as `metrics.json` holds it; and the samples' recipes."""
+    rfd = Measurement("rfd_efflite0", 12.3456, 285, against=VAL, extractor="efflite0")
+    family = [
+        measured("tokenizer", "1", [Measurement("codebook_usage", 0.92, 18240, "tokens", VAL)], {"data": "data-1"}),
+        measured("decoder", "1", [rfd], {"data": "data-1", "tokenizer": "tokenizer-1"}),
+        measured("proposal", "1", [Measurement("proposal_ppl", 13.01, 18240, "tokens", VAL)], {"tokens": "tokens-1"}, "ar"),
+        *map(drawn, range(4), SCALES),
+    ]  # fmt: skip
+    family[2] = replace(family[2], name="<b>bold</b>")
+    protocol = {
+        "held_out": {"id": "data-2", "name": "set/val", "images": 285}, "resize": "centre crop",
+        "references": [{"id": "statistics-1", "name": "set/val"}], "extractors": EXTRACTORS, "mask_ratio": 0.5,
+    }  # fmt: skip
+    found = {"schema": SCHEMA, "protocol": protocol, "artifacts": [m.as_json() for m in family]}
+    found |= {"table": build_tables(family).as_json}
+    return json.loads(json.dumps(found)), {m.id: m.recipe for m in family}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, report):
+    folder = tmp_path_factory.mktemp("report")
+    Image.new("RGB", (900, 40), "red").save(folder / "sheet.png")
+    log = [{"step": s, "epoch": 0.1 * s, "loss": 1 / s, "nan": float("nan"), "note": "text"} for s in range(1, 900)]
+    picture = pictures.Picture(folder / "sheet.png", "Originals", "<i>in red</i>")
+    name = pictures.write_report(
+        folder, report[0], logs={"tokenizer-1": log}, recipes=report[1], sheets=[picture], title="a & b"
+    )
+    return folder / name
+
+
+@pytest.fixture
+def shown(browser: Browser, page) -> Browser:  # noqa: F811
+    browser.open(page)
+    return browser
+
+
+def test_the_report_opens_from_disk_alone(shown):
+    assert shown.errors() == [] and all(re.match(r"(file|data):", url) for url in shown.requests())
+    assert shown.run("return document.querySelector('img').naturalWidth") == 900
+    assert shown.texts("h1") == ["a & b"] and "<i>in red</i>" in shown.texts("figcaption")[0]
+
+
+def test_the_tables_equal_metrics_json(shown, report):
+    table = report[0]["table"]
+    for number, columns in enumerate((table["columns"], table["more"])):
+        read = (
+            "const own = n => [...n.querySelectorAll('th, td')].map(c => (c.querySelector('.number') || c).firstChild.textContent);"
+            f"return [...document.querySelectorAll('section:first-child table')[{number}].rows].map(own)"
+        )
+        cells = [
+            [row["name"], *(row["cells"].get(c["key"], {"text": "-"})["text"] for c in columns)]
+            for row in table["rows"]
+        ]
+        assert shown.run(read) == [["tokenizer", *(c["title"] for c in columns)], *cells]
+
+
+def test_a_number_tells_where_it_comes_from_when_it_has_the_focus(shown):
+    visible = "return [...document.querySelectorAll('.tip')].filter(n => n.checkVisibility()).map(n => n.innerText)"
+    assert shown.run(visible) == []
+    shown.run("[...document.querySelectorAll('.number')].find(n => n.firstChild.textContent.includes('50.00')).focus()")
+    (tip,) = shown.run(visible)
+    assert tip.splitlines() == [
+        "fd_efflite0 = 50.0", "of samples-0, /ws/samples-0", "N: 500 images, 64 px", "reference: set/<val> (statistics-1), 285 images",
+        "extractor: efflite0 (sha256 57934424, 256 px, bilinear)", "95 % interval: 30 to 60",
+        "* its judge took part in the training: teacher",
+    ]  # fmt: skip
+    box = shown.run(
+        "return [...document.querySelectorAll('.tip')].find(n => n.checkVisibility()).getBoundingClientRect().toJSON()"
+    )
+    assert box["left"] >= 0 and box["bottom"] <= 900
+
+
+def test_nothing_sticks_out_of_a_small_screen(browser, page):  # noqa: F811
+    browser.open(page, width=360, height=640)
+    assert browser.run("return document.documentElement.scrollWidth") <= 360
+
+
+def test_samples_of_one_network_are_drawn_as_sweeps(shown, report):
+    titles = shown.texts("section .charts svg text.title")
+    assert "fd_efflite0 over cfg_scale" in titles and "recall_efflite0 against precision_efflite0" in titles
+    names = "return [...document.querySelectorAll('svg')].find(n => n.ariaLabel === 'recall_efflite0 against precision_efflite0')"
+    best = shown.run(names + ".querySelectorAll('.best').length")
+    assert best == 3  # 3.0 has less of both than 2.0
+
+
+def test_the_lineage_names_every_artifact_and_draws_every_input(shown, report):
+    artifacts = report[0]["artifacts"]
+    told = shown.texts(".lineage title")
+    assert all(any(a["id"] in text for text in told) for a in artifacts)
+    assert shown.run("return document.querySelectorAll('.edge').length") == sum(len(a["inputs"]) for a in artifacts)
+    assert shown.run("return document.querySelectorAll('b').length") == 1  # the caption's: names are text
+
+
+def test_curves_show_finite_numbers_of_the_log(shown):
+    assert [t for t in shown.texts("details svg text.title")] == ["loss: 0.001112"]
+
+
+def test_a_long_curve_keeps_its_end_and_few_points():
+    points = charts.thin([charts.Point(x, 0.0) for x in range(10_001)])
+    assert len(points) <= charts.POINTS + 1 and points[0].x == 0 and points[-1].x == 10_000
+
+
+def test_the_front_holds_what_no_other_beats():
+    places = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (3.0, 3.0), (0.5, 5.0)]
+    assert charts.front(places, (1, 1)) == [False, False, True, True, False]
+    assert charts.front(places, (-1, -1)) == [False, True, False, True, True]
+
+
+def test_lines_that_are_no_record_are_passed_over(make_artifact, tmp_path):
+    made = make_artifact(tmp_path / "a", log='{"step": 1, "loss": 2}\n{"step": 2, "lo\n[3]\n')
+    assert read_log(made) == [{"step": 1, "loss": 2}]

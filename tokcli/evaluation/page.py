@@ -1,0 +1,54 @@
+"""What `report.html` shows beside the numbers: the artifacts' logs, recipes and pictures."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokcli import pictures
+from tokcli.artifact import Artifact
+from tokcli.errors import TokError
+from tokcli.pictures import Picture
+
+SAYS = {
+    "sheet": ("Originals, reconstructions, samples", "held-out images and what became of them; samples stand under the class asked for"),
+    "worst": ("Worst reconstructions", "the held-out images that come back worst"),
+}  # fmt: skip
+
+
+def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact], sheets: Sequence[str]) -> str:
+    """Write `report.html`; returns its name.
+
+    Args:
+        folder: the report's, where the sheets are.
+        report: what `metrics.json` holds.
+        given: the artifacts measured.
+        sheets: names of contact sheets in `folder`.
+    """
+    shown = [Picture(folder / name, *SAYS[name.removesuffix(".png").split("-")[0]]) for name in sheets]
+    for a in given:
+        with contextlib.suppress(TokError):  # a sheet that was lost or damaged is not shown
+            if a.kind == "samples" and "sheet.png" in a.manifest["files"]:
+                how = ", ".join(
+                    f"{key} {value}" for key, value in a.recipe["sample"].items() if not isinstance(value, list)
+                )
+                shown.append(Picture(a.file("sheet.png"), f"Samples by class: {a.path.name}", how))
+    title = f"{given[0].facts['name']}: evaluation on {report['protocol']['held_out']['name']}"
+    return pictures.write_report(
+        folder, report, logs={a.id: read_log(a) for a in given}, recipes={a.id: a.recipe for a in given},
+        sheets=shown, title=title,
+    )  # fmt: skip
+
+
+def read_log(a: Artifact) -> list[dict[str, Any]]:
+    """The records of an artifact's `log.jsonl`, [] where it has none; lines that are no record are passed over."""
+    path = a.path / "log.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            found += [record] if isinstance(record, dict) else []
+    return found

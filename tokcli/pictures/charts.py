@@ -1,0 +1,161 @@
+"""Charts as SVG text, drawn in the page's own colours: curves, points with their names, and a lineage from left to right."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 300, 170
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 28, 34
+POINTS = 300  # of a curve at most: more cannot be seen
+NODE_W, NODE_H, GAP_X, GAP_Y = 190, 44, 56, 14
+
+
+class Point(NamedTuple):
+    """A point of a chart.
+
+    Args:
+        x, y: where.
+        name: written beside it.
+        tip: shown when it is pointed at.
+        best: drawn as one of the best.
+    """
+
+    x: float
+    y: float
+    name: str = ""
+    tip: str = ""
+    best: bool = True
+
+
+def number(value: float) -> str:
+    """Four digits, without an exponent where it can be."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Every so manieth point, and the last one."""
+    step = max(1, math.ceil(len(points) / POINTS))
+    return [*points[:-1:step], points[-1]] if points else []
+
+
+class Frame:
+    """The axes of a chart, and where a value lies between them."""
+
+    def __init__(self, points: Sequence[Point], room: float = 0.0) -> None:
+        self.low_x, self.high_x = _span([p.x for p in points])
+        self.low_y, self.high_y = _span([p.y for p in points])
+        self.room = room  # pixels kept free at every side, for names
+
+    def at(self, point: Point) -> tuple[float, float]:
+        """Where a point lies in the picture, in pixels."""
+        across = (point.x - self.low_x) / (self.high_x - self.low_x)
+        up = (point.y - self.low_y) / (self.high_y - self.low_y)
+        wide, high = WIDTH - LEFT - RIGHT - 2 * self.room, HEIGHT - TOP - BOTTOM - 2 * self.room
+        return LEFT + self.room + across * wide, HEIGHT - BOTTOM - self.room - up * high
+
+    def draw(self, title: str, label: str, inside: str) -> str:
+        """The picture: title above, the ends of both axes, the x axis's name below."""
+        floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        texts = [
+            (2, 14, "start", "title", title),
+            (LEFT - 5, floor - self.room, "end", "", number(self.low_y)),
+            (LEFT - 5, TOP + 8 + self.room, "end", "", number(self.high_y)),
+            (LEFT + self.room, floor + 15, "middle" if self.room else "start", "", number(self.low_x)),
+            (right - self.room, floor + 15, "middle" if self.room else "end", "", number(self.high_x)),
+            ((LEFT + right) / 2, floor + 28, "middle", "", label),
+        ]
+        words = "".join(
+            f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" class="{kind}">{html.escape(text)}</text>'
+            for x, y, anchor, kind, text in texts
+        )
+        axes = f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{right}"/>'
+        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{axes}{words}{inside}</svg>'
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9)
+
+
+def curve(points: Sequence[Point], title: str, label: str) -> str:
+    """A line through finite points in the order of x; its last value stands in the title."""
+    frame, shown = Frame(points), thin(points)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, shown))
+    return frame.draw(f"{title}: {number(points[-1].y)}", label, f'<path class="line" d="M{path}"/>')
+
+
+def scatter(points: Sequence[Point], title: str, label: str, *, joined: bool = False) -> str:
+    """Points with their names; the best are filled, and joined by a line where `joined`."""
+    frame = Frame(points, room=16)
+    best = sorted(p for p in points if p.best)
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, best))
+    parts = [f'<path class="line" d="M{path}"/>'] if joined and best else []
+    for point in points:
+        x, y = frame.at(point)
+        anchor, shift = ("end", -7) if x > WIDTH * 0.7 else ("start", 7)
+        parts.append(
+            f'<g tabindex="0"><title>{html.escape(point.tip or point.name)}</title>'
+            f'<circle class="{"best" if point.best else "rest"}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+            f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text></g>'
+        )
+    return frame.draw(title, label, "".join(parts))
+
+
+def front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[bool]:
+    """Which points no other one beats in one coordinate without losing in the other; `better` is +1 (higher) or -1 each."""
+    scaled = [(x * better[0], y * better[1]) for x, y in points]
+    return [not any(o != p and o[0] >= p[0] and o[1] >= p[1] for o in scaled) for p in scaled]
+
+
+class Node(NamedTuple):
+    """An artifact in a lineage: two lines of text, and what is shown when it is pointed at."""
+
+    title: str
+    detail: str
+    tip: str
+
+
+def lineage(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
+    """Boxes by how many steps they are from the beginning, and a line from each input to what was made of it.
+
+    Args:
+        nodes: by id.
+        edges: (input, made of it), both in `nodes`, without cycles.
+    """
+    depth = dict.fromkeys(nodes, 0)
+    for _ in nodes:  # as many rounds as the longest chain can have
+        for source, target in edges:
+            depth[target] = max(depth[target], depth[source] + 1)
+    columns: dict[int, list[str]] = {}
+    for name in nodes:
+        columns.setdefault(depth[name], []).append(name)
+    at = {
+        name: (column * (NODE_W + GAP_X) + 2, row * (NODE_H + GAP_Y) + 2)
+        for column, names in columns.items()
+        for row, name in enumerate(names)
+    }
+    wide = max(x for x, _ in at.values()) + NODE_W + 2
+    high = max(y for _, y in at.values()) + NODE_H + 2
+    parts = []
+    for source, target in edges:
+        x0, y0 = at[source][0] + NODE_W, at[source][1] + NODE_H / 2
+        x1, y1 = at[target][0], at[target][1] + NODE_H / 2
+        middle = max(x0 + 8, x1 - GAP_X / 2)
+        parts.append(f'<path class="edge" d="M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}"/>')
+    for name, (x, y) in at.items():
+        node = nodes[name]
+        lines = "".join(
+            f'<text class="{kind}" x="{x + 9}" y="{y + shift}">{html.escape(_short(text))}</text>'
+            for kind, shift, text in (("title", 18, node.title), ("", 35, node.detail))
+        )
+        parts.append(
+            f'<g tabindex="0"><title>{html.escape(node.tip)}</title>'
+            f'<rect class="node" x="{x}" y="{y}" width="{NODE_W}" height="{NODE_H}" rx="6"/>{lines}</g>'
+        )
+    size = f'width="{wide}" height="{high}" viewBox="0 0 {wide} {high}"'
+    return f'<svg class="lineage" {size} role="img" aria-label="lineage">{"".join(parts)}</svg>'
+
+
+def _short(text: str, letters: int = 27) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
