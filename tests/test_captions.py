@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tokcli.artifact import open_artifact
+from tokcli.assemble import load_proposal
 from tokcli.cli import cli
 from tokcli.data.prompts import read_prompts
 from tokcli.data.tokens import TokenBatches, TokenStore
@@ -74,6 +75,14 @@ def test_facts_say_what_a_network_is_conditioned_on(family: dict[str, Path]) -> 
     facts = {name: open_artifact(family[name]).facts for name in ("ar", "nar", "class", "none")}
     assert [f["condition"] for f in facts.values()] == ["text", "text", "class", "none"]
     assert [len(f["classes"]) for f in facts.values()] == [0, 0, 2, 0]
+
+
+def test_the_log_tells_tokens_and_operations_per_second(family: dict[str, Path]) -> None:
+    line = json.loads((family["none"] / "log.jsonl").read_text().splitlines()[-1])
+    tokens = line["tokens_per_second"] / line["images_per_second"]
+    network = load_proposal(open_artifact(family["none"]), torch.device("cpu"))
+    assert tokens == pytest.approx(network.tokens, rel=0.01)
+    assert line["flop_per_second"] / line["images_per_second"] == pytest.approx(network.flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["ar", "nar"])

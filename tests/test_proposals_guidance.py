@@ -59,7 +59,7 @@ def test_outside_the_interval_pictures_are_those_without_guidance(mode: str) -> 
     never = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_interval=(0.0, 0.01)))
     late = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_interval=(0.5, 1.0)))
     assert torch.equal(plain, never) and not torch.equal(plain, late)
-    if mode == "ar":  # positions before the interval are drawn without guidance
+    if network.mode == "ar":  # positions before the interval are drawn without guidance
         assert torch.equal(plain[:, :4], late[:, :4])
 
 

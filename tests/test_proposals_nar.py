@@ -10,8 +10,8 @@ from torch import Tensor
 from tokcli.errors import TokError
 from tokcli.proposals import Sampling
 from tokcli.proposals.confidence import decode_by_confidence
-from tokcli.proposals.masking import cosine_counts, decoding_counts, random_mask
-from tokcli.proposals.nar import MEAN_RATIO, MaskedProposal
+from tokcli.proposals.masking import RATIOS, decoding_counts, mask_counts, random_mask
+from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.noise import Purpose, uniform
 
 K, N = 16, 16
@@ -25,6 +25,10 @@ def network() -> MaskedProposal:
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.3)
     return built.eval()
+
+
+def masked_logits(network: MaskedProposal, indices: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:
+    return network._logits(network._features(torch.where(mask, network.mask_row, indices), prefix))
 
 
 def _batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,9 +56,25 @@ def test_more_steps_than_tokens_are_refused(network: MaskedProposal) -> None:
 
 
 def test_training_counts_run_from_1_to_n() -> None:
-    assert cosine_counts(torch.tensor([0.0, 0.5, 1 - 1e-7]).double(), 16).tolist() == [16, 12, 1]
-    r = uniform(torch.arange(20_000), Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
-    assert abs(cosine_counts(r, 1000).double().mean().item() / 1000 - MEAN_RATIO) < 0.01
+    cosine = RATIOS["cosine"].of(torch.tensor([0.0, 0.5, 1 - 1e-7]).double())
+    assert mask_counts(cosine, 16).tolist() == [16, 12, 1]
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_ratio_has_the_mean_that_the_loss_divides_by(name: str) -> None:
+    ratio = RATIOS[name]  # type: ignore[index]
+    r = (torch.arange(200_000).double() + 0.5) / 200_000
+    shares = ratio.of(r)
+    assert shares.min() > 0 and shares.max() <= 1 and abs(shares.mean().item() - ratio.mean) < 1e-4
+    assert (mask_counts(shares, 16) >= 1).all()
+
+
+def test_mage_masks_at_least_half_and_most_often_a_little_more() -> None:
+    drawn = RATIOS["truncated-normal"].of(torch.rand(100_000, dtype=torch.float64))
+    share = lambda a, b: ((drawn >= a) & (drawn < b)).double().mean().item()  # noqa: E731
+    assert share(0, 0.5) == 0
+    density = lambda x: math.exp(-(((x - 0.55) / 0.25) ** 2) / 2)  # noqa: E731
+    assert abs(share(0.9, 0.91) / share(0.5, 0.51) - density(0.905) / density(0.505)) < 0.1
 
 
 def test_masks_have_the_asked_size_and_favour_no_position() -> None:
@@ -69,34 +89,34 @@ def test_the_network_does_not_see_masked_codes(network: MaskedProposal) -> None:
     mask = random_mask(seeds, torch.full((4,), 6), N)
     other = torch.where(mask, (indices + 1) % K, indices)
     prefix = network._prefix(labels)
-    assert torch.equal(network._masked_logits(indices, mask, prefix), network._masked_logits(other, mask, prefix))
+    assert torch.equal(masked_logits(network, indices, mask, prefix), masked_logits(network, other, mask, prefix))
 
 
 def test_the_loss_counts_masked_tokens_only(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(8)
     network.label_smoothing = 0.0
     ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
-    mask = random_mask(seeds, cosine_counts(ratios, N), N)
-    logits = network._masked_logits(indices, mask, network._prefix(labels))
+    mask = random_mask(seeds, mask_counts(RATIOS["cosine"].of(ratios), N), N)
+    logits = masked_logits(network, indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     got = network.loss(indices, labels, seeds)
     assert torch.allclose(got["masked_ce"], ce[mask].mean())
-    assert torch.allclose(got["loss"], ce[mask].sum() / (8 * N * MEAN_RATIO))
+    assert torch.allclose(got["loss"], ce[mask].sum() / (8 * N * (2 / math.pi)))
 
 
 def test_label_smoothing_is_that_of_torch(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(8)
     ratios = uniform(seeds, Purpose.MASK_RATIO, torch.zeros(1, 1, dtype=torch.int64))[:, 0]
-    mask = random_mask(seeds, cosine_counts(ratios, N), N)
-    logits = network._masked_logits(indices, mask, network._prefix(labels))
+    mask = random_mask(seeds, mask_counts(RATIOS["cosine"].of(ratios), N), N)
+    logits = masked_logits(network, indices, mask, network._prefix(labels))
     ce = torch.nn.functional.cross_entropy(logits[mask], indices[mask], label_smoothing=0.1, reduction="sum")
-    assert torch.allclose(network.loss(indices, labels, seeds)["loss"], ce / (8 * N * MEAN_RATIO))
+    assert torch.allclose(network.loss(indices, labels, seeds)["loss"], ce / (8 * N * (2 / math.pi)))
 
 
 def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> None:
     indices, labels, seeds = _batch(4)
     mask = random_mask(seeds, torch.full((4,), 8), N)
-    logits = network._masked_logits(indices, mask, network._prefix(labels))
+    logits = masked_logits(network, indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     got = network.masked_ce(indices, labels, seeds, 0.5)
     assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)

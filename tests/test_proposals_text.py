@@ -33,7 +33,7 @@ class Letters(TextTower):
     def dim(cls, name: str) -> int:
         return 3
 
-    def _run(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _run(self, captions: list[str], longest: int) -> tuple[Tensor, Tensor]:
         type(self).runs += 1
         found = torch.zeros(len(captions), 30, 3)
         for row, caption in enumerate(captions):

@@ -75,6 +75,17 @@ def commands(root: Path) -> dict[str, list[object]]:
         "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps],
         "proposal-ar": [*proposal, "--mode", "ar", "--recipe", "toy/proposal-ar"],
         "proposal-nar": [*proposal, "--mode", "nar", "--recipe", "toy/proposal-nar"],
+        "proposal-rar": [
+            *proposal,
+            "--recipe",
+            "toy/proposal-ar",
+            "--set",
+            "proposal.random_order=[0.1, 0.9]",
+            "--set",
+            "proposal.checkpointing=true",
+            "--set",
+            "proposal.attention_dropout=0.1",
+        ],
     }
 
 
@@ -108,7 +119,7 @@ def stopped(command: list[object], wanted: int, how: str) -> None:
 def history(path: Path) -> list[dict[str, Any]]:
     """The log, without what differs between any two runs."""
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith("_per_second")} for line in lines]
 
 
 def assert_equal(a: Path, b: Path) -> None:
@@ -120,7 +131,8 @@ def assert_equal(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar"]
+    "name",
+    ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar", "proposal-rar"],
 )
 def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
     commands: dict[str, list[object]], root: Path, tmp_path: Path, name: str

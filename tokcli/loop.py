@@ -183,6 +183,7 @@ def run(
     evaluate: Callable[[int], dict[str, float]] | None = None,
     epoch: Callable[[int], float] | None = None,
     live: tuple[str, ...] = ("loss",),
+    rates: Mapping[str, float] | None = None,
 ) -> float:
     """Train to `train.steps`, from wherever the folder's saved state stands.
 
@@ -196,6 +197,7 @@ def run(
         evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged.
         epoch: step -> passes over the data.
         live: names of the values shown beside the progress bar.
+        rates: name -> how much of something one image is; logged per second.
 
     Returns:
         Seconds of training, those before an interruption included.
@@ -247,6 +249,7 @@ def run(
                 if journal and (done % train.log_every == 0 or done == train.steps):
                     values = {name: float(value) for name, value in values.items()}
                     rate = window_steps * train.batch_size / (time.perf_counter() - window_start)
+                    values |= {name: float(f"{rate * amount:.4g}") for name, amount in (rates or {}).items()}
                     values |= {RATE: round(rate, 2)} | ({"epoch": round(epoch(done), 4)} if epoch else {})
                     journal.write(done, values)
                     shown = {name: f"{values[name]:.3g}" for name in live if name in values}

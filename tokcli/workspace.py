@@ -40,7 +40,9 @@ class Options:
     device: str | None = None
     threads: int | None = None
     dry_run: bool = False
-    weights: Mapping[str, Path] = field(default_factory=dict)  # "teacher", "vgg", "inception", "text" -> file
+    weights: Mapping[str, Path] = field(
+        default_factory=dict
+    )  # "teacher", "vgg", "inception", "text", "language" -> file
 
 
 def device_of(options: Options) -> torch.device:

@@ -77,7 +77,7 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
             sets[key] = value
     weights = {
         name: flags[f"{name}_weights"]
-        for name in ("teacher", "vgg", "inception", "text")
+        for name in ("teacher", "vgg", "inception", "text", "language")
         if flags.get(f"{name}_weights")
     }
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")

@@ -74,6 +74,9 @@ def tokenize(
 )
 @click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
+@click.option(
+    "--language-weights", type=PATH, metavar="FILE", help="A GPT-2's weights, for recipes that start from one."
+)
 @with_options(TEXT_WEIGHTS, COMMON)
 def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
     """Train a proposal network over tokens, conditional on class, caption or nothing (recipe section condition)."""

@@ -85,15 +85,24 @@ class TextTower(nn.Module):
     def encode(self, captions: Sequence[str], length: int) -> Float[Tensor, "b length d"]:
         """Features of captions, float32 numbers of float16 precision (so that a cache of them is exact), on the CPU."""
         found = torch.zeros(len(captions), length, self.dim(self.name))
-        for first in range(0, len(captions), ROWS):
-            part = list(captions[first : first + ROWS])
-            features, lengths = self._run(part + [""] * (ROWS - len(part)))
-            for row in range(len(part)):
-                kept = min(int(lengths[row]), length)
-                found[first + row, :kept] = features[row, :kept].float().cpu().half().float()
+        alike: dict[int, list[int]] = {}
+        for number, caption in enumerate(captions):
+            alike.setdefault(self._longest(caption), []).append(number)
+        for longest, numbers in alike.items():
+            for first in range(0, len(numbers), ROWS):
+                part = numbers[first : first + ROWS]
+                texts = [captions[number] for number in part]
+                features, lengths = self._run(texts + [""] * (ROWS - len(part)), longest)
+                for number, own, kept in zip(part, features.float().cpu(), lengths.tolist(), strict=False):
+                    kept = min(kept, length)
+                    found[number, :kept] = own[:kept].half().float()
         return found
 
-    def _run(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _longest(self, caption: str) -> int:
+        """With how many text tokens the network is run for this caption: a function of it alone, for the same reason."""
+        return 0
+
+    def _run(self, captions: list[str], longest: int) -> tuple[Tensor, Tensor]:
         """Features (b, t, d) and how many of each row belong to its caption (b,)."""
         raise NotImplementedError
 
@@ -149,7 +158,7 @@ class OpenCLIPText(TextTower):
         own = set(self.body.state_dict())
         return {k.removeprefix("text."): t for k, t in state.items() if k.removeprefix("text.") in own}
 
-    def _run(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _run(self, captions: list[str], longest: int) -> tuple[Tensor, Tensor]:
         tokenizer = _byte_pairs()
         numbers = tokenizer(captions, context_length=self.body.context_length).to(self.body.ln_final.weight.device)
         _, features = self.body(numbers)
@@ -191,14 +200,17 @@ class MiniLM(TextTower):
         state = {k.removeprefix("bert."): t for k, t in state.items()}
         return {k: t for k, t in state.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"}
 
-    def _run(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _longest(self, caption: str) -> int:
+        return max(8, 1 << (len(self.words.encode(caption).ids) - 1).bit_length())
+
+    def _run(self, captions: list[str], longest: int) -> tuple[Tensor, Tensor]:
         found = self.words.encode_batch(captions)
         lengths = torch.tensor([len(one.ids) for one in found])
-        numbers = torch.zeros(len(found), 128, dtype=torch.int64)
+        numbers = torch.zeros(len(found), longest, dtype=torch.int64)
         for row, one in enumerate(found):
             numbers[row, : len(one.ids)] = torch.tensor(one.ids)
         device = next(self.body.parameters()).device
-        numbers, given = numbers.to(device), torch.arange(128)[None] < lengths[:, None]
+        numbers, given = numbers.to(device), torch.arange(longest)[None] < lengths[:, None]
         return self.body(numbers, given.to(device))[:, 1:], lengths - 1  # without [CLS]
 
 

@@ -3,10 +3,15 @@
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.base import Proposal
 from tokcli.proposals.conditions import CONDITIONS, ClassCondition, Condition, NoCondition, TextCondition
+from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.sampling import Sampling
 
-PROPOSALS: dict[str, type[Proposal]] = {"ar": AutoregressiveProposal, "nar": MaskedProposal}
+PROPOSALS: dict[str, type[Proposal]] = {
+    "ar": AutoregressiveProposal,
+    "gpt2": GPT2Proposal,
+    "nar": MaskedProposal,
+}
 
 __all__ = [
     "CONDITIONS", "PROPOSALS", "ClassCondition", "Condition", "NoCondition", "Proposal", "Sampling", "TextCondition",

@@ -1,33 +1,36 @@
-"""Autoregressive proposal network: a Llama over a class token and codes in raster order.
+"""Autoregressive proposal network: a Llama over a prefix of condition and codes in raster order.
 
-LlamaGen (arXiv 2406.06525), but with 1D rotary positions and one table for codes and classes, as the network
-behind the tables of arXiv 2411.04406 (24 blocks of width 1024, 16 heads, MLP 2816).
+LlamaGen (arXiv 2406.06525), by default with 1D rotary positions and always with one table for codes and classes, as the
+network behind the tables of arXiv 2411.04406 (24 blocks of width 1024, 16 heads, MLP 2816).
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.proposals.base import Proposal, refuse_nonfinite
+from tokcli.proposals.base import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.conditions import TextCondition
+from tokcli.proposals.cross_entropy import head_cross_entropy
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.sampling import COMMON_KEYS, Sampling, draw
-from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Transformer, rotation
+from tokcli.proposals.transformer import INIT_STD, Cache, Rotation
 
 
 class AutoregressiveProposal(Proposal):
-    """p(token | class, tokens before it): RMSNorm, SwiGLU, rotary positions, no biases, untied head.
+    """p(token | condition, tokens before it): RMSNorm, SwiGLU, no biases.
 
-    The head starts from zero: the first loss is the log of the vocabulary. Its softmax covers the whole
-    vocabulary in training, as published; sampling and `nll` renormalise over the codes, because nothing else
-    can be drawn. Arguments: see `Proposal`; width / heads must be even.
+    The head's softmax covers the whole vocabulary in training, as published; sampling and `nll` renormalise over the
+    codes, because nothing else can be drawn. Arguments: see `Proposal`, and
+        random_order: shares of the training, 0 <= from < to <= 1, between which the probability of seeing an image in
+            a random order falls from 1 to 0 (RAR, arXiv 2411.00776; its own are 0.5 and 0.75); null: always raster order.
+            Each input is then told the place of the token that it predicts. Sampling stays in raster order.
     """
 
     mode = "ar"
-    gated = True
+    causal = gated = True
     sampling_keys = COMMON_KEYS
 
     def __init__(
@@ -41,49 +44,102 @@ class AutoregressiveProposal(Proposal):
         depth: int,
         heads: int,
         mlp_width: int,
+        position: Position = "rope-1d",
+        qk_norm: bool = False,
+        head: Head = "zero",
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        attention_dropout: float = 0.0,
+        checkpointing: bool = False,
         label_drop: float = 0.1,
+        random_order: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
-            dropout=dropout, label_drop=label_drop,
+            position=position, qk_norm=qk_norm, head=head, dropout=dropout, embedding_dropout=embedding_dropout,
+            attention_dropout=attention_dropout, checkpointing=checkpointing, label_drop=label_drop,
         )  # fmt: skip
-        if width // heads % 2:
-            got = f"Got {width} / {heads}"
-            raise TokError("proposal.heads", "width / heads must be even for rotary positions", got=got)
-        vocabulary = self.null_row + 1
-        self.embedding = nn.Embedding(vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=INIT_STD)
-        self.transformer = Transformer(width, depth, heads, mlp_width, dropout, causal=True, gated=True)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        nn.init.zeros_(self.head.weight)
+        if random_order is not None and not 0 <= random_order[0] < random_order[1] <= 1:
+            raise TokError(
+                "proposal.random_order", "must be two shares, 0 <= from < to <= 1", got=f"Got {random_order}"
+            )
+        self.random_order = random_order
+        self.target_position = nn.Parameter(torch.empty(self.tokens, width)) if random_order else None
+        if self.target_position is not None:
+            nn.init.normal_(self.target_position, std=INIT_STD)
 
     def loss(
-        self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"], seeds: Int64[Tensor, " b"]
+        self,
+        indices: Int64[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"],
+        progress: Float[Tensor, " b"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Mean cross-entropy of the tokens over the whole vocabulary, in nats ("loss"); see `Proposal`."""
-        features = self._features(indices[:, :-1], self._prefix(condition, seeds))
-        logits = self._logits(features, self.head.out_features)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), indices.flatten())}
+        order = None
+        if self.random_order is not None and self.training and progress is not None:
+            order = self._order(seeds, progress)
+            indices = indices.gather(1, order)
+        features = self._features(indices[:, :-1], self._prefix(condition, seeds), order)
+        weights = torch.full_like(features[..., 0], 1 / indices.numel(), dtype=torch.float32).flatten()
+        found = head_cross_entropy(
+            features.flatten(0, 1), self.head_weight(self.head_rows), indices.flatten(), weights
+        )  # fmt: skip
+        return {"loss": found.loss}
+
+    def _order(self, seeds: Tensor, progress: Tensor) -> Int64[Tensor, "b n"]:
+        """Which place comes when: raster order, or a random one of the sample's seed."""
+        places = torch.arange(self.tokens, device=seeds.device)[None]
+        random = uniform(seeds, Purpose.ORDER, places).argsort(dim=1)
+        return torch.where(self._shuffled(seeds, progress)[:, None], random, places)
+
+    def _shuffled(self, seeds: Tensor, progress: Tensor) -> Bool[Tensor, " b"]:
+        start, stop = self.random_order or (0.0, 1.0)
+        share = ((stop - progress) / (stop - start)).clamp(0, 1)
+        first = torch.zeros(1, 1, dtype=torch.int64, device=seeds.device)
+        return uniform(seeds, Purpose.SHUFFLED, first)[:, 0] < share
 
     def nll(self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"]) -> Float[Tensor, "b n"]:
         """-log p of each token, in nats; exp of its mean over held-out tokens is `proposal_ppl`."""
-        logits = self._logits(self._features(indices[:, :-1], self._prefix(condition)), self.codebook_size)
-        return F.cross_entropy(logits.transpose(1, 2), indices, reduction="none")
+        features = self._features(indices[:, :-1], self._prefix(condition)).flatten(0, 1)
+        weights = torch.zeros(len(features), device=features.device)
+        found = head_cross_entropy(features, self.head_weight(self.codebook_size), indices.flatten(), weights)
+        return found.plain.view_as(indices)
 
-    def _rotation(self, length: int) -> Rotation:
-        positions = torch.arange(length, device=self.head.weight.device)
-        return rotation(positions, self.width // self.heads)
+    def _features(
+        self, indices: Tensor, prefix: Tensor, order: Int64[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Features that predict token 0 (from the prefix alone) to token m, given the first m tokens.
 
-    def _features(self, indices: Tensor, prefix: Tensor) -> Float[Tensor, "b n d"]:
-        """Features that predict token 0 (from the prefix alone) to token m, given the first m tokens."""
-        x = torch.cat([prefix, self.embedding(indices)], dim=1)
-        return self.transformer(x, self._rotation(x.shape[1]))[:, self.prefix - 1 :]
+        With an order, "token i" is the one at place order[:, i].
+        """
+        x, by = torch.cat([prefix, self.embedding(indices)], dim=1), self._rotation()
+        return self._run(x, by, order=order)[:, self.prefix - 1 :]
 
-    def _logits(self, features: Tensor, rows: int) -> Float[Tensor, "... k"]:
-        """The head's first rows, in float32 even under autocast: bfloat16 moves a logit of 10 by 0.03."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features.float(), self.head.weight[:rows].float())
+    def _run(
+        self,
+        x: Tensor,
+        by: Rotation | None,
+        start: int = 0,
+        cache: Cache | None = None,
+        order: Int64[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The transformer on embeddings of positions from `start` on, whatever tells it where they are put in."""
+        stop, c = start + x.shape[1], self.prefix
+        if self.target_position is not None:
+            targets = F.pad(self.target_position, (0, 0, c - 1, 0))
+            if order is not None:  # all zeros before the position that predicts the first token
+                targets = torch.cat([targets[: c - 1].expand(len(x), -1, -1), self.target_position[order]], dim=1)
+            x = x + targets[..., start:stop, :]
+        slots = None
+        if order is not None:
+            first = torch.arange(c, device=order.device).expand(len(order), -1)
+            slots = torch.cat([first, order[:, :-1] + c], dim=1)
+        if self.position is not None:
+            x = x + (self.position[start:stop] if slots is None else self.position[slots])
+        if by is not None:
+            by = by.at(start, stop) if slots is None else by.of(slots)
+        return self.transformer(x, by, cache)
 
     def _check(self, condition: Tensor, sampling: Sampling, known: Tensor) -> None:
         super()._check(condition, sampling, known)
@@ -92,10 +148,9 @@ class AutoregressiveProposal(Proposal):
 
     def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         prefix, noise, b = self._prefixes(condition, sampling), self._noise(seeds), len(seeds)
-        length = self.prefix + self.tokens - 1
-        by, scales = self._rotation(length), sampling.scales(self.tokens)
+        by, scales = self._rotation(), sampling.scales(self.tokens)
         guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)  # the last such position
-        cache = Cache(self.depth, len(prefix), self.heads, length, self.width // self.heads, prefix.device)
+        cache = Cache(self.depth, len(prefix), self.heads, self.length, self.width // self.heads, prefix.device)
         start = int((known[0] >= 0).sum())
         indices, total = known.clone(), torch.zeros((), device=known.device)
         new = torch.cat([prefix, self.embedding(known[:, :start].repeat(len(prefix) // b, 1))], dim=1)
@@ -103,7 +158,7 @@ class AutoregressiveProposal(Proposal):
             if i > guided and len(new) > b:
                 new = new[:b]
                 cache.keep(b)
-            x = self.transformer(new, by.at(cache.filled, cache.filled + new.shape[1]), cache)
+            x = self._run(new, by, cache.filled, cache)
             logits = self._logits(x[:, -1], self.codebook_size)
             if len(new) > b:
                 logits = guide(logits, scales[i])

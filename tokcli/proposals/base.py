@@ -4,6 +4,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
@@ -11,7 +12,10 @@ from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition, TextPrefix
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.sampling import Sampling
-from tokcli.proposals.transformer import Transformer
+from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
+
+Position = Literal["rope-1d", "rope-2d", "learned"]
+Head = Literal["zero", "tied"]
 
 
 class Proposal(nn.Module):
@@ -27,7 +31,14 @@ class Proposal(nn.Module):
         classes: number of class labels; 0 for a network without.
         text: what is known of captions, for a text-conditional network.
         width, depth, heads, mlp_width: of the transformer.
+        position: `rope-1d`, rotary angles of the place in the sequence; `rope-2d`, half of them of the row and half of the
+            column; or `learned`, one embedding a place.
+        qk_norm: normalise queries and keys.
+        head: `zero`, a matrix of its own that starts from zero, or `tied`, the embedding table.
         dropout: on the embeddings and on each block's two branches, in [0, 1).
+        embedding_dropout: on the embeddings, where it is another one.
+        attention_dropout: on attention weights, in [0, 1).
+        checkpointing: hold less memory in training for one more forward pass.
         label_drop: share of training samples whose class or caption is dropped, in [0, 1]; guidance needs it over 0.
 
     Raises:
@@ -37,11 +48,12 @@ class Proposal(nn.Module):
     mode: ClassVar[Literal["ar", "nar"]]
     sampling_keys: ClassVar[frozenset[str]]
     """The fields of `Sampling` that this network reads."""
+    causal: ClassVar[bool]
     gated: ClassVar[bool]
-    """Whether its MLPs are."""
-    embedding: nn.Embedding
-    transformer: Transformer
-    head: nn.Linear
+    biased: ClassVar[bool] = False
+    """Of its transformer: see `Shape`."""
+    special_rows: ClassVar[int] = 1
+    """Rows of the embedding table after codes and classes."""
 
     def __init__(
         self,
@@ -54,27 +66,78 @@ class Proposal(nn.Module):
         depth: int,
         heads: int,
         mlp_width: int,
+        position: Position = "rope-1d",
+        qk_norm: bool = False,
+        head: Head = "zero",
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        attention_dropout: float = 0.0,
+        checkpointing: bool = False,
         label_drop: float = 0.1,
     ) -> None:
         super().__init__()
         sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width}
-        for key, value in sizes.items():
-            if value < 1:
-                raise TokError(f"proposal.{key}", "must be at least 1", got=f"Got {value}")
+        for key, size in sizes.items():
+            if size < 1:
+                raise TokError(f"proposal.{key}", "must be at least 1", got=f"Got {size}")
         if width % heads:
             raise TokError("proposal.heads", f"must divide the width {width}", got=f"Got {heads}")
-        if not 0 <= dropout < 1:
-            raise TokError("proposal.dropout", "must be at least 0 and under 1", got=f"Got {dropout}")
+        embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
+        shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
+        for key, value in shares.items():
+            if not 0 <= value < 1:
+                raise TokError(f"proposal.{key}", "must be at least 0 and under 1", got=f"Got {value}")
+        of = {"rope-1d": 2, "rope-2d": 4}.get(position, 1)
+        if width // heads % of:
+            raise TokError("proposal.heads", f"width / heads must be a multiple of {of} for position {position}",
+                           got=f"Got {width} / {heads}")  # fmt: skip
         if not 0 <= label_drop <= 1:
             raise TokError("proposal.label_drop", "must be between 0 and 1", got=f"Got {label_drop}")
         self.codebook_size, self.grid, self.classes = codebook_size, grid, 0 if text else classes
         self.tokens = grid[0] * grid[1]
         self.width, self.depth, self.heads, self.label_drop = width, depth, heads, label_drop
         self.null_row = codebook_size + self.classes
-        self.text = TextPrefix(text, width, heads, mlp_width, dropout, gated=self.gated) if text else None
+        shape = Shape(
+            width=width, depth=depth, heads=heads, mlp_width=mlp_width, causal=self.causal, gated=self.gated,
+            biased=self.biased, qk_norm=qk_norm, checkpointing=checkpointing, **shares,
+        )  # fmt: skip
+        self.text = TextPrefix(text, shape) if text else None
         self.prefix = text.length if text else 1
         """Embeddings before the tokens."""
+        self.embedding = nn.Embedding(self.null_row + self.special_rows, width)
+        self.kind = position
+        self.position = nn.Parameter(torch.empty(self.prefix + self.tokens, width)) if position == "learned" else None
+        nn.init.normal_(self.embedding.weight, std=INIT_STD)
+        if self.position is not None:
+            nn.init.normal_(self.position, std=INIT_STD)
+        self.transformer = Transformer(shape)
+        self.head: nn.Linear | None = None
+        if head == "zero":
+            self.head = nn.Linear(width, self.head_rows, bias=False)
+            nn.init.zeros_(self.head.weight)
+
+    @property
+    def length(self) -> int:
+        """Positions that the transformer runs on in training."""
+        return self.prefix + self.tokens - self.causal
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the table that the head predicts in training."""
+        return self.null_row + 1 if self.causal else self.codebook_size
+
+    def head_weight(self, rows: int) -> Float[Tensor, "rows d"]:
+        """The head's first rows."""
+        return (self.embedding.weight if self.head is None else self.head.weight)[:rows]
+
+    def flops(self) -> float:
+        """Floating-point operations of one image's training step: 6 a weight and position, and attention's own.
+
+        As in PaLM (arXiv 2204.02311, appendix B): causal attention counts in full, recomputation not at all.
+        """
+        weights = sum(p.numel() for p in self.transformer.parameters() if p.ndim == 2)
+        attention = 12 * self.depth * self.width * self.length**2
+        return float(6 * (weights * self.length + self.head_rows * self.width * self.tokens) + attention)
 
     @property
     def conditional(self) -> bool:
@@ -88,7 +151,11 @@ class Proposal(nn.Module):
         return torch.full((rows,), -1, device=self.embedding.weight.device)
 
     def loss(
-        self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"], seeds: Int64[Tensor, " b"]
+        self,
+        indices: Int64[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"],
+        progress: Float[Tensor, " b"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Scalars by name; "loss", to be minimised, is a mean over samples, so that ranks can be averaged.
 
@@ -96,6 +163,7 @@ class Proposal(nn.Module):
             indices: codes in [0, k), in raster order.
             condition: classes in [0, classes), -1 for none; or captions, see `tokcli.proposals.conditions`.
             seeds: one per sample; in training mode they choose what is masked and whose condition is dropped.
+            progress: share of the training that is done, in [0, 1]; None: 1.
         """
         raise NotImplementedError
 
@@ -177,6 +245,23 @@ class Proposal(nn.Module):
         if sampling.guided:
             condition = torch.cat([condition, self.null(len(condition)).to(condition.dtype)])
         return self._prefix(condition)
+
+    def _rotation(self) -> Rotation | None:
+        """Rotary angles of the prefix, all of which stand at place 0 of a grid, and of the tokens."""
+        device, head_dim = self.embedding.weight.device, self.width // self.heads
+        if self.kind == "learned":
+            return None
+        if self.kind == "rope-1d":
+            return rotation(torch.arange(self.prefix + self.tokens, device=device), head_dim)
+        rows, columns = self.grid
+        places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device)) + 1
+        before = torch.zeros(self.prefix, 2, dtype=torch.int64, device=device)
+        return grid_rotation(torch.cat([before, places]), head_dim)
+
+    def _logits(self, features: Tensor, rows: int | None = None) -> Float[Tensor, "... k"]:
+        """The head's first rows, those of the codes where not said, in float32 even under autocast: bfloat16 moves a logit of 10 by 0.03."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.head_weight(rows or self.codebook_size).float())
 
 
 def refuse_nonfinite(total: Tensor) -> None:

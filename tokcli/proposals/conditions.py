@@ -5,7 +5,7 @@ or captions' frozen features (b, length, d). In captions zeros fill what is behi
 the empty caption, which is what guidance takes for "no condition".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.networks.text import VOCABULARY, tower_dim
-from tokcli.proposals.transformer import INIT_STD, Transformer
+from tokcli.proposals.transformer import INIT_STD, Shape, Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,9 @@ CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCon
 class TextPrefix(nn.Module):
     """Captions to prefixes of `length` embeddings; positions behind a caption's end hold a learned padding."""
 
-    def __init__(
-        self, condition: TextCondition, width: int, heads: int, mlp_width: int, dropout: float, *, gated: bool
-    ) -> None:
+    def __init__(self, condition: TextCondition, shape: Shape) -> None:
         super().__init__()
+        width = shape.width
         self.length, self.feature_dim = condition.length, condition.feature_dim
         self.embed: nn.Module
         if self.feature_dim is None:
@@ -81,9 +80,7 @@ class TextPrefix(nn.Module):
             nn.init.normal_(parameter, std=INIT_STD)
         self.encoder = None
         if condition.depth:
-            self.encoder = Transformer(
-                width, condition.depth, heads, mlp_width, dropout, causal=False, gated=gated
-            )  # fmt: skip
+            self.encoder = Transformer(replace(shape, depth=condition.depth, causal=False))
 
     def null(self, rows: int) -> Tensor:
         """The empty caption, `rows` times."""

@@ -1,6 +1,8 @@
-"""How many tokens are masked, and which: MaskGIT's cosine schedule (arXiv 2202.04200, section 3.1)."""
+"""How many tokens are masked, and which: MaskGIT's schedules (arXiv 2202.04200, section 3.1) and MAGE's ratio."""
 
 import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,9 +12,46 @@ from tokcli.errors import TokError
 from tokcli.proposals.noise import Purpose, uniform
 
 
-def cosine_counts(r: Float[Tensor, " b"], n: int) -> Int64[Tensor, " b"]:
-    """Tokens to mask in training for r in [0, 1): ceil(cos(pi r / 2) n), 1 to n."""
-    return (torch.cos(r * (math.pi / 2)) * n).ceil().long().clamp(1, n)
+class Ratio(NamedTuple):
+    """The share of tokens that are masked, of r uniform in (0, 1), and its mean."""
+
+    of: Callable[[Tensor], Tensor]
+    mean: float
+
+
+MEAN, DEVIATION, LEAST = 0.55, 0.25, 0.5  # of MAGE's normal distribution (arXiv 2211.09117), cut to LEAST..1
+
+
+def _normal_below(x: float) -> float:
+    return math.erfc(-(x - MEAN) / DEVIATION / math.sqrt(2)) / 2
+
+
+def _truncated_normal(r: Tensor) -> Tensor:
+    low, high = _normal_below(LEAST), _normal_below(1)
+    z = torch.erfinv(2 * (low + r * (high - low)) - 1) * math.sqrt(2)
+    return (MEAN + DEVIATION * z).clamp(LEAST, 1)
+
+
+def _truncated_mean() -> float:
+    density = [math.exp(-(((x - MEAN) / DEVIATION) ** 2) / 2) / math.sqrt(2 * math.pi) for x in (LEAST, 1)]
+    return MEAN + DEVIATION * (density[0] - density[1]) / (_normal_below(1) - _normal_below(LEAST))
+
+
+RatioName = Literal["cosine", "arccos", "linear", "square", "cubic", "root", "truncated-normal"]
+RATIOS: dict[RatioName, Ratio] = {
+    "cosine": Ratio(lambda r: torch.cos(r * (math.pi / 2)), 2 / math.pi),
+    "arccos": Ratio(lambda r: torch.arccos(r) * (2 / math.pi), 2 / math.pi),  # Muse (arXiv 2301.00704)
+    "linear": Ratio(lambda r: 1 - r, 1 / 2),
+    "square": Ratio(lambda r: 1 - r**2, 2 / 3),
+    "cubic": Ratio(lambda r: 1 - r**3, 3 / 4),
+    "root": Ratio(lambda r: 1 - r.sqrt(), 1 / 3),
+    "truncated-normal": Ratio(_truncated_normal, _truncated_mean()),
+}
+
+
+def mask_counts(ratio: Float[Tensor, " b"], n: int) -> Int64[Tensor, " b"]:
+    """Tokens to mask in training: ceil(ratio n), 1 to n."""
+    return (ratio * n).ceil().long().clamp(1, n)
 
 
 def decoding_counts(n: int, steps: int) -> list[int]:

@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     MASK = 3
     TOKEN = 4
     CHOICE = 5
+    ORDER = 6
+    SHUFFLED = 7
 
 
 def _signed(word: int) -> int:

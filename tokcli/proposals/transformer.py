@@ -1,20 +1,56 @@
-"""The transformer of the proposal networks: pre-norm blocks without biases, as Llama's (arXiv 2302.13971)."""
+"""The transformer of the proposal networks: pre-norm blocks, Llama's (arXiv 2302.13971) or GPT-2's."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tokcli.attention import attend
 
 INIT_STD = 0.02
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes and options of a transformer.
+
+    Args:
+        width, depth, heads, mlp_width: sizes.
+        causal: each position sees itself and those before it only.
+        gated: SwiGLU MLPs.
+        biased: GPT-2's LayerNorm, biases and GELU (tanh form) where others have RMSNorm, none and the exact GELU.
+        qk_norm: RMSNorm of each head's queries and keys before positions are put in (arXiv 2302.05442).
+        dropout: on each block's two branches.
+        embedding_dropout: on what comes in.
+        attention_dropout: on attention weights.
+        checkpointing: keep each block's input only and compute it again for the gradient.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_width: int
+    causal: bool
+    gated: bool
+    biased: bool = False
+    qk_norm: bool = False
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    checkpointing: bool = False
+
+    def norm(self) -> nn.Module:
+        """A norm over the width."""
+        return nn.LayerNorm(self.width) if self.biased else nn.RMSNorm(self.width, eps=1e-5)
+
+
 class Rotation(NamedTuple):
-    """Cosines and sines of rotary positions, each (..., n, head_dim / 2) float32."""
+    """Cosines and sines of rotary positions, each (..., n, head_dim / 2) float32, ... broadcasting over (b, h)."""
 
     cos: Tensor
     sin: Tensor
@@ -23,12 +59,22 @@ class Rotation(NamedTuple):
         """The rotation of positions start to stop - 1."""
         return Rotation(self.cos[..., start:stop, :], self.sin[..., start:stop, :])
 
+    def of(self, slots: Int64[Tensor, "b n"]) -> "Rotation":
+        """The rotation of other positions in each row of a batch, for all of its heads."""
+        return Rotation(self.cos[slots][:, None], self.sin[slots][:, None])
+
 
 def rotation(positions: Real[Tensor, " n"], head_dim: int, base: float = 10_000.0) -> Rotation:
     """Rotary angles of positions on a line (arXiv 2104.09864), made per call: meta devices lose buffers."""
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions.float()[..., None] * frequencies
     return Rotation(angles.cos(), angles.sin())
+
+
+def grid_rotation(places: Real[Tensor, "n 2"], head_dim: int) -> Rotation:
+    """Rotary angles of (row, column): half of the pairs turn by the one, half by the other (LlamaGen)."""
+    parts = [rotation(places[:, axis], head_dim // 2) for axis in (0, 1)]
+    return Rotation(torch.cat([p.cos for p in parts], -1), torch.cat([p.sin for p in parts], -1))
 
 
 def rotate(x: Float[Tensor, "*b n e"], by: Rotation) -> Float[Tensor, "*b n e"]:
@@ -64,21 +110,27 @@ class Cache:
 class Attention(nn.Module):
     """Multi-head self-attention, causal or not, with optional rotary positions."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.heads, self.causal, self.dropout = shape.heads, shape.causal, shape.attention_dropout
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=shape.biased)
+        self.out = nn.Linear(shape.width, shape.width, bias=shape.biased)
+        self.norms: nn.ModuleList | None = None
+        if shape.qk_norm:
+            self.norms = nn.ModuleList(nn.RMSNorm(shape.width // shape.heads, eps=1e-5) for _ in "qk")
 
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
     ) -> Float[Tensor, "b n d"]:
         """Mix the values that each position may see; with a cache, x are the positions after those in it."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, h, n, e)
-        q, k = (rotate(qkv[:2], by) if by is not None else qkv[:2]).unbind()
         v = qkv[2]
+        qk = qkv[:2]
+        if self.norms is not None:
+            qk = torch.stack([norm(x) for norm, x in zip(self.norms, qk, strict=True)])
+        q, k = (rotate(qk, by) if by is not None else qk).to(v.dtype).unbind()
         if cache is None:
-            mixed = attend(q, k, v, causal=self.causal)
+            mixed = attend(q, k, v, causal=self.causal, dropout=self.dropout if self.training else 0.0)
         else:
             k, v = cache.append(layer, k, v)
             # One query in bfloat16 takes 8 times as long as in float32 on a CPU, so this is out of autocast.
@@ -90,16 +142,16 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202) where gated, else GELU between two linears."""
 
-    def __init__(self, width: int, mlp_width: int, *, gated: bool) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gated = gated
-        self.up = nn.Linear(width, (2 if gated else 1) * mlp_width, bias=False)
-        self.out = nn.Linear(mlp_width, width, bias=False)
+        self.gated, self.gelu = shape.gated, nn.GELU("tanh" if shape.biased else "none")
+        self.up = nn.Linear(shape.width, (2 if shape.gated else 1) * shape.mlp_width, bias=shape.biased)
+        self.out = nn.Linear(shape.mlp_width, shape.width, bias=shape.biased)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Each position by itself."""
         if not self.gated:
-            return self.out(F.gelu(self.up(x)))
+            return self.out(self.gelu(self.up(x)))
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * value)
 
@@ -107,13 +159,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, dropout: float, *, causal: bool, gated: bool) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=1e-5)
-        self.attention = Attention(width, heads, causal=causal)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-5)
-        self.mlp = MLP(width, mlp_width, gated=gated)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = shape.norm()
+        self.attention = Attention(shape)
+        self.mlp_norm = shape.norm()
+        self.mlp = MLP(shape)
+        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
@@ -130,27 +182,27 @@ class Transformer(nn.Module):
     (GPT-2), so that the stream's variance does not grow with depth.
     """
 
-    def __init__(
-        self, width: int, depth: int, heads: int, mlp_width: int, dropout: float, *, causal: bool, gated: bool
-    ) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_width, dropout, causal=causal, gated=gated) for _ in range(depth)
-        )
-        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.checkpointing = shape.checkpointing
+        self.dropout = nn.Dropout(shape.embedding_dropout)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.norm = shape.norm()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 residual = name.endswith("out.weight")
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * depth) if residual else INIT_STD)
+                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * shape.depth) if residual else INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
 
     def forward(
         self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None
     ) -> Float[Tensor, "b n d"]:
         """Features of each position; a cache is filled with x's keys and values, those of all layers."""
         x = self.dropout(x)
+        again = self.checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = block(x, by, cache, layer)
+            x = checkpoint(block, x, by, use_reentrant=False) if again else block(x, by, cache, layer)
         if cache is not None:
             cache.filled += x.shape[1]
         return self.norm(x)

@@ -14,10 +14,12 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import TokError
 from tokcli.models.transformer import Grid
+from tokcli.networks.sources import Source, find_weights
 from tokcli.networks.text import build_text_tower
 from tokcli.networks.text_cache import BytePairTable, FeatureTable
 from tokcli.optim import Updater
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Proposal, TextCondition
+from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Component, Expects, Optim, Recipe, Train
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
@@ -45,9 +47,9 @@ class Likelihood(nn.Module):
         super().__init__()
         self.proposal = proposal
 
-    def forward(self, indices: Tensor, condition: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """Terms of a batch: tokens (b, n), conditions (b, ...), one seed per sample (b,)."""
-        return self.proposal.loss(indices, condition, seeds)
+    def forward(self, indices: Tensor, condition: Tensor, seeds: Tensor, progress: Tensor) -> dict[str, Tensor]:
+        """Terms of a batch: tokens (b, n), conditions (b, ...), a seed of each sample, the share of training done (b,)."""
+        return self.proposal.loss(indices, condition, seeds, progress)
 
 
 def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None) -> Artifact | str:
@@ -61,7 +63,7 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
     made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
     folder = workspace.recipe_folder(made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, ProposalRecipe, name, folder, FAMILIES)
-    if mode == "nar" and recipe.proposal.name == "ar":  # the flag's default is no contradiction
+    if mode == "nar" and PROPOSALS[recipe.proposal.name].mode == "ar":  # the flag's default is no contradiction
         raise TokError(
             "--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
         )
@@ -99,7 +101,7 @@ def _trial(
     def step(samples: int) -> Callable[[], Any]:
         tokens = torch.randint(codebook_size, (samples, grid[0] * grid[1]), device=device)
         seeds = torch.arange(samples, device=device)
-        return lambda: updater.update(0, [tokens, proposal.null(samples), seeds])
+        return lambda: updater.update(0, [tokens, proposal.null(samples), seeds, torch.zeros(samples, device=device)])
 
     return step
 
@@ -120,7 +122,7 @@ def _train(
     start = open_artifact(init, "--init", ["proposal"]) if init else None
     if start:
         inputs["init"] = workspace.reference(start)
-    mode = recipe.proposal.name
+    mode = PROPOSALS[recipe.proposal.name].mode
     draft = workspace.begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         return draft
@@ -132,6 +134,8 @@ def _train(
     proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+    elif isinstance(proposal, GPT2Proposal) and proposal.language and not draft.resumed:
+        _start_from_language(proposal, options.weights.get("language"))
     captions = _captions(options, recipe, store, made_by, device)
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
@@ -148,12 +152,13 @@ def _train(
             condition = captions.rows(batch.captions)
         else:
             condition = batch.labels if proposal.classes else torch.full_like(batch.labels, -1)
-        tensors = (batch.indices, condition, batch.seeds)
+        progress = torch.full((len(batch.seeds),), number / recipe.train.steps)
+        tensors = (batch.indices, condition, batch.seeds, progress)
         return updater.update(number, [t.to(device, non_blocking=True) for t in tensors])
 
     seconds = loop.run(
         draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
-        epoch=batches.epoch,
+        epoch=batches.epoch, rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
     )  # fmt: skip
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
@@ -171,6 +176,13 @@ def _train(
         "parameters": plan.parameter_count(proposal),
     }
     return loop.complete(draft, made, {}, [], seconds)
+
+
+def _start_from_language(proposal: GPT2Proposal, given: Path | None) -> None:
+    name = str(proposal.language)
+    source = Source(hub=(f"openai-community/{name}", "model.safetensors"))
+    path = given or find_weights(name, source, where=f"language model {name}", flag="--language-weights")
+    proposal.load_language(load_tensors(path), f"language model {name}: {path}")
 
 
 def _captions(

@@ -1,0 +1,82 @@
+"""GPT-2 (Radford et al. 2019) over codes, optionally from its language weights, as arXiv 2411.04406 starts its AR network.
+
+Only the embeddings of words have no use here: codes and classes get fresh ones, which are the head too.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tokcli.errors import TokError
+from tokcli.proposals.ar import AutoregressiveProposal
+from tokcli.proposals.conditions import TextCondition
+from tokcli.weights import load_strict
+
+PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices are stored input x output
+    "ln_1": ("attention_norm", False),
+    "attn.c_attn": ("attention.qkv", True),
+    "attn.c_proj": ("attention.out", True),
+    "ln_2": ("mlp_norm", False),
+    "mlp.c_fc": ("mlp.up", True),
+    "mlp.c_proj": ("mlp.out", True),
+}
+
+
+class GPT2Proposal(AutoregressiveProposal):
+    """p(token | condition, tokens before it): LayerNorm, biases, GELU, learned positions, tied head.
+
+    Arguments: see `Proposal`, and
+        language: weights to start from: `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`, found on the hub or given by
+            --language-weights; the sizes must be theirs. null: fresh weights.
+    """
+
+    gated = False
+    biased = True
+
+    def __init__(
+        self,
+        codebook_size: int,
+        grid: tuple[int, int],
+        classes: int,
+        text: TextCondition | None = None,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        checkpointing: bool = False,
+        label_drop: float = 0.1,
+        language: str | None = None,
+    ) -> None:
+        super().__init__(
+            codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
+            position="learned", head="tied", dropout=dropout, attention_dropout=attention_dropout,
+            checkpointing=checkpointing, label_drop=label_drop,
+        )  # fmt: skip
+        self.language = language
+
+    def load_language(self, state: Mapping[str, Tensor], where: str) -> None:
+        """Take blocks, last norm and positions from a language model's weights, in Hugging Face's names.
+
+        Raises:
+            TokError: other names or shapes, or fewer positions than this network has.
+        """
+        state = {name.removeprefix("transformer."): t for name, t in state.items()}
+        positions, needed = state.get("wpe.weight"), self.prefix + self.tokens
+        if positions is None or len(positions) < needed:
+            got = "none" if positions is None else str(len(positions))
+            raise TokError(where, f"holds no {needed} position embeddings of a GPT-2", got=got)
+        found = {"position": positions[:needed]}
+        for name, t in state.items():
+            pieces = name.split(".")
+            if pieces[0] == "ln_f":
+                found[f"transformer.norm.{pieces[1]}"] = t
+            elif pieces[0] == "h":
+                part, last = ".".join(pieces[2:-1]), pieces[-1]
+                if part in PARTS:  # others are masks that old files keep
+                    ours, stored = PARTS[part]
+                    found[f"transformer.blocks.{pieces[1]}.{ours}.{last}"] = t.T if stored and t.ndim == 2 else t
+        fresh = {k: t for k, t in self.state_dict().items() if k.startswith(("embedding.", "text."))}
+        load_strict(self, {**fresh, **found}, where)
