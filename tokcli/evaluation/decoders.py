@@ -1,6 +1,6 @@
 """Reconstructions against their originals: pixels, LPIPS, Fréchet distances, and which images come out worst."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from tokcli import measure, metrics, pictures
 from tokcli.data import ImageSource
 from tokcli.evaluation.extractors import Extractor, Seen, look
 from tokcli.evaluation.records import Against, Measurement
+from tokcli.evaluation.references import Reference
 from tokcli.evaluation.samples import Roles, frechet
 from tokcli.losses.perceptual import lpips_heads
 from tokcli.models import Tokenizer
@@ -53,20 +54,22 @@ class Reconstructions(NamedTuple):
 @torch.no_grad()
 def judge_decoder(
     tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int,
-    extractors: Iterable[Extractor], roles: Roles, lpips: Lpips | None, bootstrap: int, worst: int,
+    extractors: Iterable[Extractor], originals: Callable[[Extractor], Reference], roles: Roles, lpips: Lpips | None,
+    bootstrap: int, worst: int,
 ) -> Reconstructions:  # fmt: skip
     """All metrics of reconstructions of held-out images.
 
     Args:
         tokenizer, decoder: in eval mode.
         size: pixels at which both are used.
+        originals: an extractor's statistics of the same images.
         roles: those that an extractor had in the lineage's training.
         lpips: None where it is not asked for.
         bootstrap: resampled sets behind the intervals of Fréchet distances; 0: no intervals.
         worst: how many of the worst images are named, by LPIPS where it is measured, else by PSNR.
     """
     kept = range(len(source)) if bootstrap else range(0)
-    pairs = [(e, Seen(e, f"reconstructions, {e.name}", kept), Seen(e, source.name, range(0))) for e in extractors]
+    seen = [Seen(e, f"reconstructions, {e.name}", kept) for e in extractors]
     numbers: list[int] = []
     values: dict[str, list[Tensor]] = {name: [] for name in (*PIXELS, *(["lpips"] if lpips else []))}
     for batch, images in measure.read(source, measure.evaluation_transform(size)):
@@ -75,15 +78,15 @@ def judge_decoder(
         for name, found in values.items():
             per_image = lpips if lpips and name == "lpips" else metrics.METRICS[name].function
             found.append(per_image(decoded, images))
-        for _, ours, real in pairs:
+        for ours in seen:
             look([decoded], ours, device)
-            look([images], real, device)
     table = {name: torch.cat(found) for name, found in values.items()}
     against = Against(source.id, source.name, len(numbers))
     result = [Measurement(name, float(found.mean()), len(numbers), against=against) for name, found in table.items()]
-    for extractor, ours, real in pairs:
-        shared = {"extractor": extractor.name, "involved": roles(extractor)}
-        result.append(frechet("rfd", ours.moments, ours.features, real.moments, against, bootstrap, shared))
+    for ours in seen:
+        real = originals(ours.extractor)
+        shared = {"extractor": ours.extractor.name, "involved": roles(ours.extractor)}
+        result.append(frechet("rfd", ours.moments, ours.features, real.gaussian, real.against, bootstrap, shared))
     order = -table["lpips"] if lpips else table["psnr"]
     rows = order.argsort(stable=True)[:worst].tolist()
     named = [{"key": source.key(numbers[r]), **{name: float(found[r]) for name, found in table.items()}} for r in rows]

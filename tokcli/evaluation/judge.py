@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from tokcli import artifact, assemble, measure, pictures, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, open_source
+from tokcli.data import ImageSource, Subset, open_source
 from tokcli.errors import TokError
 from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor, load_extractors
@@ -31,6 +31,7 @@ class Settings(Protocol):
     """What an evaluation reads of its recipe."""
 
     extractors: list[str]
+    images: int
     lpips: bool
     mask_ratio: float
     bootstrap: int
@@ -61,7 +62,7 @@ class Judge:
         self.options, self.settings, self.spec, self.device = options, settings, spec, device
         self.given = {a.id: a for a in given}
         self._sources: dict[tuple[str, int], ImageSource] = {}
-        self.held_out = self.source(spec, given[0].facts["use_size"])
+        self.size = given[0].facts["use_size"]
         self.references = References(options, references, settings.manifold, device)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
@@ -75,16 +76,22 @@ class Judge:
             self._sources[spec, size] = open_source(spec, size=size, labels=labels)
         return self._sources[spec, size]
 
+    def held_out(self, size: int) -> ImageSource:
+        """The held-out images that are measured on: at most `images` of them."""
+        whole = self.source(self.spec, size)
+        return Subset(whole, self.settings.images) if 0 < self.settings.images < len(whole) else whole
+
     def inputs(self) -> dict[str, dict[str, str]]:
         """The entries of the report's manifest."""
-        found = {"data": {"id": self.held_out.id, "path": self.held_out.name}}
-        size = next(iter(self.given.values())).facts["use_size"]
-        found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(size))}
+        whole = self.source(self.spec, self.size)
+        found = {"data": {"id": whole.id, "path": whole.name}}
+        found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
         return found | {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in self.given.values()}
 
     def protocol(self) -> dict[str, Any]:
         """What holds for all numbers, as data."""
-        held_out = {"id": self.held_out.id, "name": self.held_out.name, "images": len(self.held_out)}
+        source = self.held_out(self.size)
+        held_out = {"id": source.id, "name": source.name, "images": len(source)}
         references = [
             {"id": one["id"], "name": one["path"]}
             for role, one in self.inputs().items()
@@ -99,8 +106,9 @@ class Judge:
     def header(self) -> list[str]:
         """The same in words."""
         found = self.protocol()
+        held_out = found["held_out"]
         return [
-            f"held-out: {self.held_out.name} ({self.held_out.id}), {len(self.held_out):,} images, {RESIZE}",
+            f"held-out: {held_out['name']} ({held_out['id']}), {held_out['images']:,} images, {RESIZE}",
             "reference: " + "; ".join(f"{one['name']} ({one['id']})" for one in found["references"]),
             "extractors: " + "; ".join(
                 f"{name} ({e['size']} px {e['resize']}, sha256 {str(e['sha256'])[:8]})" for name, e in found["extractors"].items()
@@ -135,7 +143,7 @@ class Judge:
 
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
-        source = self.source(self.spec, size)
+        source = self.held_out(size)
         found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
@@ -169,10 +177,10 @@ class Judge:
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
-        tokenizer = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device)
+        tokenizer, source = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device), self.held_out(size)
         self._worst[a.id] = judge_decoder(
-            tokenizer, assemble.load_decoder(a, self.device), self.source(self.spec, size), self.device, size=size,
-            extractors=self.extractors, roles=self._roles(a), lpips=self.lpips, bootstrap=settings.bootstrap,
+            tokenizer, assemble.load_decoder(a, self.device), source, self.device, size=size,
+            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips, bootstrap=settings.bootstrap,
             worst=settings.worst,
         )  # fmt: skip
         return self._worst[a.id].measurements
@@ -181,7 +189,7 @@ class Judge:
         size = a.facts["use_size"]
         return judge_proposal(
             assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
-            self.source(self.spec, size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
+            self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
             captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
 
@@ -204,7 +212,7 @@ class Judge:
     def sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
         size, tokenizer_id = decoder.facts["use_size"], decoder.input_id("tokenizer")
-        source = self.source(self.spec, size)
+        source = self.held_out(size)
         labels = [source.label(i) for i in range(len(source))]
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
         if classes:

@@ -87,7 +87,7 @@ class References:
             elif is_npz(spec):
                 self._made[key] = self._published(spec, extractor)
             else:
-                self._made[key] = read_statistics(self._from_images(self._source(spec, size), extractor, size))
+                self._made[key] = self.images(self._source(spec, size), extractor, size)
         return self._made[key]
 
     def _fitting(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
@@ -102,17 +102,24 @@ class References:
                 )  # fmt: skip
         return read_statistics(self.given[spec])
 
-    def _from_images(self, source: ImageSource, extractor: Extractor, size: int) -> Artifact:
-        describes = {**_recipe(extractor, self.manifold), "size": size, "resize": "short side bicubic, centre crop"}
-        data = {"id": source.id, "path": source.name}
-        draft = self._begin(source.name, describes, data, extractor)
+    def images(self, source: ImageSource, extractor: Extractor, size: int) -> Reference:
+        """The statistics of a source, made now where nobody has made them yet.
+
+        Raises:
+            TokError: fewer than 2 readable images, or features that are not finite.
+        """
+        describes = {
+            **_recipe(extractor, self.manifold), "size": size, "resize": "short side bicubic, centre crop",
+            "of": len(source),  # a part of a data set has the id of the whole
+        }  # fmt: skip
+        draft = self._begin(source.name, describes, {"id": source.id, "path": source.name}, extractor)
         if isinstance(draft, Artifact):
-            return draft
+            return read_statistics(draft)
         batches = (images for _, images in measure.read(source, measure.evaluation_transform(size)))
         keep = spread(len(source), self.manifold)
         seen = look(batches, Seen(extractor, f"--reference {source.name}", keep), self.device)
         state = _state(seen.moments.gaussian(), seen.spatial.gaussian() if seen.spatial else None)
-        return _finish(draft, state, seen.features, describes, source.name, seen.moments.count)
+        return read_statistics(_finish(draft, state, seen.features, describes, source.name, seen.moments.count))
 
     def _published(self, spec: str, extractor: Extractor) -> Reference | None:
         """pytorch-fid's or ADM's file, which is of Inception's features."""
