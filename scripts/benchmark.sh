@@ -12,6 +12,8 @@
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes.
 # TOK_LAUNCH (tok): what trains, such as "torchrun --nproc-per-node 8 -m tokcli".
 set -euo pipefail
+shopt -s inherit_errexit
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 suite=fashion-mnist dry='' toy=''
@@ -63,9 +65,9 @@ train() {
     "${@:2}" "${sets[@]}"
 }
 
-# planned COMMAND...: what a training would take, on one line each
+# planned COMMAND...: what a training would take
 planned() {
-    printf '%s\n' "${*/#torchrun*/}"
+    echo "$*"
     "$@" --dry-run 2>/dev/null | sed -n '/^# [a-z]/p' | sed 's/^# /    /'
 }
 
@@ -88,6 +90,7 @@ EOF
     exit
 fi
 
+[ "$suite$toy" != fashion-mnist ] || python scripts/fetch_embedded.py squeezenet vits14 fashion-mnist >&2
 made=()
 for method in "${methods[@]}"; do
     name="${method%%:*}" teacher="${method#*:}" row="${method/:/-}"
