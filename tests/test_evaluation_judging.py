@@ -1,0 +1,155 @@
+"""What is measured of decoders, tokenizers and samples, on networks small enough to reckon by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_references import Tiny
+
+from tokcli.artifact import Artifact
+from tokcli.data import open_source
+from tokcli.evaluation.decoders import judge_decoder, worst_sheet
+from tokcli.evaluation.extractors import Extractor
+from tokcli.evaluation.records import Against
+from tokcli.evaluation.references import References
+from tokcli.evaluation.samples import judge_samples
+from tokcli.evaluation.tokens import judge_understanding
+from tokcli.metrics import METRICS
+from tokcli.workspace import Options
+
+CPU, SIZE = torch.device("cpu"), 16
+
+
+class Copy(torch.nn.Module):
+    """A tokenizer that keeps images as they are, and a decoder that darkens them by half their mean red."""
+
+    quantizer = type("Q", (), {"codebook_size": 4})
+
+    def encode(self, images):
+        return images
+
+    def codes(self, indices):
+        return indices
+
+    def forward(self, images):
+        return images * (1 - 0.5 * images[:, :1].mean((2, 3), keepdim=True))
+
+
+class Quarters(Copy):
+    """Four tokens an image: which quarters are bright."""
+
+    def grid(self, size):
+        return (2, 2)
+
+    def encode(self, images):
+        cells = torch.nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), 2).flatten(1)
+        return (cells > 0.5).long()
+
+
+def tiny(name="tiny"):
+    return Extractor(name, Tiny(), name)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Grey squares, brighter by number, of two classes by which half is lit."""
+    for number in range(16):
+        label = ("left", "right")[number % 2]
+        file = tmp_path / "data" / "val" / label / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((SIZE, SIZE, 3), 15 * number, dtype=np.uint8)
+        pixels[:, slice(0, 8) if number % 2 else slice(8, 16)] //= 4
+        if number % 2 == 0:
+            pixels[:, :8] = 255
+        else:
+            pixels[:, 8:] = 255
+        Image.fromarray(pixels).save(file)
+    return tmp_path / "data" / "val"
+
+
+def judged(tmp_path, pictures, **keys):
+    source = open_source(str(pictures), size=SIZE)
+    references = References(Options(workspace=tmp_path / "ws"), [], 0, CPU)
+    settings = {"bootstrap": 3, "worst": 2, "lpips": None} | keys
+    return source, judge_decoder(
+        Copy(), Copy(), source, CPU, size=SIZE, extractors=[tiny()], originals=lambda e: references.images(source, e, SIZE),
+        roles=lambda e: ("teacher",), **settings,
+    )  # fmt: skip
+
+
+def test_a_decoder_is_measured_on_every_image_with_an_interval_and_its_judge_s_role(tmp_path, pictures):
+    source, found = judged(tmp_path, pictures)
+    by_name = {m.metric: m for m in found.measurements}
+    assert list(by_name) == ["psnr", "ssim", "sharpness", "l1", "rfd_tiny"]
+    distance = by_name["rfd_tiny"]
+    assert distance.against == Against(source.id, source.name, 16) and distance.involved == ("teacher",)
+    assert distance.interval[0] < distance.value < distance.interval[1]
+    images = torch.stack([source.image(i) for i in range(16)])
+    decoded = (Copy()(images.float() / 255) * 255).round().to(torch.uint8)
+    assert by_name["psnr"].value == pytest.approx(float(METRICS["psnr"].function(decoded, images).mean()), abs=1e-9)
+
+
+def test_the_worst_images_are_named_the_worst_first(tmp_path, pictures):
+    source, found = judged(tmp_path, pictures)
+    images = torch.stack([source.image(i) for i in range(16)])
+    decoded = (Copy()(images.float() / 255) * 255).round().to(torch.uint8)
+    worst = METRICS["psnr"].function(decoded, images).argsort()[:2].tolist()
+    assert [w["key"] for w in found.worst] == [source.key(i) for i in worst]
+    assert torch.equal(found.originals, images[worst])
+    assert worst_sheet(found).width > 2 * SIZE
+
+
+def test_lpips_chooses_the_worst_where_it_is_measured(tmp_path, pictures):
+    source, found = judged(tmp_path, pictures, lpips=lambda a, b: b.double().mean((1, 2, 3)))
+    brightest = max(range(16), key=lambda i: float(source.image(i).double().mean()))
+    assert found.worst[0]["key"] == source.key(brightest)
+    assert "lpips" in {m.metric for m in found.measurements}
+
+
+def test_no_worst_images_and_no_intervals_where_none_are_asked_for(tmp_path, pictures):
+    _, found = judged(tmp_path, pictures, bootstrap=0, worst=0)
+    assert found.worst == [] and found.measurements[-1].interval is None
+
+
+def test_classes_that_tokens_show_are_told(pictures):
+    source = open_source(str(pictures), size=SIZE)
+    found = judge_understanding(Quarters(), source, source, CPU, size=SIZE, most=100)
+    assert {m.metric: (m.value, m.count, m.against.images) for m in found} == {
+        "probe_accuracy": (1.0, 16, 16), "knn_accuracy": (pytest.approx(1.0, abs=0.5), 16, 16)
+    }  # fmt: skip
+
+
+def test_images_without_classes_are_not_asked_for_them(tmp_path):
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "flat" / "a.png")
+    source = open_source(str(tmp_path / "flat"), size=SIZE)
+    assert judge_understanding(Quarters(), source, source, CPU, size=SIZE, most=9) == []
+
+
+@pytest.fixture
+def samples(tmp_path, pictures):
+    """A samples artifact of the same pictures."""
+    (tmp_path / "s" / "images").mkdir(parents=True)
+    for number, file in enumerate(sorted(pictures.rglob("*.png"))):
+        (tmp_path / "s" / "images" / f"{number:06d}.png").write_bytes(file.read_bytes())
+    return Artifact(tmp_path / "s", {"kind": "samples", "id": "samples-1", "facts": {"number": 16, "use_size": SIZE}})
+
+
+def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples):
+    references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 100, CPU)
+    found = judge_samples(
+        samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0
+    )
+    values = {m.metric: m.value for m in found}
+    assert values.pop("fd_tiny") < 1e-6 and values.pop("kd_tiny") < 1e-6
+    assert values.pop("density_tiny") >= 1
+    assert values == {"precision_tiny": 1.0, "recall_tiny": 1.0, "coverage_tiny": 1.0}
+
+
+def test_few_images_for_neighbours_are_recorded_as_so_many(tmp_path, pictures, samples):
+    references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 8, CPU)
+    found = judge_samples(
+        samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=8, bootstrap=3
+    )
+    counts = {m.metric: (m.count, m.against.images) for m in found}
+    assert counts["fd_tiny"] == (16, 16) and counts["precision_tiny"] == (8, 8)
