@@ -284,3 +284,47 @@ def test_a_moved_input_is_found_by_its_id(family: dict[str, Path], tmp_path: Pat
     assert made(*flags).is_dir()
     shutil.rmtree(tmp_path / "tokenizer")
     assert "this input is not at /gone" in refusal(*flags, "--seed", 5)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("encoder.heads=0", "encoder.heads: should be greater than 0"), ("encoder.patch_size=0", "encoder.patch_size"),
+        ("decoder.width=0", "decoder.width"), ("encoder.dropout=1", "encoder.dropout: should be less than 1"),
+        ("teacher.image_size=0", "teacher.image_size: should be greater than 0"), ("quantizer.commitment=-1", "quantizer.commitment"),
+        ("quantizer.kmeans_iterations=-1", "quantizer.kmeans_iterations"), ("quantizer.init_after=-1", "quantizer.init_after"),
+        ("seed=99999999999999999999", "seed: should be less than"), ("quantizer.name={a: 1}", "quantizer.name: should be a valid string"),
+        ("quantizer={name: 'timm:x'}", "quantizer 'timm:x': no such quantizer"), ("optim..lr=1", "expected KEY=VALUE"),
+        ("data.transform={name: random-crop, zoom: [2, 1]}", "transform random-crop: zoom must be two numbers"),
+        ("quantizer={name: fsq, levels: [1000000, 1000000]}", "more than 4,294,967,296 codes"),
+        ("data.use_size=65", "encoder.patch_size: must divide the image size"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_before_a_step_is_trained(
+    family: dict[str, Path], train: list[Any], tmp_path: Path, key: str, said: str
+) -> None:
+    assert said in refusal(*train, "--data", family["photos"], "--set", key)
+    assert not list(tmp_path.glob("ws/*/log.jsonl"))
+
+
+@pytest.mark.parametrize("flag", ["--out", "--workspace", "--init", "--teacher", "--method", "--recipe", "--device"])
+def test_an_empty_value_is_misuse_and_never_the_current_folder(train: list[Any], flag: str) -> None:
+    result = run(*train, flag, "")
+    assert result.exit_code == 2 and "it is empty" in result.stderr
+
+
+def test_what_the_system_refuses_is_one_line(train: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "name too long" in refusal(*train, "--data", "x" * 300)
+    assert "a file is in the way" in refusal(*train, "--data", "openmoji/train", "--out", tmp_path / "file" / "t")
+
+
+def test_crops_of_an_impossible_scale_are_refused(family: dict[str, Path], tmp_path: Path) -> None:
+    flags = ["tokenize", "--tokenizer", family["tokenizer"], "--workspace", tmp_path, "--recipe", "toy/tokens"]
+    assert "scale must be two shares" in refusal(*flags, "--set", "tokens.scale=[2, 1]")
+
+
+def test_a_text_file_is_no_weights_and_torch_gives_no_advice(train: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("dear diary")
+    said = refusal(*train, "--data", "openmoji/train", "--teacher-weights", tmp_path / "notes.txt")
+    assert "cannot be read as weights" in said and "PyTorch 2.6" not in said

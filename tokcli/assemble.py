@@ -43,7 +43,11 @@ def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any],
     factory = lookup(family, table, section["name"])
     keys = {key: value for key, value in section.items() if key != "name"}
     # the recipe's lists become tuples where the constructor wants them
-    return factory(*supplied, **dict(component_model(factory).model_validate_json(json.dumps(keys))))
+    checked = dict(component_model(factory).model_validate_json(json.dumps(keys)))
+    try:
+        return factory(*supplied, **checked)
+    except ValueError as error:  # values that do not go together
+        raise TokError(f"{family} {section['name']}", str(error)) from None
 
 
 def build_transform(data: Data) -> Transform:

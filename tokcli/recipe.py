@@ -87,8 +87,9 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
     for candidate in (root / f"{choice}.yaml", root / folder / f"{choice}.yaml"):
         if candidate.is_file():
             return candidate
-    known = [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")]
-    raise TokError(f"--recipe {choice}", "no such recipe", next=nearest(choice, known))
+    close = nearest(choice, [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")])
+    hint = close if close.startswith("Did") else "tok recipes lists them"
+    raise TokError(f"--recipe {choice}", "no such recipe", next=hint)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
     parsed = {}
     for text in assignments:
         key, sign, value = text.partition("=")
-        if not sign or not key.strip():
+        if not sign or not all(key.strip().split(".")):
             raise TokError(f"--set {text}", "expected KEY=VALUE", next="for example --set optim.lr=1e-4")
         try:
             parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
@@ -164,7 +165,7 @@ class InvalidRecipe(TokError):
 def component_model(factory: Factory) -> type[Section]:
     """A strict model of a constructor's keyword-only arguments: the keys a recipe may give it."""
     function = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)  # with their ranges
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -264,11 +265,11 @@ def check(
         for part in above:
             owner = owner.get(part) if isinstance(owner, Mapping) else None
         value = owner.get(last) if isinstance(owner, Mapping) else None
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
             continue  # missing or of a wrong type: the stage's model says so
         if "name" in value:
             keys = {k: v for k, v in value.items() if k != "name"}
-            filled, faults = _check_component(section, str(value["name"]), keys, table, resolve)
+            filled, faults = _check_component(section, value["name"], keys, table, resolve)
             owner[last] = {"name": value["name"], **filled}
         else:
             owner[last], faults = _check_terms(section, value, table, resolve)

@@ -23,14 +23,14 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
     """AdamW with decoupled weight decay on matrices only, linear warm-up, then cosine or constant."""
 
     lr: float = Field(gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -94,7 +94,7 @@ class Recipe(Section):
     """What every recipe has."""
 
     stage: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)  # what torch takes
 
 
 class Data(Section):

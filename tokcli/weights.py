@@ -46,7 +46,9 @@ def disk_error(path: Path, error: OSError) -> TokError:
         return TokError(str(path), "the disk is full", next="free some space and repeat the command: it resumes")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return TokError(str(path), "cannot write here", got=error.strerror or "", next="choose another --out")
-    return TokError(str(path), "cannot be written", got=str(error))
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return TokError(str(path), "a file is in the way of this folder", next="choose another --out or --workspace")
+    return TokError(str(path), "cannot be written", got=error.strerror or str(error))
 
 
 @contextlib.contextmanager
@@ -129,7 +131,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise TokError(str(path), "no such file") from None
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        # torch opens with advice on its own arguments; what it met comes after that
+        text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        first = text.splitlines()[0][:160] if text else type(error).__name__
         if "TorchScript" in str(error) or "torch.jit" in str(error):
             raise TokError(
                 str(path),

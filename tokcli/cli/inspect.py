@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokcli.cli.options import COMMON, DATA, PATH, options_of, run_stage, with_options
+from tokcli.cli.options import COMMON, DATA, NAME, PATH, options_of, run_stage, with_options
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
@@ -34,7 +34,7 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
 
 
 @click.command(short_help="list, show and check recipes")
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=NAME)
 @click.option("--check", is_flag=True, help="Check the named recipe, or all of them, against the code.")
 def recipes(name: str | None, check: bool) -> None:
     """List the recipes that come with tok, or show one; its header says command, cost and score."""

@@ -16,15 +16,37 @@ if TYPE_CHECKING:
     from tokcli.workspace import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path that is not empty, as that of a script's unset variable is: Path("") would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: name one, or leave it out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Name(click.ParamType):
+    """A word that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("it is empty: name one, or leave it out", param, ctx)
+        return value
+
+
+PATH, NAME = _Path(path_type=Path), _Name()
 
 COMMON = [
-    click.option("--recipe", metavar="NAME|FILE", help="Another recipe: a name from `tok recipes`, or a YAML file."),
+    click.option("--recipe", type=NAME, metavar="NAME|FILE", help="Another recipe: a name from `tok recipes`, or a YAML file."),
     click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a recipe key, such as optim.lr=1e-4; repeatable."),
     click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True,
                  metavar="DIR", help="Where artifacts are looked for and written."),
     click.option("--out", type=PATH, metavar="DIR", help="Folder to write. Default: a readable name in the workspace."),
-    click.option("--device", metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
+    click.option("--device", type=NAME, metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory; write nothing."),

@@ -10,6 +10,7 @@ from tokcli.cli.options import (
     DATA,
     HELD_OUT,
     INCEPTION_WEIGHTS,
+    NAME,
     PATH,
     TEACHER_WEIGHTS,
     TEXT_WEIGHTS,
@@ -29,9 +30,12 @@ SHARDS = [
 
 @click.command("train-tokenizer", short_help="images -> tokenizer")
 @click.option(
-    "--teacher", metavar="NAME", help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED."
+    "--teacher",
+    type=NAME,
+    metavar="NAME",
+    help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.",
 )
-@click.option("--method", metavar="NAME", help="vqkd (default), cluster, vqgan, fsq, cvq or llamagen.")
+@click.option("--method", type=NAME, metavar="NAME", help="vqkd (default), cluster, vqgan, fsq, cvq or llamagen.")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another tokenizer's weights.")
 @with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, COMMON)
 def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, as_json: bool, **flags: Any) -> None:

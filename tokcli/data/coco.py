@@ -61,7 +61,8 @@ class Coco:
             why = bad_name(key) or ("leads out of the folder" if ".." in Path(key).parts or key[:1] == "/" else "")
             try:
                 size = 0 if why else (self.root / key).stat().st_size
-            except OSError:
+                why = why or ("" if (self.root / key).is_file() else "not a file")
+            except (OSError, ValueError):
                 why = f"in {captions.name}, but no such image"
             if why:
                 self.problems.append((key, why))
@@ -101,6 +102,6 @@ def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
         texts: dict[int, list[str]] = {}
         for row in table["annotations"]:
             texts.setdefault(int(row["image_id"]), []).extend(captions_of(row) or [])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise TokError(str(path), "not COCO's captions", got=f"{type(error).__name__}: {error}") from None
     return names, texts

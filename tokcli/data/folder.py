@@ -22,6 +22,7 @@ from tokcli.data.listing import (
 from tokcli.errors import TokError
 
 DEPTH = 3
+SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
 class Folder:
@@ -32,7 +33,7 @@ class Folder:
     the folder, else from `x.txt` beside `x.jpg`, one a line. Names starting with a dot are passed over.
 
     Raises:
-        TokError: no images; or nothing but `train` and `val` inside, of which one has to be chosen.
+        TokError: no images; or nothing but splits (`train`, `val`, ...) inside, of which one has to be chosen.
     """
 
     def __init__(self, path: Path, *, labels: Path | None = None) -> None:
@@ -40,8 +41,8 @@ class Folder:
         self.name = str(self.root)
         where = f"--data {path}"
         self._refuse_splits(where)
-        sizes, texts = self._scan()
-        self.problems = [(key, why) for key in sizes if (why := bad_name(key))]
+        sizes, texts, lost = self._scan()
+        self.problems = lost + [(key, why) for key in sizes if (why := bad_name(key))]
         keys = sorted(key for key in sizes if not bad_name(key))
         if not keys:
             extensions = " ".join(IMAGE_EXTENSIONS)
@@ -85,24 +86,24 @@ class Folder:
 
     def _refuse_splits(self, where: str) -> None:
         children = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-        if {"train", "val"} <= children <= {"train", "val", "test"}:
-            raise TokError(
-                where,
-                "holds the splits of a data set",
-                next=f"Give {self.root / 'train'} or {self.root / 'val'}",
-            )
+        if "train" in children <= SPLIT_NAMES:  # else each split would be a class
+            there = " or ".join(str(self.root / name) for name in sorted(children))
+            raise TokError(where, "holds the splits of a data set", next=f"Give {there}")
 
-    def _scan(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes of each image, and of each .txt under its path without the extension."""
+    def _scan(self) -> tuple[dict[str, int], dict[str, int], list[tuple[str, str]]]:
+        """Bytes of each image, and of each .txt under its path without the extension; what is named an image and is none."""
         sizes: dict[str, int] = {}
         texts: dict[str, int] = {}
+        lost: list[tuple[str, str]] = []
         for key, size in _walk(self.root, "", DEPTH):
             stem, extension = os.path.splitext(key)
-            if extension.lower() in IMAGE_EXTENSIONS:
+            if extension.lower() in IMAGE_EXTENSIONS and size is None:
+                lost.append((key, "a link to nothing, or a device"))
+            elif extension.lower() in IMAGE_EXTENSIONS and size is not None:
                 sizes[key] = size
-            elif extension == ".txt":
+            elif extension == ".txt" and size is not None:
                 texts[stem] = size
-        return sizes, texts
+        return sizes, texts, sorted(lost)
 
     def _listed(self, keys: list[str], labels: Path) -> tuple[list[str], list[str | None]]:
         table = read_labels(labels, f"--labels {labels}")
@@ -140,7 +141,7 @@ def _ranks(names: list[str | None]) -> tuple[np.ndarray, list[str]]:
     return np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32), classes
 
 
-def _walk(folder: Path | str, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path | str, prefix: str, depth: int) -> Iterator[tuple[str, int | None]]:
     # Links are followed (class folders often are links); the depth bounds a circle of them.
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -148,5 +149,7 @@ def _walk(folder: Path | str, prefix: str, depth: int) -> Iterator[tuple[str, in
                 continue
             if entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
-            elif depth and entry.is_dir():
+            elif not entry.is_dir():
+                yield prefix + entry.name, None
+            elif depth:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", depth - 1)

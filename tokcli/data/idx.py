@@ -53,7 +53,7 @@ class Idx:
     """Grey images (n, h, w) in one file, their classes in another, as MNIST's; `val` reads the t10k files.
 
     Raises:
-        TokError: a file is missing, not idx, or shorter than its header claims.
+        TokError: a file is missing, not idx, shorter than its header claims, or without images.
     """
 
     def __init__(self, folder: Path, split: str, name: str = "") -> None:
@@ -70,6 +70,8 @@ class Idx:
                 "images and labels differ in number",
                 got=f"{self._shape[0]} and {len(self.labels)}",
             )
+        if 0 in self._shape:
+            raise TokError(f"--data {self.name}", "holds no images", got=f"shape {self._shape}")
         digest = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest()[:16]
         most = int(self.labels.max(initial=-1)) + 1
         self.classes = list(_FASHION_CLASSES) if digest in _FASHION.values() else [str(i) for i in range(most)]

@@ -68,7 +68,7 @@ def read_labels(path: Path, where: str) -> dict[str, str]:
     """Class name by relative path, from lines `path<TAB, comma or space>class`.
 
     Raises:
-        TokError: no such file, not text, or a line without a separator; it names the line.
+        TokError: no such file, not text, a line without a separator, or a path with two classes; it names the line.
     """
     labels: dict[str, str] = {}
     for number, line in enumerate(read_text(path, where).splitlines(), 1):
@@ -77,7 +77,9 @@ def read_labels(path: Path, where: str) -> dict[str, str]:
         for separator in ("\t", ",", " "):
             key, found, name = line.strip().rpartition(separator)
             if found and key.strip() and name.strip():
-                labels[key.strip().replace("\\", "/").removeprefix("./")] = name.strip()
+                key, name = key.strip().replace("\\", "/").removeprefix("./"), name.strip()
+                if labels.setdefault(key, name) != name:
+                    raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{labels[key]} and {name}")
                 break
         else:
             raise TokError(f"{path}:{number}", "not a path and a class", got=line[:60], next="write: path<TAB>class")

@@ -66,7 +66,7 @@ def _build(path: Path) -> TarIndex:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 _members(tar, path, samples, index)
                 _end(tar, path, index)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a header that are none
             raise TokError(
                 f"--data {path}",
                 "not a plain tar",

@@ -55,6 +55,7 @@ class Tars:
         self.shards = expand(self.name)
         shards = [index_tar(path) for path in self.shards]
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
+        self.ignored = _report(where, shards)
         self.keys = [f"{p.stem}/{key}" for p, shard in zip(self.shards, shards, strict=True) for key in shard.keys]
         if not self.keys:
             why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
@@ -63,7 +64,6 @@ class Tars:
         self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(-1, 2)
         self._texts = [text for shard in shards for text in shard.texts]
         self.labels, self.classes = class_numbers([name for shard in shards for name in shard.names], where)
-        self.ignored = _report(where, shards)
         texts = (size for text in self._texts for _, _, size in text)
         self.id = data_id("tar", "1", self.keys, self.labels, [*self._place[:, 1].tolist(), *texts])
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -54,7 +55,7 @@ class PerceptualLoss(nn.Module):
         *,
         network: str = "squeezenet",
         layers: list[int | str] | None = None,
-        image_size: int | None = None,
+        image_size: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         flag = "--vgg-weights" if network == "vgg16" else None

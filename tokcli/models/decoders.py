@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -18,6 +19,7 @@ from tokcli.models.conv import (
 )
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
+from tokcli.schema import Share
 
 
 @runtime_checkable
@@ -64,7 +66,7 @@ class ConvDecoder(nn.Module):
         image_size: int | Grid,
         *,
         widths: list[int],
-        blocks: int = 3,
+        blocks: PositiveInt = 3,
         channels: int = 256,
         attention: bool = True,
     ) -> None:
@@ -128,11 +130,11 @@ class ViTDecoder(nn.Module):
         grid: Grid,
         image_size: int | Grid,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        width: PositiveInt,
+        depth: NonNegativeInt,
+        heads: PositiveInt,
+        mlp_ratio: PositiveFloat = 4.0,
+        dropout: Share = 0.0,
     ) -> None:
         super().__init__()
         height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size

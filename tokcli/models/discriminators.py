@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -38,7 +39,7 @@ class PatchDiscriminator(nn.Module):
         TokError: depth below 1.
     """
 
-    def __init__(self, *, depth: int = 3, width: int = 64) -> None:
+    def __init__(self, *, depth: int = 3, width: PositiveInt = 64) -> None:
         super().__init__()
         if depth < 1:
             raise TokError("gan.discriminator.depth", "must be at least 1", got=str(depth))
@@ -93,7 +94,7 @@ class FeatureDiscriminator(nn.Module):
         *,
         network: str = "squeezenet",
         layers: list[int | str] | None = None,
-        width: int = 64,
+        width: PositiveInt = 64,
     ) -> None:
         super().__init__()
         flag = "--vgg-weights" if network == "vgg16" else None

@@ -3,6 +3,7 @@
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -17,6 +18,7 @@ from tokcli.models.conv import (
 )
 from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
+from tokcli.schema import Share
 from tokcli.teachers import Teacher
 
 
@@ -57,13 +59,13 @@ class ViTEncoder(nn.Module):
         self,
         code_dim: int,
         *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        image_size: PositiveInt,
+        patch_size: PositiveInt,
+        width: PositiveInt,
+        depth: NonNegativeInt,
+        heads: PositiveInt,
+        mlp_ratio: PositiveFloat = 4.0,
+        dropout: Share = 0.0,
         class_token: bool = True,
     ) -> None:
         super().__init__()
@@ -115,9 +117,9 @@ class ConvEncoder(nn.Module):
         self,
         code_dim: int,
         *,
-        image_size: int,
+        image_size: PositiveInt,
         widths: list[int],
-        blocks: int = 2,
+        blocks: PositiveInt = 2,
         channels: int = 256,
         attention: bool = True,
     ) -> None:

@@ -1,9 +1,11 @@
 """The small head that predicts a teacher's features from codes (VQ-KD, Peng et al. 2022, section 2.1)."""
 
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
+from tokcli.schema import Share
 
 
 class FeatureDecoder(nn.Module):
@@ -29,11 +31,11 @@ class FeatureDecoder(nn.Module):
         feature_dim: int,
         grid: Grid,
         *,
-        width: int,
-        depth: int = 1,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
+        width: PositiveInt,
+        depth: NonNegativeInt = 1,
+        heads: PositiveInt,
+        mlp_ratio: PositiveFloat = 4.0,
+        dropout: Share = 0.0,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(code_dim, width)

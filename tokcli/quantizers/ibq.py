@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from tokcli import distributed
@@ -24,7 +25,13 @@ class IBQ(Quantizer):
     """
 
     def __init__(
-        self, *, codebook_size: int, code_dim: int, commitment: float = 0.25, entropy: float = 0.05, seed: int = 0
+        self,
+        *,
+        codebook_size: int,
+        code_dim: int,
+        commitment: NonNegativeFloat = 0.25,
+        entropy: NonNegativeFloat = 0.05,
+        seed: int = 0,
     ) -> None:
         super().__init__(codebook_size, code_dim)
         start = torch.randn(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from tokcli import distributed
@@ -31,7 +32,12 @@ class LFQ(Quantizer):
     places: Tensor
 
     def __init__(
-        self, *, code_dim: int, commitment: float = 0.25, entropy: float = 0.1, temperature: float = 1.0
+        self,
+        *,
+        code_dim: int,
+        commitment: NonNegativeFloat = 0.25,
+        entropy: NonNegativeFloat = 0.1,
+        temperature: PositiveFloat = 1.0,
     ) -> None:
         if not 1 <= code_dim <= LARGEST:
             raise TokError("quantizer.code_dim", f"must be 1 to {LARGEST} bits", got=str(code_dim))

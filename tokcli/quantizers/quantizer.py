@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tokcli import distributed
 from tokcli.errors import TokError
 
+MOST_CODES = 1 << 32  # token shards hold uint32
 NEVER = 1 << 30  # idle steps of a code that was not used yet
 
 
@@ -34,7 +35,7 @@ class Quantizer(nn.Module):
         code_dim: width d of `z_e` and of a code.
 
     Raises:
-        TokError: one of them is below 1.
+        TokError: one of them is below 1, or there are more codes than token shards can number.
     """
 
     eager = True  # left out of torch.compile: chunked search and bookkeeping are faster so, and exact
@@ -56,6 +57,8 @@ class Quantizer(nn.Module):
                 "codebook_size and code_dim must be at least 1",
                 got=f"{codebook_size} and {code_dim}",
             )
+        if codebook_size > MOST_CODES:
+            raise TokError("quantizer", f"more than {MOST_CODES:,} codes", got=f"{codebook_size:,}")
         self.codebook_size, self.code_dim = codebook_size, code_dim
         # saved, so that a resumed run does not initialise again and throw its codebook away
         self.register_buffer("initialised", torch.tensor(True))

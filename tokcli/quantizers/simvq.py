@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from tokcli.data.randomness import generator
@@ -24,7 +25,9 @@ class SimVQ(Quantizer):
 
     basis: Tensor
 
-    def __init__(self, *, codebook_size: int, code_dim: int, commitment: float = 0.25, seed: int = 0) -> None:
+    def __init__(
+        self, *, codebook_size: int, code_dim: int, commitment: NonNegativeFloat = 0.25, seed: int = 0
+    ) -> None:
         super().__init__(codebook_size, code_dim)
         start = torch.randn(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
         self.register_buffer("basis", (start * code_dim**-0.5).to(self.initialised.device))

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from tokcli import distributed
@@ -77,9 +78,9 @@ class VQ(Quantizer):
         learning: Literal["ema", "gradient"] = "ema",
         decay: float | None = None,
         init: Literal["kmeans", "uniform"] = "kmeans",
-        kmeans_iterations: int = 10,
-        init_after: int = 0,
-        commitment: float = 1.0,
+        kmeans_iterations: PositiveInt = 10,
+        init_after: NonNegativeInt = 0,
+        commitment: NonNegativeFloat = 1.0,
         rescue: Literal["revive", "anchors", "kmeans"] | None = None,
         rescue_after: int | None = None,
         rescue_below: float | None = None,

@@ -68,6 +68,8 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
         state = load_tensors(file)
         tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
         tokenizer.load_exported(convert(state, form.layout, tokenizer, str(file)), str(file))
+        use_size = recipe.data.use_size or recipe.data.size
+        grid = tokenizer.grid(use_size)
         digest = sha256(file)
         # what it was trained on is known by name only; commands that need images ask for --data
         data = options.data or "imagenet/train"
@@ -80,7 +82,6 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
             return draft
         save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-        use_size = recipe.data.use_size or recipe.data.size
         known = resolved(recipe).get("teacher")
         facts = {
             "method": recipe.method,
@@ -89,7 +90,7 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
             "code_dim": tokenizer.quantizer.code_dim,
             "train_size": recipe.data.size,
             "use_size": use_size,
-            "grid": list(tokenizer.grid(use_size)),
+            "grid": list(grid),
             "has_decoder": tokenizer.pixel_decoder is not None,
             "classes": [],
             "teacher": {"name": known["name"], "sha256": None, "feature_dim": form.feature_dim} if known else None,

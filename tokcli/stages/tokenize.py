@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
@@ -32,6 +32,12 @@ class Tokens(Section):
     flip: bool = False  # every crop also mirrored
     shard_size: int = Field(1024, ge=1)  # images per file, the unit of resuming and sharing
     max_bad: float = Field(0.01, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Tokens":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1: got {list(self.scale)}")
+        return self
 
 
 class TokensRecipe(Recipe):

@@ -78,6 +78,8 @@ def _train(
     tokenizer = method.tokenizer
     if start:
         tokenizer.load_exported(load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+    use_size = recipe.data.use_size or size
+    grid = tokenizer.grid(use_size)  # refuses a size that the network cannot take, before hours of training
     measure.check_expected(
         recipe.expects, codebook_size=tokenizer.quantizer.codebook_size, code_dim=tokenizer.quantizer.code_dim,
         grid=tokenizer.grid(size), classes=len(source.classes),
@@ -103,7 +105,6 @@ def _train(
         parts=parts, evaluate=evaluate, epoch=batches.epoch, live=method.live,
     )  # fmt: skip
     measured = {}
-    use_size = recipe.data.use_size or size
     with updater.weights():
         if distributed.is_main():
             save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
@@ -121,7 +122,7 @@ def _train(
         "code_dim": tokenizer.quantizer.code_dim,
         "train_size": size,
         "use_size": use_size,
-        "grid": list(tokenizer.grid(use_size)),
+        "grid": list(grid),
         "classes": source.classes,
         "transform": transform.describe(),
         **method.facts(),

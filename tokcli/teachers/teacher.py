@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ class Teacher(nn.Module):
         *,
         layers: list[int | str] | None = None,
         norm: bool = True,
-        image_size: int | None = None,
+        image_size: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.name = name
