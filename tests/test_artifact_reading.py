@@ -11,7 +11,7 @@ import pytest
 from tokcli.artifact import MANIFEST, Artifact, check_lineage, locate, open_artifact, scan
 from tokcli.draft import Draft, begin, write_listing
 from tokcli.errors import TokError
-from tokcli.stages.show import verify
+from tokcli.stages.show import describe, verify
 from tokcli.weights import write_text
 
 Make = Callable[..., Artifact]
@@ -164,3 +164,39 @@ def test_verify_finds_changed_facts(tmp_path: Path, make_artifact: Make) -> None
     manifest.write_text(manifest.read_text().replace('"codebook_size": 8', '"codebook_size": 9'))
     with pytest.raises(TokError, match="facts or inputs were changed"):
         verify(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("grid", [8]), ("grid", [8, 0]), ("use_size", -1), ("codebook_size", True), ("codebook_size", 8.5), ("name", None),
+        ("classes", "cat"), ("classes", [1]), ("has_decoder", 1), ("teacher", []),
+    ],
+)  # fmt: skip
+def test_facts_of_another_form_are_refused_although_the_id_fits(
+    tmp_path: Path, make_artifact: Make, key: str, value: Any
+) -> None:
+    make_artifact(tmp_path / "a", facts={key: value})
+    with pytest.raises(TokError, match=f"is damaged: key 'facts.{key}' is missing or of a wrong type"):
+        open_artifact(tmp_path / "a")
+
+
+def test_a_missing_fact_or_input_is_said_of_the_manifest_by_whoever_asks(tmp_path: Path, make_artifact: Make) -> None:
+    artifact = make_artifact(tmp_path / "a", facts={})
+    for ask in (lambda: artifact.facts["grid"], lambda: artifact.inputs["grid"]):
+        with pytest.raises(TokError, match=r"a/manifest.json: (fact|input) 'grid' is missing\. restore it"):
+            ask()
+
+
+@pytest.mark.parametrize(("key", "value"), [("command", 1), ("command", [1]), ("started", None)])
+def test_provenance_changed_by_hand_is_no_traceback(tmp_path: Path, make_artifact: Make, key: str, value: Any) -> None:
+    file = make_artifact(tmp_path / "a").path / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["provenance"][key] = value
+    del manifest["provenance"]["device"]
+    file.write_text(json.dumps(manifest))
+    if key == "command":
+        with pytest.raises(TokError, match=r"is damaged: key 'provenance\.command'"):
+            open_artifact(tmp_path / "a")
+    else:
+        assert "None, 0 s, ?" in describe(tmp_path / "a")

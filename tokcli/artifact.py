@@ -6,7 +6,7 @@ A reader sees complete artifacts only; `tokcli.draft` writes them.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tokcli.weights import sha256
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+RESTORE = "restore it from a copy, or delete the folder and repeat the command that made it"
 KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "statistics", "report", "viz")
 
 
@@ -34,6 +35,17 @@ def content_id(manifest: Mapping[str, Any]) -> str:
         "payload": {name: entry["sha256"] for name, entry in manifest["files"].items() if entry["payload"]},
     }
     return f"{manifest['kind']}-{canonical_hash(content)[:12]}"
+
+
+class _Known(dict[str, Any]):
+    """A part of a manifest whose missing keys are a fault of the file, not of who asks."""
+
+    def __init__(self, file: Path, part: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._where = str(file), part
+
+    def __missing__(self, key: str) -> Any:
+        raise TokError(self._where[0], f"{self._where[1]} '{key}' is missing", next=RESTORE)
 
 
 @dataclass(frozen=True)
@@ -57,14 +69,12 @@ class Artifact:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What consumers may rely on: codebook size, grid, data set, ..."""
-        facts: Mapping[str, Any] = self.manifest["facts"]
-        return facts
+        return _Known(self.path / MANIFEST, "fact", self.manifest["facts"])
 
     @property
     def inputs(self) -> Mapping[str, Mapping[str, str]]:
         """role -> {id, path}; the path is a hint."""
-        inputs: Mapping[str, Mapping[str, str]] = self.manifest["inputs"]
-        return inputs
+        return _Known(self.path / MANIFEST, "input", self.manifest["inputs"])
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -93,10 +103,24 @@ class Artifact:
                 raise TokError(
                     str(path),
                     "is damaged: its SHA-256 is not the one in the manifest",
-                    next="restore it from a copy, or delete the folder and repeat the command that made it",
+                    next=RESTORE,
                 )
             self._verified.add(name)
         return path
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon, where an artifact has them
+    **dict.fromkeys(("codebook_size", "code_dim", "train_size", "use_size"), _is_count),
+    "name": lambda v: isinstance(v, str),
+    "has_decoder": lambda v: isinstance(v, bool),
+    "grid": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_count, v)),
+    "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    "teacher": lambda v: v is None or isinstance(v, dict),
+}
 
 
 def _damaged_key(manifest: Any) -> str | None:
@@ -106,7 +130,7 @@ def _damaged_key(manifest: Any) -> str | None:
         return None  # its other keys are not for us to judge
     wanted = {"kind": str, "status": str, "recipe": dict, "inputs": dict, "provenance": dict}
     if manifest.get("status") == "complete":
-        wanted |= {"id": str, "facts": dict, "files": dict}
+        wanted |= {"id": str, "facts": dict, "files": dict, "metrics": dict}
     entries: dict[str, dict[str, type]] = {
         "inputs": {"id": str, "path": str},
         "files": {"sha256": str, "bytes": int, "payload": bool},
@@ -117,7 +141,11 @@ def _damaged_key(manifest: Any) -> str | None:
         for entry in manifest[key].values() if key in entries else ():
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in entries[key].items()):
                 return key
-    return None
+    command = manifest["provenance"].get("command", [])
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+        return "provenance.command"
+    facts = manifest.get("facts", {})
+    return next((f"facts.{key}" for key, fits in FORMS.items() if key in facts and not fits(facts[key])), None)
 
 
 def read_manifest(path: Path, where: str) -> dict[str, Any]:
@@ -167,7 +195,7 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
     if content_id(manifest) != manifest["id"]:
         raise TokError(
             str(path / MANIFEST), "facts or inputs were changed: the id does not match", got=manifest["id"],
-            next="restore it from a copy, or delete the folder and repeat the command that made it",
+            next=RESTORE,
         )  # fmt: skip
     return Artifact(path, manifest)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tokcli.artifact import MANIFEST, Artifact
+from tokcli.artifact import MANIFEST, RESTORE, Artifact
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
@@ -108,10 +107,10 @@ def _recorded(artifact: Artifact) -> Iterator[None]:
     """Whatever is wrong with a recorded recipe or fact is said of the manifest."""
     try:
         yield
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TokError(
             str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", got=repr(error).splitlines()[0],
-            next="restore it from a copy, or delete the folder and repeat the command that made it",
+            next=RESTORE,
         ) from None  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def disk_error(path: Path, error: OSError) -> TokError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return TokError(str(path), "cannot write here", got=error.strerror or "", next="choose another --out")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return TokError(str(path), "a file is in the way of this folder", next="choose another --out or --workspace")
+        return TokError(str(path), "cannot be written", got="a file is in the way", next="choose another --out")
     return TokError(str(path), "cannot be written", got=error.strerror or str(error))
 
 

@@ -40,8 +40,8 @@ def describe(path: Path) -> str:
     made = found["provenance"]
     lines += [
         "made by",
-        f"  {' '.join(made['command'])}",
-        f"  {made['started']}, {made.get('seconds', '?')} s, {made['device']}",
+        f"  {' '.join(made.get('command', ['?']))}",
+        f"  {made.get('started', '?')}, {made.get('seconds', '?')} s, {made.get('device', '?')}",
     ]
     return "\n".join(lines)
 
