@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -80,3 +83,13 @@ def test_idx_files_without_pixels_are_refused(tmp_path: Path, shape: tuple[int, 
         bytes([0, 0, 8, 1]) + np.array(shape[:1], ">u4").tobytes() + bytes(shape[0])
     )
     assert "holds no images" in refused(tmp_path / "train")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_outside_of_any_loop_is_resumable_too(tmp_path: Path, number: int) -> None:
+    code = (
+        f"import os, sys, tokcli.cli as c, tokcli.catalog as s; s.listing = lambda: os.kill(os.getpid(), {int(number)})\n"
+        "sys.argv = ['tok', 'recipes']; c.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "tok: interrupted. repeat the command to go on.\n")

@@ -156,6 +156,11 @@ def test_a_report_that_lost_its_table_is_damaged(flat: dict[str, Path], tmp_path
         ("toy/tokenizer-vqgan", "gan.discriminator.depth=50", "gan.discriminator.depth: 50 stages need images of"),
         ("toy/tokenizer-vqgan", "loss.l1.weight=-1", "loss.l1.weight: should be finite and at least 0"),
         ("toy/tokenizer-vqgan", "loss.l1.weight=.nan", "loss.l1.weight: should be"),
+        ("toy/tokenizer-vqgan", "quantizer={name: none, code_dim: 8}", "quantizer none: vqgan needs codes"),
+        ("toy/tokenizer-cluster", "grid=[3, 3]", "grid: 3x3 tokens do not cut the image into equal patches. 64x64 px"),
+        ("toy/tokenizer-cluster", "data.use_size=65", "grid: 2x2 tokens do not cut the image"),
+        ("toy/tokenizer-vqgan", "loss={nope: 1}", "no such loss 'nope'"),
+        ("toy/tokenizer-vqgan", "loss.l1.x=1", "loss.l1.x: unknown key. There are none"),
     ],
 )
 def test_values_that_no_network_can_have_are_one_line(

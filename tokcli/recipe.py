@@ -209,7 +209,8 @@ def _check_component(
     """One component's keys with its defaults filled in, and what is wrong with them."""
     factory = table.get(name) or resolve(name)
     if factory is None:
-        return {}, [f"{path}: no such {path.split('.')[-1]} '{name}'. {nearest(name, table)}"]
+        kind = path.removesuffix(f".{name}").split(".")[-1]
+        return {}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"]
     if not isinstance(keys, Mapping):
         return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
     model = component_model(factory)

@@ -12,6 +12,8 @@ T = TypeVar("T")
 def nearest(name: str, names: Iterable[str]) -> str:
     """The most similar of `names` as a question ("Did you mean 'vq'?"), or a list of them all."""
     known = sorted(names)
+    if not known:
+        return "There are none"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}"
 

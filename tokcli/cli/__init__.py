@@ -1,6 +1,7 @@
 """The command line. Nothing here imports torch: a stage is imported inside the command that runs it."""
 
 import os
+import signal
 import sys
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 
 from tokcli import __version__
 from tokcli.cli import inspect, pipeline
-from tokcli.errors import TokError
+from tokcli.errors import Interrupted, TokError
 
 
 class InOrder(click.Group):
@@ -19,11 +20,16 @@ class InOrder(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what the system refuses (a name too long, a disk that went away) is no fault of tok's."""
+        """Run the command; what the system refuses (a name too long, a disk that went away) is no fault of tok's.
+
+        A loop ends well at a signal; one that comes before, after or between loops ends here.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            raise Interrupted("tok", "interrupted", next="repeat the command to go on") from None
         except OSError as error:
             name = error.filename if isinstance(error.filename, str) else "tok"
             raise TokError(name[:200], error.strerror or str(error)) from error
@@ -55,6 +61,8 @@ def main() -> None:
     """The `tok` program: an expected failure is one line on stderr and an exit code, never a traceback."""
     # OpenMP threads that spin while they wait make two busy processes many times slower; set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler)
     try:
         cli(prog_name="tok")
     except TokError as error:

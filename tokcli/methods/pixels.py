@@ -17,6 +17,7 @@ from tokcli import assemble, measure
 from tokcli.data import ImageSource
 from tokcli.data.batches import Batch
 from tokcli.data.transforms import TRANSFORMS
+from tokcli.errors import TokError
 from tokcli.losses import LOSSES
 from tokcli.methods.adversary import Adversary
 from tokcli.methods.method import Families, Method, TokenizerRecipe
@@ -71,6 +72,8 @@ class Pixels(Method):
     def __init__(self, recipe: PixelRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.tokenizer = assemble.build_tokenizer(resolved(recipe), None).to(device)
+        if not self.tokenizer.quantizer.discrete:
+            raise TokError("quantizer none", f"{recipe.method} needs codes", next="vqkd can do without, as a yardstick")
         self.losses = assemble.build_losses(recipe.loss, weights, device)
         self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
         self.objective = Autoencoding(self.tokenizer, PixelLoss(self.losses, self.adversary))

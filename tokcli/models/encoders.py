@@ -181,6 +181,12 @@ class TeacherEncoder(nn.Module):
 
     def grid(self, size: int | Grid) -> Grid:
         """The same grid whatever the images' size: the teacher resizes them."""
+        height, width = (size, size) if isinstance(size, int) else size
+        if height % self._grid[0] or width % self._grid[1]:
+            rows, columns = self._grid
+            raise TokError(
+                "grid", f"{rows}x{columns} tokens do not cut the image into equal patches", got=f"{height}x{width} px"
+            )
         return self._grid
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
