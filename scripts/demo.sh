@@ -12,6 +12,8 @@ sed -n '/^|/p' "$report/report.md"
 cat <<EOF
 
 The pipeline took $((SECONDS - started)) s. Look at:
+  $report/report.html    the table with the provenance of every number, samples, curves
+  $viz/index.html        a page to walk through the codebook
   $report/sheet.png      original / reconstruction / AR sample / NAR sample, a column per class
   ${made[5]}/sheet.png   AR samples by class   (${made[6]}/sheet.png: NAR)
   ${made[0]}/preview.png   the teacher's features and what 512 codes keep of them

@@ -165,7 +165,8 @@ def _draw(
         folder, book, source.classes, columns=viz.columns, context=viz.context,
         usage=measured["codebook_usage"], perplexity=measured["codebook_perplexity"],
     )  # fmt: skip
-    write_listing(folder, "codes.sha256", sheets)
+    at = folder.relative_to(root)
+    write_listing(root, str(at / "codes.sha256"), [str(at / name) for name in sheets])
     owners = None if book.purity is None else torch.from_numpy(book.purity.owner)
     if book.purity is None:
         log.info("%s: no image has a class, so there is no purity", source.name)
@@ -180,7 +181,6 @@ def _draw(
     ]
     pictures.write_csv(folder / "images.csv", images)
     panel = pictures.Panel(book.name, embedding, seen.feature_labels, owners)
-    at = folder.relative_to(root)
     payload = [str(at / name) for name in ("codes.sha256", "map.csv", "images.csv", *tables)]
     return _View(panel, book, seen, payload, [str(at / name) for name in drawn], measured)
 

@@ -72,7 +72,8 @@ class Tiles {
     this.root.addEventListener("click", (event) => { const at = this.placeOf(event.target); if (at !== null) { this.current = at; this.pick(this.items[at], event); } });
     this.root.addEventListener("pointermove", (event) => { const at = this.placeOf(event.target); if (event.pointerType !== "touch" && at !== null) this.enter(this.items[at], event); });
     this.root.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });
-    new ResizeObserver(() => this.refresh(true)).observe(this.root);
+    // the first layout is the first chance to bring what was picked before it into view
+    new ResizeObserver(() => { this.refresh(true); if (!this.laid) { this.laid = true; this.scrollTo(this.current); this.refresh(); } }).observe(this.root);
   }
 
   placeOf(node) { const tile = node.closest("[role=option]"); return tile ? +tile.dataset.place : null; }

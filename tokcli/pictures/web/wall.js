@@ -2,6 +2,7 @@
 // All images: pointing at one shows its codes, and the same code lights up in every other.
 
 const LENS = 128;
+const ON_IMAGES = ["#1a63c6", "#b44a00"]; // the tokenizers' colours where the ground is an image, mostly white, in dark pages too
 
 class Wall {
   constructor(page) {
@@ -153,9 +154,11 @@ class Wall {
     brush.imageSmoothingEnabled = false;
     brush.scale(2, 2);
     draw(brush);
-    brush.lineWidth = 2;
-    brush.strokeStyle = colourOf(number);
-    brush.strokeRect(...this.box(books[number], pointed.cells[number], LENS));
+    for (const [width, colour] of [[5, "#fff"], [2.5, ON_IMAGES[number]]]) {
+      brush.lineWidth = width;
+      brush.strokeStyle = colour;
+      brush.strokeRect(...this.box(books[number], pointed.cells[number], LENS));
+    }
     return canvas;
   }
 
