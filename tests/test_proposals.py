@@ -261,3 +261,13 @@ def test_known_tokens_that_make_no_sense_are_refused(mode: str) -> None:
     if network.mode == "ar":
         with pytest.raises(ValueError, match="come first"):
             network.generate(labels, seeds, Sampling(), torch.where(torch.arange(N) > 4, indices, -1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_batch_size_changes_no_picture_of_1000(mode: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(1000)
+    sampling = Sampling(steps=4, cfg_scale=1.5, top_k=12, top_p=0.95)
+    together = network.generate(labels, seeds, sampling)
+    for size in (1, 16, 37):
+        parts = zip(labels.split(size), seeds.split(size), strict=True)
+        assert torch.equal(torch.cat([network.generate(c, s, sampling) for c, s in parts]), together)

@@ -221,7 +221,7 @@ def bulk(commands: dict[str, list[object]], root: Path) -> dict[str, list[object
         "--decoder",
         straight(commands, "decoder", root),
     ]
-    small = ["--set", "sample.rows=2", "--set", "sample.shard_size=2", "-n", "24"]
+    small = ["--set", "sample.batch_size=2", "--set", "sample.shard_size=2", "-n", "24"]
     return {
         "tokens": [
             "tokenize", "--recipe", "toy/tokens", "--tokenizer", root / "straight" / "tokenizer", "--set", "tokens.shard_size=1"
@@ -235,19 +235,26 @@ def test_a_bulk_command_that_was_killed_and_is_repeated_keeps_its_shards_and_end
     bulk: dict[str, list[object]], tmp_path: Path, name: str
 ) -> None:
     undisturbed = open_artifact(tok(*bulk[name], "--out", tmp_path / "straight"))
-    again = tmp_path / "again"
+    again, units = tmp_path / "again", {"tokens": "indices-*.npy", "samples": ".parts/indices-*.npy"}[name]
     with process([*bulk[name], "--out", again]) as run:
-        while not list(again.glob("indices-*.npy")) and run.poll() is None:
+        while not list(again.glob(units)) and run.poll() is None:
             time.sleep(0.002)
         run.kill()
         run.communicate()
     assert run.returncode == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in again.glob("indices-*.npy")}
-    assert 0 < len(kept) < len(list((tmp_path / "straight").glob("indices-*.npy")))
+    done = list(again.glob(units))
+    if name == "samples":  # batches of two images, of which the pictures stay
+        numbers = [2 * int(path.stem.split("-")[1]) + i for path in done for i in (0, 1)]
+        assert 0 < len(numbers) < 24
+        done = [again / "images" / f"{number:06d}.png" for number in numbers]
+    else:
+        assert 0 < len(done) < len(list((tmp_path / "straight").glob(units)))
+    kept = {path: path.stat().st_mtime_ns for path in done}
     assert scan(tmp_path) == [undisturbed]  # readers do not see what is not whole
     repeated = open_artifact(tok(*bulk[name], "--out", again))
     assert repeated.id == undisturbed.id
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing was made twice
+    assert not list(again.glob(".parts"))
     assert not list(again.glob("**/.*.tmp"))
 
 

@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokcli import distributed, metrics, pictures
 from tokcli.artifact import Artifact
 from tokcli.data import BadImage, ImageSource
+from tokcli.data import samples as store
 from tokcli.data.batches import read_all
 from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
@@ -202,28 +201,14 @@ def proposal(
     return {"proposal_ppl": metrics.proposal_ppl(total, count), "tokens": count}
 
 
-def sample_path(folder: Path, number: int) -> Path:
-    """Where a samples artifact keeps its image of that number."""
-    return folder / "images" / f"{number:06d}.png"
-
-
-def read_samples(samples: Artifact, numbers: range) -> UInt8[Tensor, "n 3 s s"]:
+def read_samples(samples: Artifact, numbers: Sequence[int]) -> UInt8[Tensor, "n 3 s s"]:
     """Images of a samples artifact.
 
     Raises:
         TokError: a file is missing or damaged.
     """
-    images = []
-    for number in numbers:
-        path = sample_path(samples.path, number)
-        try:
-            with Image.open(path) as image:
-                images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
-        except (OSError, SyntaxError) as error:
-            raise TokError(
-                str(path), "cannot be read", got=str(error), next="tok verify names what is damaged"
-            ) from None
-    return torch.stack(images)
+    facts = samples.facts
+    return store.read(samples.path, numbers, form=facts.get("format", "png"), per_file=facts.get("per_file", 1))
 
 
 def colours_of(

@@ -123,19 +123,24 @@ def quiet_stdout() -> Any:
 
 
 def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bool) -> None:
-    """Run one stage and print its artifact's path, its manifest with --json, or the plan of a dry run."""
+    """Run one stage and print its artifact's path (a sweep's one a line), the manifest with --json, or the plan of a dry run."""
     from tokcli import distributed
 
     with quiet_stdout():
         if not distributed.is_main():
             logging.getLogger("tok").setLevel(logging.WARNING)  # notices once, not once a rank
-        result: Artifact | str | None = stage(options)
+        result: Artifact | list[Artifact] | str | None = stage(options)
     if result is None or not distributed.is_main():
         return
     if isinstance(result, str):
         click.echo(result)
     elif as_json:
-        shown = result.manifest["metrics"] if result.kind == "report" else result.manifest
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        shown = [a.manifest["metrics"] if a.kind == "report" else a.manifest for a in _listed(result)]
+        click.echo(json.dumps(shown if isinstance(result, list) else shown[0], indent=2, ensure_ascii=False))
     else:
-        click.echo(str(result.path))
+        for made in _listed(result):
+            click.echo(str(made.path))
+
+
+def _listed(result: "Artifact | list[Artifact]") -> "list[Artifact]":
+    return result if isinstance(result, list) else [result]

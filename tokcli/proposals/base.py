@@ -217,6 +217,14 @@ class Proposal(nn.Module):
             if len(outside):
                 some = f"0 to {self.classes - 1}" if self.classes else "none: the network is unconditional"
                 raise TokError("--classes", "no such class", got=f"Got {int(outside[0])}", next=f"Known: {some}")
+        self.check_sampling(sampling, int(drawn[0].sum()))
+
+    def check_sampling(self, sampling: Sampling, drawn: int) -> None:
+        """Refuse settings that the network cannot follow where so many tokens are drawn.
+
+        Raises:
+            TokError: guidance of a network that was never trained without its condition; see also its subclasses.
+        """
         if sampling.guided and not (self.conditional and self.label_drop):
             why = "was trained without label_drop" if self.conditional else "has no classes"
             raise TokError(

