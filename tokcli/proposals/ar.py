@@ -15,6 +15,7 @@ from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.cross_entropy import head_cross_entropy
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
+from tokcli.proposals.packing import packed
 from tokcli.proposals.sampling import COMMON_KEYS, Sampling, draw
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation
 
@@ -154,17 +155,18 @@ class AutoregressiveProposal(Proposal):
         start = int((known[0] >= 0).sum())
         indices, total = known.clone(), torch.zeros((), device=known.device)
         new = torch.cat([prefix, self.embedding(known[:, :start].repeat(len(prefix) // b, 1))], dim=1)
-        for i in range(start, self.tokens):
-            if i > guided and len(new) > b:
-                new = new[:b]
-                cache.keep(b)
-            x = self._run(new, by, cache.filled, cache)
-            logits = self._logits(x[:, -1], self.codebook_size)
-            if len(new) > b:
-                logits = guide(logits, scales[i])
-            total += logits.sum()
-            indices[:, i] = draw(logits, noise[:, i], sampling)
-            new = self.embedding(indices[:, i : i + 1].repeat(len(new) // b, 1))
+        with packed(self.transformer, len(prefix)):
+            for i in range(start, self.tokens):
+                if i > guided and len(new) > b:
+                    new = new[:b]
+                    cache.keep(b)
+                x = self._run(new, by, cache.filled, cache)
+                logits = self._logits(x[:, -1], self.codebook_size)
+                if len(new) > b:
+                    logits = guide(logits, scales[i])
+                total += logits.sum()
+                indices[:, i] = draw(logits, noise[:, i], sampling)
+                new = self.embedding(indices[:, i : i + 1].repeat(len(new) // b, 1))
         refuse_nonfinite(total)
         return indices
 

@@ -21,6 +21,7 @@ from tokcli.proposals.guidance import guide
 from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
 from tokcli.proposals.noise import Purpose, uniform
+from tokcli.proposals.packing import packed
 from tokcli.proposals.sampling import COMMON_KEYS, Sampling
 from tokcli.registry import lookup
 
@@ -153,6 +154,7 @@ class MaskedProposal(Proposal):
 
         canvas = torch.where(known < 0, self.mask_row, known)
         unknown = (known < 0).nonzero()[:, 1].view(len(known), -1)
-        indices = ORDERS[sampling.order](logits_at, canvas, unknown, self.grid, seeds, sampling)
+        with packed(self.transformer, len(prefix) * (self.prefix + self.tokens)):
+            indices = ORDERS[sampling.order](logits_at, canvas, unknown, self.grid, seeds, sampling)
         refuse_nonfinite(total)
         return indices

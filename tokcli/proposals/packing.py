@@ -1,0 +1,56 @@
+"""Linear layers on CPUs, their weights laid out once for all steps of a decoding loop.
+
+PyTorch hands float32 products to MKL, which lays the weights out anew each time: most of the work where the rows are few.
+oneDNN's kernels read a layout made beforehand. Its operators are private ones of PyTorch; where they are missing, nothing changes.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+FEWEST = 2  # rows: with one, reading the weights is all there is to do
+
+
+@contextlib.contextmanager
+def packed(network: nn.Module, rows: int) -> Iterator[None]:
+    """Within it, the network's linear layers without bias multiply by packed copies of their weights.
+
+    Args:
+        network: run without gradients, in float32 or under autocast to bfloat16.
+        rows: of the products that are to be fast.
+    """
+    layers: list[nn.Linear] = []
+    if rows >= FEWEST and _available():
+        layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
+        layers = [layer for layer in layers if layer.bias is None and layer.weight.device.type == "cpu"]
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    for layer in layers:
+        layer.forward = _product(layer.weight.detach().to(torch.bfloat16 if rounded else torch.float32), rows)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    kept, dtype = torch.ops.mkldnn._reorder_linear_weight(weight, rows), weight.dtype
+
+    def product(x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(dtype), kept, None, "none", [], "")
+        return out
+
+    return product
+
+
+@functools.cache
+def _available() -> bool:
+    """Whether the operators are there and do what they are taken for."""
+    x, weight = torch.ones(2, 1, 8), torch.arange(24.0).view(3, 8)
+    try:
+        return torch.equal(_product(weight, 2)(x), x @ weight.T)
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
