@@ -1,10 +1,14 @@
 """Chunked cross-entropy: value and gradients of the plain one, without its memory."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tokcli.proposals import cross_entropy
+from tokcli.data import tokens
+from tokcli.proposals import PROPOSALS, cross_entropy
 from tokcli.proposals.cross_entropy import head_cross_entropy
 
 M, D, K = 23, 8, 31
@@ -76,3 +80,21 @@ def test_under_bf16_it_is_computed_in_float32() -> None:
     exact = head_cross_entropy(features, head, targets, weights, largest=2 * K).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head_cross_entropy(features, head, targets, weights, largest=2 * K).loss, exact)
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_networks_over_2_to_the_18_codes_learn_from_uint32_shards(mode: str, tmp_path: Path) -> None:
+    k = 1 << 18
+    indices = torch.randint(k, (4, 1, 9), generator=torch.Generator().manual_seed(0))
+    indices[0, 0, 0] = k - 1
+    tokens.write_shard(tmp_path, 0, indices, [-1] * 4, list("abcd"), [[]] * 4, codebook_size=k)
+    tokens.merge(tmp_path, 1)
+    store = tokens.TokenStore(tmp_path)
+    batch = next(iter(tokens.TokenBatches(store, batch_size=4, seed=0)))
+    assert store.dtype == np.uint32 and set(batch.indices.flatten().tolist()) == set(indices.flatten().tolist())
+    network = PROPOSALS[mode](k, (3, 3), 0, width=4, depth=1, heads=1, mlp_width=4)
+    loss = network.loss(batch.indices, batch.labels, batch.seeds)
+    loss["loss"].backward()
+    assert 4 * 9 * k > cross_entropy.LARGEST["cpu"]  # so it went by chunks
+    assert loss["loss" if mode == "ar" else "masked_ce"].item() == pytest.approx(np.log(network.head_rows), abs=1e-3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())

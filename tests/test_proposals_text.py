@@ -227,3 +227,30 @@ def test_minilm_knows_what_words_mean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_open_clip_towers_name_their_width_without_building() -> None:
     assert OpenCLIPText.dim("clip") == 512 and OpenCLIPText.dim("open_clip:ViT-L-14/openai") == 768
+
+
+def test_minilm_computes_what_bert_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokcli.networks import minilm
+
+    for name, value in {"WIDTH": 8, "LAYERS": 2, "HEADS": 2, "MLP": 12, "WORDS": 20, "LONGEST": 9}.items():
+        monkeypatch.setattr(minilm, name, value)
+    torch.manual_seed(0)
+    bert = minilm.Bert().eval()
+    for parameter in bert.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    w, numbers = bert.state_dict(), torch.tensor([[3, 7, 5, 0, 0]])
+    norm = lambda x, n: torch.nn.functional.layer_norm(x, (8,), w[n + ".weight"], w[n + ".bias"], 1e-12)  # noqa: E731
+    linear = lambda x, n: x @ w[n + ".weight"].T + w[n + ".bias"]  # noqa: E731
+    e = "embeddings."
+    x = w[e + "word_embeddings.weight"][numbers[0, :3]] + w[e + "position_embeddings.weight"][:3]
+    x = norm(x + w[e + "token_type_embeddings.weight"][0], e + "LayerNorm")
+    for i in range(2):
+        at = f"encoder.layer.{i}."
+        q, k, v = (linear(x, f"{at}attention.self.{n}") for n in ("query", "key", "value"))
+        heads = [(q[:, s] @ k[:, s].T / 2).softmax(-1) @ v[:, s] for s in (slice(0, 4), slice(4, 8))]
+        x = norm(x + linear(torch.cat(heads, 1), at + "attention.output.dense"), at + "attention.output.LayerNorm")
+        y = linear(x, at + "intermediate.dense")
+        y = y * 0.5 * (1 + torch.erf(y / 2**0.5))
+        x = norm(x + linear(y, at + "output.dense"), at + "output.LayerNorm")
+    with torch.no_grad():
+        assert torch.allclose(bert(numbers, numbers > 0)[0, :3], x, atol=1e-5)  # padding is not seen
