@@ -200,3 +200,8 @@ def test_provenance_changed_by_hand_is_no_traceback(tmp_path: Path, make_artifac
             open_artifact(tmp_path / "a")
     else:
         assert "None, 0 s, ?" in describe(tmp_path / "a")
+
+
+def test_a_path_that_is_not_utf8_is_written_and_read_back_whole(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "caf\udce9", inputs={"data": {"id": "data-1", "path": "/caf\udce9"}})
+    assert open_artifact(made.path).inputs["data"]["path"] == "/caf\udce9"

@@ -171,3 +171,13 @@ def test_values_that_no_network_can_have_are_one_line(
         "--set", "train.batch_size=4", "--set", key, "--out", tmp_path / "x",
     )  # fmt: skip
     assert isinstance(result.exception, TokError) and said in str(result.exception), repr(result.exception)
+
+
+def test_a_folder_that_tensorboard_cannot_name_does_without_it(tmp_path: Path, caplog: Any) -> None:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    journal = Journal(folder, 0)
+    journal.write(1, {"loss": 1.0})
+    journal.close()
+    assert "there is no TensorBoard log" in caplog.text and (folder / "log.jsonl").read_text()

@@ -77,7 +77,10 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Replace a folder's manifest atomically."""
     order = ["schema", "kind", "id", "status", "facts", "metrics", "inputs", "files", "recipe", "provenance"]
     ordered = {key: manifest[key] for key in order if key in manifest}
-    write_text(path / MANIFEST, json.dumps(ordered, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(ordered, indent=2, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(ordered, indent=2)  # a path that is not UTF-8: escapes bring it back whole
+    write_text(path / MANIFEST, text + "\n")
 
 
 @contextlib.contextmanager

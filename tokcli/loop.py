@@ -24,7 +24,7 @@ from tokcli import distributed
 from tokcli.artifact import Artifact
 from tokcli.data.randomness import seed_of
 from tokcli.draft import Draft, locked
-from tokcli.errors import Interrupted, TokError
+from tokcli.errors import Interrupted, TokError, printable
 from tokcli.optim import NonFinite
 from tokcli.schema import MeasuredTrain, Train
 from tokcli.weights import atomic_write, disk_error, read_checkpoint
@@ -106,6 +106,8 @@ class Journal:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         except ImportError:
             pass
+        except (OSError, ValueError) as error:  # a full disk, a path that is not UTF-8
+            log.warning("there is no TensorBoard log: %s", printable(str(error)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of numbers at a step."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -139,7 +140,7 @@ def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bo
         click.echo(json.dumps(shown if isinstance(result, list) else shown[0], indent=2, ensure_ascii=False))
     else:
         for made in _listed(result):
-            click.echo(str(made.path))
+            click.echo(os.fsencode(made.path))  # a path that is not UTF-8 too
 
 
 def _listed(result: "Artifact | list[Artifact]") -> "list[Artifact]":
