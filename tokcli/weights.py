@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,23 @@ def disk_error(path: Path, error: OSError) -> TokError:
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return TokError(str(path), "cannot be written", got="a file is in the way", next="choose another --out")
     return TokError(str(path), "cannot be written", got=error.strerror or str(error))
+
+
+def require_space(folder: Path, need: int, where: str, *, next: str) -> None:
+    """Refuse to begin what the disk of `folder` cannot hold.
+
+    Args:
+        need: bytes.
+        where, next: the key or flag that asks for them, and what to do instead.
+
+    Raises:
+        TokError: fewer are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise TokError(
+            where, f"needs {need / 2**30:.1f} GiB in {folder}", got=f"{free / 2**30:.1f} GiB are free", next=next
+        )
 
 
 @contextlib.contextmanager

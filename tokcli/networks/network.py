@@ -1,5 +1,6 @@
 """What every pretrained network offers: frozen, fed with images in [0, 1], read as maps or as one vector."""
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,29 @@ from tokcli.registry import nearest
 from tokcli.weights import load_strict, load_tensors, sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load_frozen(
+    body: nn.Module, path: Path, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], where: str
+) -> str:
+    """Give a module the weights of a file, strictly; returns the file's SHA-256.
+
+    Args:
+        convert: renames the keys of other layouts of the same weights.
+        where: what the weights are for, in messages.
+
+    Raises:
+        TokError: unreadable, other names or shapes, or values that are not finite.
+    """
+    try:
+        state = convert(load_tensors(path))
+    except (KeyError, RuntimeError, ValueError, IndexError) as error:
+        raise TokError(where, f"{path} does not hold the weights of this network", got=str(error)) from None
+    broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if broken:
+        raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
+    load_strict(body, state, f"{where}: {path}")
+    return sha256(path)
 
 
 class Network(nn.Module):
@@ -83,15 +107,7 @@ class Network(nn.Module):
         Raises:
             TokError: unreadable, other names or shapes, or values that are not finite.
         """
-        try:
-            state = self.convert(load_tensors(path))
-        except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise TokError(where, f"{path} does not hold the weights of this network", got=str(error)) from None
-        broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        if broken:
-            raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
-        load_strict(self.body, state, f"{where}: {path}")
-        self.sha256 = sha256(path)
+        self.sha256 = load_frozen(self.body, path, self.convert, where)
 
     def fold(self) -> None:
         """Rewrite `body` for speed alone, once it has its weights; most networks have nothing to rewrite."""

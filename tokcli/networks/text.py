@@ -13,10 +13,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.networks.network import load_frozen
 from tokcli.networks.open_clip_models import OpenCLIP
 from tokcli.networks.sources import Source, find_weights
 from tokcli.registry import lookup
-from tokcli.weights import cache_dir, load_strict, load_tensors, sha256
+from tokcli.weights import cache_dir
 
 VOCABULARY = 49408  # of OpenCLIP's byte pairs
 ROWS = 16  # captions of one run, always so many: a caption's features do not depend on how many there are in all
@@ -76,10 +77,9 @@ class TextTower(nn.Module):
         """Take the weights of a file, strictly.
 
         Raises:
-            TokError: unreadable, or other names or shapes.
+            TokError: unreadable, other names or shapes, or values that are not finite.
         """
-        load_strict(self.body, self.convert(load_tensors(path)), f"{where}: {path}")
-        self.sha256 = sha256(path)
+        self.sha256 = load_frozen(self.body, path, self.convert, where)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str], length: int) -> Float[Tensor, "b length d"]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +12,8 @@ from tqdm import tqdm
 
 from tokcli import distributed
 from tokcli.data.npy import open_npy
-from tokcli.errors import TokError
 from tokcli.networks.text import TextTower, byte_pairs
-from tokcli.weights import atomic_write, cache_dir
+from tokcli.weights import atomic_write, cache_dir, require_space
 
 SHARD = 1024  # captions per file: a killed run loses at most one
 
@@ -59,12 +57,8 @@ class FeatureTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         shards = range(-(-len(self.texts) // SHARD))
         missing = [s for s in shards if not (self.folder / f"features-{s:05d}.npy").exists()]
-        need, free = len(missing) * SHARD * self.length * self.dim * 2, shutil.disk_usage(self.folder).free
-        if need > free:
-            raise TokError(
-                "condition.tower", f"needs up to {need / 2**30:.1f} GiB in {self.folder}", got=f"{free / 2**30:.1f} GiB are free",
-                next="set TOK_CACHE to another disk",
-            )  # fmt: skip
+        need = len(missing) * SHARD * self.length * self.dim * 2
+        require_space(self.folder, need, "condition.tower", next="set TOK_CACHE to another disk")
         mine = missing[distributed.rank() :: distributed.world_size()]
         for shard in tqdm(mine, desc="text features", unit="shard", disable=not distributed.is_main() or not mine):
             features = self.tower.encode(self.texts[shard * SHARD : (shard + 1) * SHARD], self.length)

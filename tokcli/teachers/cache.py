@@ -1,6 +1,5 @@
 """A teacher's features of a whole data set, computed once and read from disk, for training without random transforms."""
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from tqdm import tqdm
 from tokcli import distributed
 from tokcli.data import BadImage, ImageSource
 from tokcli.data.batches import read_all
-from tokcli.errors import TokError
-from tokcli.weights import atomic_write, cache_dir
+from tokcli.weights import atomic_write, cache_dir, require_space
 
 if TYPE_CHECKING:
     from tokcli.teachers import Teacher
@@ -63,12 +61,7 @@ class FeatureCache:
         shards = -(-len(self.source) // SHARD)
         missing = [s for s in range(shards) if not self._path(s).exists()]
         need = len(missing) * SHARD * self.shape[0] * self.shape[1] * 2
-        free = shutil.disk_usage(self.folder).free
-        if need > free:
-            raise TokError(
-                "data.cache_features", f"needs {need / 2**30:.1f} GiB in {self.folder}", got=f"{free / 2**30:.1f} GiB are free",
-                next="set it to false, or TOK_CACHE to another disk",
-            )  # fmt: skip
+        require_space(self.folder, need, "data.cache_features", next="set it to false, or TOK_CACHE to another disk")
         mine = missing[distributed.rank() :: distributed.world_size()]
         for shard in tqdm(mine, desc="teacher features", unit="shard", disable=not distributed.is_main() or not mine):
             with atomic_write(self._path(shard)) as tmp, open(tmp, "wb") as file:
