@@ -49,6 +49,9 @@ def good_and_bad(takes):
         return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
     if takes == "sets":
         return (noise(50, 4), noise(40, 4, seed=1)), (noise(50, 4), noise(40, 4, seed=1) + 1)
+    if takes == "embeddings":
+        x = noise(5, 4)
+        return (x, x + 0.1 * noise(5, 4, seed=1)), (x, x + noise(5, 4, seed=1))
     if takes == "neighbours":
         real = noise(60, 4)
         near, far = noise(60, 4, seed=1), torch.cat([noise(30, 4, seed=1) / 9, noise(30, 4, seed=2) + 9])

@@ -11,6 +11,7 @@ from tokcli import artifact, assemble, measure, pictures, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, Subset, open_source
 from tokcli.errors import TokError
+from tokcli.evaluation.captions import CLIP, ClipScore
 from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.lineage import ancestry, involved
@@ -33,6 +34,7 @@ class Settings(Protocol):
     extractors: list[str]
     images: int
     lpips: bool
+    clip_score: bool
     mask_ratio: float
     bootstrap: int
     manifold: int
@@ -66,6 +68,7 @@ class Judge:
         self.references = References(options, references, settings.manifold, device)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
+        self.clip = ClipScore(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
         self._worst: dict[str, Reconstructions] = {}
 
@@ -194,10 +197,13 @@ class Judge:
         )  # fmt: skip
 
     def _samples(self, a: Artifact) -> list[Measurement]:
-        return judge_samples(
+        found = judge_samples(
             a, self.extractors, lambda e: self.references.of(e, a.facts["use_size"]), self._roles(a), self.device,
             manifold=self.settings.manifold, bootstrap=self.settings.bootstrap,
         )  # fmt: skip
+        if self.clip is None:
+            return found
+        return found + self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
 
     # --- pictures ---
 

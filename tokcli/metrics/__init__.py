@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tokcli.errors import TokError
+from tokcli.metrics.clip_score import clip_score
 from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
 from tokcli.metrics.density_coverage import coverage, density
 from tokcli.metrics.feature import feature_loss
@@ -23,7 +24,18 @@ from tokcli.metrics.understanding import knn_accuracy, probe_accuracy
 from tokcli.registry import nearest
 
 Takes = Literal[
-    "counts", "features", "images", "maps", "moments", "sets", "neighbours", "logits", "bags", "nll", "hits"
+    "counts",
+    "features",
+    "images",
+    "maps",
+    "moments",
+    "sets",
+    "neighbours",
+    "logits",
+    "embeddings",
+    "bags",
+    "nll",
+    "hits",
 ]
 Better = Literal["higher", "lower", "neither"]
 
@@ -43,6 +55,7 @@ class Metric:
             sets: `f(a, b)`, features (n, d) of generated and of real images, a `Spread`;
             neighbours: `f(found)`, the `Neighbours` of real and generated images;
             logits: `f(logits)`, (n, classes) of generated images, a `Spread`;
+            embeddings: `f(images, captions)`, both (b, d), one value per image;
             bags: `f(train, labels, test, wanted)`, `bags` of tokens and their images' classes;
             nll: `f(total, tokens)`, a sum in nats and its number of tokens;
             hits: `f(correct, tokens)`, two numbers of tokens.
@@ -82,6 +95,7 @@ METRICS: dict[str, Metric] = {
     "kid": Metric(kid, "sets", "lower", "KID", digits=4),
     "kd": Metric(kid, "sets", "lower", "KD", digits=4),
     "inception_score": Metric(inception_score, "logits", "higher", "IS"),
+    "clip_score": Metric(clip_score, "embeddings", "higher", "CLIP score"),
     "precision": Metric(precision, "neighbours", "higher", "precision", digits=3),
     "recall": Metric(recall, "neighbours", "higher", "recall", digits=3),
     "density": Metric(density, "neighbours", "higher", "density", digits=3),
@@ -94,7 +108,8 @@ METRICS: dict[str, Metric] = {
 
 _AT_A_RATIO = ("masked_ce", "masked_accuracy")
 _OF_AN_EXTRACTOR = (
-    "rfid", "fid", "rfd", "fd", "sfid", "sfd", "kid", "kd", "inception_score", "precision", "recall", "density", "coverage",
+    "rfid", "fid", "rfd", "fd", "sfid", "sfd", "kid", "kd", "inception_score", "clip_score", "precision", "recall", "density",
+    "coverage",
 )  # fmt: skip
 _NAMED = re.compile(rf"(?P<base>{'|'.join((*_AT_A_RATIO, *_OF_AN_EXTRACTOR))})_(?P<rest>[\w.:/-]+)")
 _PROPOSALS = ("ar", "nar", "t2i")

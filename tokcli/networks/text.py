@@ -165,6 +165,17 @@ class OpenCLIPText(TextTower):
         ends = (numbers == tokenizer.encoder["<end_of_text>"]).long().argmax(1)
         return features[:, 1:], ends  # without the start, which is the same in all captions
 
+    @torch.no_grad()
+    def embed(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Whole captions in the space that CLIP shares with images, not normalised, on the tower's device."""
+        device, found = self.body.ln_final.weight.device, []
+        for first in range(0, len(captions), ROWS):
+            part = list(captions[first : first + ROWS])
+            padded = part + [""] * (ROWS - len(part))
+            numbers = _byte_pairs()(padded, context_length=self.body.context_length).to(device)
+            found.append(self.body(numbers)[0][: len(part)].float())
+        return torch.cat(found)
+
 
 class MiniLM(TextTower):
     """`minilm`: all-MiniLM-L6-v2 (arXiv 2002.10957), a BERT of 6 layers; features of its word pieces, [SEP] included.

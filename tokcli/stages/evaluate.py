@@ -33,6 +33,7 @@ class Evaluation(Section):
     extractors: list[str]  # networks whose features are compared; with `inception` the distances are called FID
     images: int = Field(0, ge=0)  # held-out images at most, evenly spread; 0: all
     lpips: bool = False  # of reconstructions; needs torchvision's VGG16
+    clip_score: bool = False  # of samples drawn for captions; needs CLIP's weights
     mask_ratio: float = Field(0.5, gt=0, le=1)  # of masked_ce
     bootstrap: int = Field(20, ge=0)  # resampled sets behind the intervals of Fréchet distances; 0: no intervals
     manifold: int = Field(

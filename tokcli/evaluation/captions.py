@@ -1,0 +1,47 @@
+"""Samples against the captions they were drawn for, by CLIP's two towers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokcli import measure
+from tokcli.artifact import Artifact
+from tokcli.evaluation.extractors import BATCH
+from tokcli.evaluation.records import Measurement
+from tokcli.metrics import METRICS
+from tokcli.metrics.extract import features
+from tokcli.networks import build_network
+from tokcli.networks.text import OpenCLIPText, build_text_tower
+
+CLIP = "clip"
+
+
+class ClipScore:
+    """CLIP's image and text tower.
+
+    Args:
+        weights: one file that holds both; None: looked for.
+        device: where they run.
+
+    Raises:
+        TokError: the weights are not at hand.
+    """
+
+    def __init__(self, weights: Path | None, device: torch.device) -> None:
+        self.images = build_network(CLIP, weights, role="clip score", weights_flag="--text-weights").to(device)
+        tower = build_text_tower(CLIP, weights)
+        assert isinstance(tower, OpenCLIPText)
+        self.texts, self.device = tower.to(device), device
+
+    def __call__(self, a: Artifact, involved: tuple[str, ...]) -> list[Measurement]:
+        """The mean over a samples artifact; none where its images were not drawn for captions."""
+        prompts: list[str] = a.recipe.get("sample", {}).get("prompts") or []
+        if not prompts:
+            return []
+        number = a.facts["number"]
+        pieces = (measure.read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        seen = torch.cat(list(features(pieces, self.images.pooled, batch_size=BATCH, device=self.device)))
+        wanted = self.texts.embed(prompts)[[i % len(prompts) for i in range(number)]]
+        value: Any = METRICS["clip_score"].function(seen.cpu(), wanted.cpu())
+        return [Measurement("clip_score", float(value.mean()), number, extractor=CLIP, involved=involved)]
