@@ -64,6 +64,8 @@ def test_loss_and_nll_predict_each_token_from_its_prefix(network: Autoregressive
     assert torch.allclose(loss, -logits.log_softmax(-1).gather(-1, indices[..., None]).mean(), atol=1e-5)
     nll = -logits[..., :K].log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     assert torch.allclose(network.nll(indices, labels), nll, atol=1e-4)
+    hits = network.judged(indices, labels)[1]
+    assert torch.equal(hits, logits[..., :K].argmax(-1) == indices) and hits.any() and not hits.all()
 
 
 def test_likelihoods_of_a_token_sum_to_one(network: AutoregressiveProposal) -> None:

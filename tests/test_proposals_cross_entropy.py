@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokcli.data import tokens
 from tokcli.proposals import PROPOSALS, cross_entropy
-from tokcli.proposals.cross_entropy import head_cross_entropy
+from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 
 M, D, K = 23, 8, 31
 
@@ -98,3 +98,9 @@ def test_networks_over_2_to_the_18_codes_learn_from_uint32_shards(mode: str, tmp
     assert 4 * 9 * k > cross_entropy.LARGEST["cpu"]  # so it went by chunks
     assert loss["loss" if mode == "ar" else "masked_ce"].item() == pytest.approx(np.log(network.head_rows), abs=1e-3)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_the_likeliest_rows_do_not_depend_on_how_many_logits_are_held():
+    features, head = torch.randn(9, 4), torch.randn(7, 4)
+    expected = (features @ head.T).argmax(-1)
+    assert all(torch.equal(likeliest(features, head, largest=n), expected) for n in (1, 14, 1000))

@@ -120,6 +120,8 @@ def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> N
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
     got = network.masked_ce(indices, labels, seeds, 0.5)
     assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)
+    hits = network.judged(indices, labels, seeds, 0.5)[1]
+    assert torch.equal(hits, ((logits.argmax(-1) == indices) & mask).sum(1) / 8)
     with pytest.raises(TokError, match="mask_ratio"):
         network.masked_ce(indices, labels, seeds, 0.0)
 

@@ -174,12 +174,12 @@ def proposal(
     network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
     captions: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR).
+    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
 
     Args:
         captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
     """
-    total, count = 0.0, 0
+    total, right, count = 0.0, 0.0, 0
     masked = not hasattr(network, "nll")
     for numbers, images in read(source, evaluation_transform(size)):
         indices = tokens.encode(unit(images, device))
@@ -190,15 +190,20 @@ def proposal(
             condition = torch.where(labels < network.classes, labels, -1)
         if masked:
             seeds = torch.tensor(numbers, device=device)
-            per_image = network.masked_ce(indices, condition, seeds, mask_ratio)  # type: ignore[operator]
-            total, count = total + float(per_image.double().sum()), count + len(per_image)
+            nats, hits = network.judged(indices, condition, seeds, mask_ratio)  # type: ignore[operator]
         else:
-            nll = network.nll(indices, condition)  # type: ignore[operator]
-            total, count = total + float(nll.double().sum()), count + nll.numel()
+            nats, hits = network.judged(indices, condition)  # type: ignore[operator]
+        total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
+        count += nats.numel()
+    accuracy = metrics.token_accuracy(right, count)
     if masked:
-        name = masked_ce_name(mask_ratio)
-        return {name: metrics.masked_ce(total, count), "images": count}
-    return {"proposal_ppl": metrics.proposal_ppl(total, count), "tokens": count}
+        at = f"{mask_ratio:.2f}"
+        return {
+            masked_ce_name(mask_ratio): metrics.masked_ce(total, count),
+            f"masked_accuracy_{at}": accuracy,
+            "images": count,
+        }
+    return {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy, "tokens": count}
 
 
 def read_samples(samples: Artifact, numbers: Sequence[int]) -> UInt8[Tensor, "n 3 s s"]:

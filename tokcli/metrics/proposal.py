@@ -43,7 +43,7 @@ def proposal_ppl(total: float, tokens: int) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def token_accuracy(correct: int, tokens: int) -> float:
+def token_accuracy(correct: int | float, tokens: int) -> float:
     """Share of held-out tokens that were the network's likeliest ones, in [0, 1].
 
     An autoregressive network is asked for each token given those before it, a masked one for the masked tokens of one ratio.

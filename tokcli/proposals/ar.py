@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.proposals.base import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.conditions import TextCondition
-from tokcli.proposals.cross_entropy import head_cross_entropy
+from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
@@ -102,10 +102,16 @@ class AutoregressiveProposal(Proposal):
 
     def nll(self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"]) -> Float[Tensor, "b n"]:
         """-log p of each token, in nats; exp of its mean over held-out tokens is `proposal_ppl`."""
+        return self.judged(indices, condition)[0]
+
+    def judged(
+        self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"]
+    ) -> tuple[Float[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """-log p of each token given those before it, in nats, and whether it was the likeliest."""
         features = self._features(indices[:, :-1], self._prefix(condition)).flatten(0, 1)
-        weights = torch.zeros(len(features), device=features.device)
-        found = head_cross_entropy(features, self.head_weight(self.codebook_size), indices.flatten(), weights)
-        return found.plain.view_as(indices)
+        head, weights = self.head_weight(self.codebook_size), torch.zeros(len(features), device=features.device)
+        found = head_cross_entropy(features, head, indices.flatten(), weights)
+        return found.plain.view_as(indices), likeliest(features, head).view_as(indices) == indices
 
     def _features(
         self, indices: Tensor, prefix: Tensor, order: Int64[Tensor, "b n"] | None = None

@@ -49,6 +49,16 @@ def head_cross_entropy(
         return CrossEntropy(*_chunked(features, head, targets, weights, smoothing, rows))
 
 
+def likeliest(
+    features: Float[Tensor, "m d"], head: Float[Tensor, "k d"], *, largest: int | None = None
+) -> Int64[Tensor, " m"]:
+    """The row of the head with the largest logit for each feature; arguments as for `head_cross_entropy`."""
+    largest = largest or LARGEST.get(features.device.type, LARGEST["cpu"])
+    with torch.autocast(features.device.type, enabled=False):
+        parts = features.float().split(max(1, largest // len(head)))
+        return torch.cat([F.linear(part, head.float()).argmax(-1) for part in parts])
+
+
 def _plain(features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> CrossEntropy:
     logits = F.linear(features, head)
     plain = F.cross_entropy(logits, targets, reduction="none")

@@ -16,7 +16,7 @@ from tokcli.errors import TokError
 from tokcli.proposals.base import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.confidence import decode_by_confidence
-from tokcli.proposals.cross_entropy import head_cross_entropy
+from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
@@ -112,14 +112,25 @@ class MaskedProposal(Proposal):
         Args:
             ratio: share of masked tokens, in (0, 1].
         """
+        return self.judged(indices, condition, seeds, ratio)[0]
+
+    def judged(
+        self,
+        indices: Int64[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"],
+        ratio: float,
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """Mean cross-entropy of each sample's masked tokens, and the share of them that were the likeliest; as `masked_ce`."""
         if not 0 < ratio <= 1:
             raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"Got {ratio}")
         count = max(1, math.ceil(ratio * self.tokens))
         mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
         features = self._features(torch.where(mask, self.mask_row, indices), self._prefix(condition)).flatten(0, 1)
-        weights = mask.flatten().float()
-        found = head_cross_entropy(features, self.head_weight(self.codebook_size), indices.flatten(), weights)
-        return (found.plain * weights).view_as(indices).sum(1) / count
+        head, weights = self.head_weight(self.codebook_size), mask.flatten().float()
+        found = head_cross_entropy(features, head, indices.flatten(), weights)
+        hits = (likeliest(features, head) == indices.flatten()) * weights
+        return (found.plain * weights).view_as(indices).sum(1) / count, hits.view_as(indices).sum(1) / count
 
     def _features(self, canvas: Tensor, prefix: Tensor) -> Float[Tensor, "b n d"]:
         """Features of the tokens of a canvas of codes and masks."""
