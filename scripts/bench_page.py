@@ -32,9 +32,8 @@ def make_page(folder: Path, codes: int, images: int, side: int, grid: int) -> No
     coarse = torch.rand(images, 3, 8, 8, generator=generator)
     pixels = pictures.to_uint8(torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear"))
     indices = (torch.rand(images, grid * grid, generator=generator) ** 2 * codes).long().clamp(max=codes - 1)
-    book = pictures.see(
-        "made up", pixels, indices, torch.arange(images) % 10, (grid, grid), torch.randn(codes, 8, generator=generator)
-    )
+    table, labels = torch.randn(codes, 8, generator=generator), torch.arange(images) % 10
+    book = pictures.see("made up", pixels, indices, labels, (grid, grid), table, torch.rand(indices.shape))
     names, classes = [f"image {i}" for i in range(images)], [f"class {i}" for i in range(10)]
     pictures.write_page(
         folder,

@@ -19,7 +19,8 @@ def book(name, k, grid, seed, images):
     indices = torch.randint(0, k - 1, (len(images), grid * grid), generator=generator)  # the last code is never used
     labels = torch.arange(len(images)) % 2
     codes = torch.randn(k, 4, generator=generator)
-    return pictures.see(name, images, indices, labels, (grid, grid), codes, perplexity=2.0)
+    distances = torch.rand(indices.shape, generator=generator)
+    return pictures.see(name, images, indices, labels, (grid, grid), codes, distances, perplexity=2.0)
 
 
 @pytest.fixture(scope="module")

@@ -51,11 +51,10 @@ def test_codes_beyond_the_landmarks_lie_by_those_they_are_like(monkeypatch):
     assert (((xy[:, None] - centres) ** 2).sum(-1).argmin(1) == groups).all()
 
 
-def test_the_typical_patch_is_nearest_to_the_mean_of_its_code():
-    levels = torch.tensor([0, 100, 104, 255]).byte()
-    images = levels[:, None, None, None].expand(4, 3, 2, 2).contiguous()
-    found = atlas.typical_places(images, torch.ones(4, 1, dtype=torch.int64), (1, 1), 3)
-    assert found.tolist() == [[-1, -1], [2, 0], [-1, -1]]  # the mean is 114.75
+def test_the_typical_patch_is_the_token_nearest_to_its_code():
+    indices = torch.tensor([[1, 1], [3, 1]])
+    distances = torch.tensor([[0.5, 0.2], [0.9, 0.3]])
+    assert atlas.typical_places(indices, distances, 5).tolist() == [[-1, -1], [0, 1], [-1, -1], [1, 0], [-1, -1]]
 
 
 def test_places_count_every_token_once():
@@ -96,7 +95,7 @@ def test_every_picture_has_its_numbers_beside_it(tmp_path, labelled):
     indices = torch.randint(0, 9, (12, 4), generator=generator)
     labels = torch.arange(12) % 2 if labelled else torch.full((12,), -1)
     codes = torch.randn(10, 3, generator=generator)
-    book = pictures.see("t", images, indices, labels, (2, 2), codes, perplexity=2.0)
+    book = pictures.see("t", images, indices, labels, (2, 2), codes, torch.rand(12, 4), perplexity=2.0)
     sheets, tables, drawn = pictures.write_pictures(
         tmp_path, book, ["a", "b"], usage=0.9, perplexity=8.0, columns=2, context=1
     )

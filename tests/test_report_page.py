@@ -82,16 +82,16 @@ def test_the_report_opens_from_disk_alone(shown):
 
 def test_the_tables_equal_metrics_json(shown, report):
     table = report[0]["table"]
-    for number, columns in enumerate((table["columns"], table["more"])):
-        read = (
-            "const own = n => [...n.querySelectorAll('th, td')].map(c => (c.querySelector('.number') || c).firstChild.textContent);"
-            f"return [...document.querySelectorAll('section:first-child table')[{number}].rows].map(own)"
-        )
-        cells = [
-            [row["name"], *(row["cells"].get(c["key"], {"text": "-"})["text"] for c in columns)]
-            for row in table["rows"]
-        ]
-        assert shown.run(read) == [["tokenizer", *(c["title"] for c in columns)], *cells]
+    read = (
+        "const own = n => [...n.querySelectorAll('th, td')].map(c => (c.querySelector('.number') || c).firstChild.textContent);"
+        "return [...document.querySelectorAll('section:first-child table')].map(t => [...t.rows].map(own))"
+    )
+    paper, more = shown.run(read)
+    text = lambda row, column: row["cells"].get(column["key"], {"text": "-"})["text"]  # noqa: E731
+    assert paper[0] == ["tokenizer", *(c["title"] for c in table["columns"])]
+    assert paper[1:] == [[row["name"], *(text(row, c) for c in table["columns"])] for row in table["rows"]]
+    assert more[0] == ["metric", *(row["name"] for row in table["rows"])]
+    assert more[1:] == [[c["title"], *(text(row, c) for row in table["rows"])] for c in table["more"]]
 
 
 def test_a_number_tells_where_it_comes_from_when_it_has_the_focus(shown):
@@ -138,6 +138,12 @@ def test_curves_show_finite_numbers_of_the_log(shown):
 def test_a_long_curve_keeps_its_end_and_few_points():
     points = charts.thin([charts.Point(x, 0.0) for x in range(10_001)])
     assert len(points) <= charts.POINTS + 1 and points[0].x == 0 and points[-1].x == 10_000
+
+
+def test_one_value_alone_lies_in_the_middle():
+    picture = charts.scatter([charts.Point(0.0, 2.0, "a"), charts.Point(0.0, 2.0, "b")], "t", "x")
+    x, y = (float(re.search(rf'c{axis}="([\d.]+)"', picture)[1]) for axis in "xy")
+    assert 150 < x < 200 and 70 < y < 95 and "e-" not in picture
 
 
 def test_the_front_holds_what_no_other_beats():

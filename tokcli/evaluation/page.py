@@ -15,6 +15,7 @@ SAYS = {
     "sheet": ("Originals, reconstructions, samples", "held-out images and what became of them; samples stand under the class asked for"),
     "worst": ("Worst reconstructions", "the held-out images that come back worst"),
 }  # fmt: skip
+HOW = ("number", "cfg_scale", "temperature", "top_k", "top_p", "steps")  # keys of a sampler that are said
 
 
 def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact], sheets: Sequence[str]) -> str:
@@ -30,10 +31,10 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
     for a in given:
         with contextlib.suppress(TokError):  # a sheet that was lost or damaged is not shown
             if a.kind == "samples" and "sheet.png" in a.manifest["files"]:
-                how = ", ".join(
-                    f"{key} {value}" for key, value in a.recipe["sample"].items() if not isinstance(value, list)
-                )
-                shown.append(Picture(a.file("sheet.png"), f"Samples by class: {a.path.name}", how))
+                drawn = a.recipe["sample"]
+                how = ", ".join(f"{key} {drawn[key]}" for key in HOW if drawn.get(key) is not None)
+                name = f"Samples by class: {a.path.name}"
+                shown.append(Picture(a.file("sheet.png"), name, how, folded=True))
     title = f"{given[0].facts['name']}: evaluation on {report['protocol']['held_out']['name']}"
     return pictures.write_report(
         folder, report, logs={a.id: read_log(a) for a in given}, recipes={a.id: a.recipe for a in given},

@@ -3,34 +3,33 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from tokcli.pictures.canvas import FONT_PX, PAPER, blank, enlargement, line_height, put_text, text_width, upscale
-from tokcli.pictures.patches import choose_patches, crop_patches
 from tokcli.pictures.similarity import grid_side
 
 MARGIN = 10
 SIDE_PX = 1400  # the sheet's tiles are enlarged until it is about so wide
-SAMPLED = 36  # patches of a code among which the typical one is found
-CHUNK_CODES = 512  # codes whose patches are held at once
 HEAT = np.array([[247, 251, 255], [158, 202, 225], [49, 130, 189], [8, 48, 107]])  # none to most, readable in grey too
 
 
 def typical_places(
-    images: UInt8[Tensor, "N 3 h w"], indices: Int[Tensor, "N n"], grid: tuple[int, int], codebook_size: int
+    indices: Int[Tensor, "N n"], distances: Float[Tensor, "N n"], codebook_size: int
 ) -> Int[np.ndarray, "k 2"]:
-    """Where each code looks most like itself: the (image, position) whose cell is nearest to the mean of its cells; -1 for unused."""
-    places = choose_patches(indices, codebook_size, SAMPLED)
+    """Where each code is most itself: the (image, position) of its token with the least distance; -1 for unused codes.
+
+    Args:
+        indices: tokens.
+        distances: of each token's features to its code, as the quantizer compares them.
+        codebook_size: number of codes.
+    """
+    codes = indices.reshape(-1).cpu().numpy()
+    order = np.lexsort((distances.reshape(-1).cpu().numpy(), codes))
+    used, first = np.unique(codes[order], return_index=True)
     typical = np.full((codebook_size, 2), -1, np.int64)
-    for start in range(0, codebook_size, CHUNK_CODES):
-        chosen = places[start : start + CHUNK_CODES]
-        cells = crop_patches(images, chosen, grid).reshape(*chosen.shape[:2], -1).astype(np.float32)
-        there = chosen[..., 0] >= 0
-        mean = (cells * there[..., None]).sum(1) / np.maximum(there.sum(1), 1)[:, None]
-        apart = np.where(there, ((cells - mean[:, None]) ** 2).sum(-1), np.inf)
-        typical[start : start + CHUNK_CODES] = np.take_along_axis(chosen, apart.argmin(1)[:, None, None], 1)[:, 0]
+    typical[used] = np.stack(np.divmod(order[first], indices.shape[1]), axis=1)
     return typical
 
 

@@ -29,8 +29,8 @@ class Point(NamedTuple):
 
 
 def number(value: float) -> str:
-    """Four digits, without an exponent where it can be."""
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    """Four digits, without an exponent where there is room."""
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1_000_000 else f"{value:.4g}"
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -75,7 +75,8 @@ class Frame:
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9)
+    apart = 0.0 if high > low else max(abs(low) / 20, 0.05)  # one value alone lies in the middle
+    return low - apart, high + apart
 
 
 def curve(points: Sequence[Point], title: str, label: str) -> str:

@@ -30,7 +30,7 @@ class Codebook(NamedTuple):
         counts: tokens per code.
         xy: each code's place in the plane, like beside like.
         cells: row and column of each code in the atlas.
-        typical: the (image, position) where each code looks most like itself, -1 for unused ones.
+        typical: the (image, position) whose features are nearest to each code, -1 for unused ones.
         near: each code's nearest other codes, nearest first.
         purity: None where no image has a class.
     """
@@ -54,6 +54,7 @@ def see(
     labels: Int[Tensor, " N"],
     grid: tuple[int, int],
     codes: Float[Tensor, "k d"],
+    distances: Float[Tensor, "N n"],
     *,
     perplexity: float = 30.0,
     seed: int = 0,
@@ -65,13 +66,14 @@ def see(
         images, indices, grid: see `Codebook`.
         labels: class of each image, -1 for none.
         codes: as the quantizer compares them: l2-normalised where it uses the cosine.
+        distances: of each token's features to its code.
         perplexity: of the t-SNE that lays the codes out.
         seed: of that layout and of the shuffled classes.
     """
     table = codes.detach().float().cpu().numpy()
     counts = torch.bincount(indices.reshape(-1).cpu(), minlength=len(table))
     xy = lay_out(table, perplexity=perplexity, seed=seed)
-    typical = atlas.typical_places(images, indices, grid, len(table))
+    typical = atlas.typical_places(indices, distances, len(table))
     purity = measure_purity(indices, labels, len(table), seed)
     near = neighbours(table, NEIGHBOURS)
     return Codebook(name, images, indices, grid, counts, xy, fill_grid(xy), typical, near, purity)

@@ -21,11 +21,19 @@ Log = Sequence[Mapping[str, Any]]
 
 
 class Picture(NamedTuple):
-    """A picture of the report: a PNG file, a heading, and a sentence that says what it shows."""
+    """A picture of the report.
+
+    Args:
+        file: PNG.
+        title: heading.
+        text: a sentence that says what it shows.
+        folded: shown when its heading is clicked.
+    """
 
     file: Path
     title: str
     text: str
+    folded: bool = False
 
 
 def write_report(
@@ -73,7 +81,7 @@ def _tables(report: Mapping[str, Any]) -> str:
     table = report["table"]
     parts = [_table(report, table["columns"])]
     if table["more"]:
-        parts += ["<h3>More</h3>", _table(report, table["more"])]
+        parts += ["<h3>More</h3>", _turned(report, table["more"])]
     notes = "".join(f"<li>{_text(note)}</li>" for note in [*table["notes"], *_protocol(report["protocol"])])
     return "".join(parts) + f'<ul class="notes">{notes}</ul>'
 
@@ -94,6 +102,19 @@ def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> s
         for row in report["table"]["rows"]
     ]  # fmt: skip
     head = f'<thead><tr><th scope="col">tokenizer</th>{head}</tr></thead>'
+    return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _turned(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
+    """The same with a line per metric, of which there are many, and a column per tokenizer."""
+    rows = report["table"]["rows"]
+    names = "".join(f'<th scope="col">{_text(row["name"])}</th>' for row in rows)
+    lines = [
+        f'<tr><th scope="row" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>'
+        + "".join(_cell(report, c, row["cells"].get(c["key"])) for row in rows) + "</tr>"
+        for c in columns
+    ]  # fmt: skip
+    head = f'<thead><tr><th scope="col">metric</th>{names}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -134,10 +155,10 @@ def _circumstances(report: Mapping[str, Any], owner: Mapping[str, Any], m: Mappi
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.file.read_bytes()).decode("ascii")
     title, text = _text(picture.title), _text(picture.text)
-    return (
-        f'<figure><figcaption><b>{title}</b> {text}</figcaption><div class="wide" tabindex="0">'
-        f'<img alt="{title}" src="data:image/png;base64,{data}"></div></figure>'
-    )
+    image = f'<div class="wide" tabindex="0"><img alt="{title}" src="data:image/png;base64,{data}"></div>'
+    if picture.folded:
+        return f"<details><summary>{title} <small>{text}</small></summary>{image}</details>"
+    return f"<figure><figcaption><b>{title}</b> {text}</figcaption>{image}</figure>"
 
 
 def _sweeps(report: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> str:

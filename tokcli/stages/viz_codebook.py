@@ -16,6 +16,7 @@ from tokcli.draft import write_listing
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
 from tokcli.models import Tokenizer
+from tokcli.quantizers import Quantizer
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.workspace import Options
@@ -94,6 +95,7 @@ class _Seen(NamedTuple):
     numbers: list[int]
     images: Tensor  # uint8 (N, 3, s, s)
     indices: Tensor  # (N, n)
+    distances: Tensor  # (N, n) of each token's features to its code
     labels: Tensor  # (N,)
     features: Tensor  # (m, d)
     feature_labels: Tensor  # (m,)
@@ -111,18 +113,26 @@ class _View(NamedTuple):
     metrics: dict[str, Any]
 
 
+def as_compared(quantizer: Quantizer, rows: Tensor) -> Tensor:
+    """Features or codes as the quantizer compares them: float32, l2-normalised where it uses the cosine."""
+    return F.normalize(rows.float(), dim=-1) if getattr(quantizer, "metric", "") == "cosine" else rows.float()
+
+
 @torch.no_grad()
 def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: torch.device) -> _Seen:
     chosen = sorted({int(i) for i in torch.linspace(0, len(source) - 1, min(viz.images, len(source)))})
     grid = network.grid(size)
-    read, images, indices, labels, features, owners = [], [], [], [], [], []
+    read, images, indices, distances, labels, features, owners = [], [], [], [], [], [], []
     keep = max(1, 4 * viz.points // max(1, len(chosen)))  # per image: a few times what is drawn, not every patch
     for numbers, batch in measure.read(source, measure.evaluation_transform(size), chosen):
         pixels = measure.unit(batch, device)
-        z_e = network.encoder(pixels).float()
+        encoded = network.encoder(pixels).float()
+        found = network.quantizer(encoded).indices
+        z_e = as_compared(network.quantizer, encoded)
         read += numbers
         images.append(batch)
-        indices.append(network.quantizer(z_e).indices.cpu())
+        indices.append(found.cpu())
+        distances.append((z_e - as_compared(network.quantizer, network.codes(found))).square().sum(-1).cpu())
         of = torch.tensor([source.label(i) for i in numbers])
         labels.append(of)
         content = measure.filled(batch, grid)
@@ -132,7 +142,9 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
             features.append(z_e[row].cpu()[places])
             owners.append(of[row].repeat(len(places)))
     every = torch.cat
-    return _Seen(read, every(images), every(indices), every(labels), every(features), every(owners), grid)
+    return _Seen(
+        read, every(images), every(indices), every(distances), every(labels), every(features), every(owners), grid
+    )
 
 
 def _draw(
@@ -153,12 +165,9 @@ def _draw(
         "codebook_perplexity": metrics.codebook_perplexity(counts),
         "tokens": int(counts.sum()),
     }
-    codes = quantizer.codes(torch.arange(k, device=device)).cpu().float()
-    features = seen.features
-    if getattr(quantizer, "metric", "") == "cosine":  # as the quantizer compares them
-        features, codes = F.normalize(features, dim=-1), F.normalize(codes, dim=-1)
+    codes = as_compared(quantizer, quantizer.codes(torch.arange(k, device=device))).cpu()
     book = pictures.see(
-        name, seen.images, seen.indices, seen.labels, seen.grid, codes,
+        name, seen.images, seen.indices, seen.labels, seen.grid, codes, seen.distances,
         perplexity=viz.perplexity, seed=recipe.seed,
     )  # fmt: skip
     sheets, tables, drawn = pictures.write_pictures(
@@ -172,7 +181,7 @@ def _draw(
         log.info("%s: no image has a class, so there is no purity", source.name)
     else:
         measured["purity"], measured["purity_shuffled"] = book.purity.mean()
-    embedding = pictures.embed(features, codes, limit=viz.points, perplexity=viz.perplexity, seed=recipe.seed)
+    embedding = pictures.embed(seen.features, codes, limit=viz.points, perplexity=viz.perplexity, seed=recipe.seed)
     rows = pictures.embedding_numbers(embedding, seen.feature_labels, source.classes, owners)
     pictures.write_csv(folder / "map.csv", rows)
     images = [

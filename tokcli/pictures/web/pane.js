@@ -37,7 +37,7 @@ class Pane {
     const used = book.counts.reduce((sum, number) => sum + (number > 0), 0);
     return make("section", { class: "codes" },
       make("h2", {}, page.books.length > 1 ? make("span", { class: "mark" }, `${"AB"[this.number]}  `) : "", `${book.name}: ${count(book.size, "code")}`),
-      make("p", {}, `Each tile is a code, drawn by its most typical cell. ${used.toLocaleString("en")} are used ` +
+      make("p", {}, `Each tile is a code, drawn by the cell nearest to it. ${used.toLocaleString("en")} are used ` +
         `(${((100 * used) / book.size).toFixed(1)} %), perplexity ${Math.round(book.perplexity).toLocaleString("en")}.`),
       make("div", { class: "controls" }, this.text, make("label", {}, "show", this.usage), make("label", {}, "order", this.sort), this.found),
       this.tiles.root);
@@ -73,7 +73,7 @@ class Pane {
         ? `${count(tokens, "token")} of ${total.toLocaleString("en")} (${((100 * tokens) / total).toFixed(3)} %), place ${book.rank[code].toLocaleString("en")} ` +
           `by use; in ${count(book.imagesOf(code).length, "image")} of ${page.images.count.toLocaleString("en")}.`
         : "None of these images holds it."),
-      ...(tokens ? [make("div", { class: "facts" }, make("figure", {}, make("div", { class: "big" }, tile), make("figcaption", {}, "most typical, with surroundings")),
+      ...(tokens ? [make("div", { class: "facts" }, make("figure", {}, make("div", { class: "big" }, tile), make("figcaption", {}, "nearest to the code, with surroundings")),
         this.heat(code), this.bars(code)), ...this.patches(code)] : []),
       ...this.nearest(code));
     this.code.scrollTop = 0;

@@ -24,7 +24,7 @@ function cut(node, file, sheet, x, y, w, h, wide, high) {
   node.style.backgroundPosition = `${-x * across}px ${-y * down}px`;
 }
 
-// A code's most typical cell, with or without the pixels around it.
+// The cell that stands for a code, with or without the pixels around it.
 function drawCode(node, book, code, side, around = false) {
   const { high, wide, edge, columns, file, sheet } = book.tile;
   const inset = around ? 0 : edge;

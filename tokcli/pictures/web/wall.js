@@ -33,7 +33,7 @@ class Wall {
     this.lens = make("div", { class: "lens" });
     this.root = make("section", { class: "wall" }, make("h2", {}, count(page.images.count, "image")),
       make("p", {}, "Point at a cell of an image: its code lights up in all others. Beside it, the image laid out anew from the " +
-        "most typical cells of its codes."),
+        "cells that stand for its codes."),
       this.say, this.lens, make("div", { class: "controls" }, this.onlyLabel), this.tiles.root);
     this.fill();
   }
@@ -129,7 +129,7 @@ class Wall {
     return this.loaded.get(file);
   }
 
-  // The image pointed at with its grid, and for each tokenizer the same laid out of typical cells.
+  // The image pointed at with its grid, and for each tokenizer the same laid out of the cells that stand for its codes.
   async magnify() {
     const { pointed, books } = this.page;
     const kept = this.drawing = `${pointed.image} ${pointed.cells}`;
@@ -138,7 +138,7 @@ class Wall {
     if (this.drawing !== kept) return; // the pointer moved on meanwhile
     const canvases = [this.canvas((brush) => brush.drawImage(sheet, x, y, side, side, 0, 0, LENS, LENS), 0)];
     books.forEach((book, number) => canvases.push(this.canvas((brush) => this.lay(brush, book, tiles[number], pointed.image), number)));
-    const names = ["the image", ...books.map((book, i) => (books.length > 1 ? `typical cells of ${"AB"[i]}` : "its codes' typical cells"))];
+    const names = ["the image", ...books.map((book, i) => (books.length > 1 ? `codes of ${"AB"[i]}` : "its codes"))];
     this.lens.replaceChildren(...canvases.map((canvas, i) => make("figure", {}, canvas, make("figcaption", {}, names[i]))));
   }
 
