@@ -24,6 +24,18 @@ def test_products_are_the_same_and_only_packed_inside() -> None:
             network[0].weight.fill_(0.0)  # it is the copy that is read
             assert torch.allclose(network(x), expected, atol=1e-6)
         assert not any("forward" in layer.__dict__ for layer in network)
+        with packed(network, 5):  # a weight that has changed is packed anew
+            assert torch.equal(network(x), network[2](torch.zeros(5, 1, 8)))
+
+
+@needs_onednn
+def test_weights_are_packed_once_for_equal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, made, product = nn.Linear(4, 4, bias=False), [], packing._product
+    monkeypatch.setattr(packing, "_product", lambda w, rows: made.append(rows) or product(w, rows))
+    for rows in (3, 3, 5):
+        with packed(network, rows):
+            pass
+    assert made == [3, 5]
 
 
 @needs_onednn

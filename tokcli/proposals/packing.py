@@ -1,4 +1,4 @@
-"""Linear layers on CPUs, their weights laid out once for all steps of a decoding loop.
+"""Linear layers on CPUs, their weights laid out once for all steps of all decoding loops.
 
 PyTorch hands float32 products to MKL, which lays the weights out anew each time: most of the work where the rows are few.
 oneDNN's kernels read a layout made beforehand. Its operators are private ones of PyTorch; where they are missing, nothing changes.
@@ -7,6 +7,8 @@ oneDNN's kernels read a layout made beforehand. Its operators are private ones o
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +30,24 @@ def packed(network: nn.Module, rows: int) -> Iterator[None]:
         layers = [layer for layer in layers if layer.bias is None and layer.weight.device.type == "cpu"]
     rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     for layer in layers:
-        layer.forward = _product(layer.weight.detach().to(torch.bfloat16 if rounded else torch.float32), rows)  # type: ignore[method-assign, assignment]
+        layer.forward = _packed(layer, torch.bfloat16 if rounded else torch.float32, rows)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
+
+
+_KEPT: "WeakKeyDictionary[nn.Linear, tuple[Any, Callable[[Tensor], Tensor]]]" = WeakKeyDictionary()
+
+
+def _packed(layer: nn.Linear, dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
+    """The layer's product, packed anew only where its weight, the type or the rows are others than the last time."""
+    weight = layer.weight.detach()
+    key = weight.data_ptr(), layer.weight._version, dtype, rows
+    if layer not in _KEPT or _KEPT[layer][0] != key:
+        _KEPT[layer] = key, _product(weight.to(dtype), rows)
+    return _KEPT[layer][1]
 
 
 def _product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
