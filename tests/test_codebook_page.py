@@ -139,6 +139,9 @@ def test_two_tokenizers_stand_side_by_side_and_light_up_together(browser, folder
     left, right = (browser.box(f".pane.{which} .codes") for which in ("first", "second"))
     assert left["right"] <= right["left"] and left["top"] == right["top"]
     browser.hover(".photo[data-item='5']", across=0.9, down=0.1)  # the corner: cell 3 of 4 x 4, cell 1 of 2 x 2
+    lit = browser.run("return [...document.querySelectorAll('.photo')].map(n => +n.dataset.lit)")
+    holds = [(b.indices == b.indices[5, cell]).sum(1) for b, cell in ((first, 3), (second, 1))]
+    assert lit == (holds[0] + holds[1]).tolist()
     said = browser.texts(".say")[0]
     assert f"A: code {int(first.indices[5, 3])}" in said and f"B: code {int(second.indices[5, 1])}" in said
     assert browser.run("return document.querySelectorAll('.lens canvas').length") == 3

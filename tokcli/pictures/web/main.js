@@ -53,8 +53,9 @@ class Page {
     const [rows, columns] = this.books[number].grid;
     const across = ((cell % columns) + 0.5) / columns, down = (Math.floor(cell / columns) + 0.5) / rows;
     const cells = this.books.map((_, i) => (i === number ? cell : this.wall.cellUnder(across, down, i)));
-    if (this.pointed && this.pointed.image === image && String(this.pointed.cells) === String(cells)) return;
-    this.pointed = { image, cells };
+    const before = this.pointed;
+    if (before && before.image === image && before.all === all && String(before.cells) === String(cells)) return;
+    this.pointed = { image, cells, all };
     this.lit = this.books.map((book, i) => (all || i === number ? book.at(image, cells[i]) : null));
     this.schedule();
   }
