@@ -8,7 +8,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 300, 170
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 28, 34
 POINTS = 300  # of a curve at most: more cannot be seen
-NODE_W, NODE_H, GAP_X, GAP_Y = 190, 44, 56, 14
+NODE_W, NODE_H, GAP_X, GAP_Y = 220, 44, 50, 14
 
 
 class Point(NamedTuple):
@@ -120,6 +120,8 @@ class Node(NamedTuple):
 def lineage(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
     """Boxes by how many steps they are from the beginning, and a line from each input to what was made of it.
 
+    An input that something between was made of too has no line of its own: the longer way tells the same.
+
     Args:
         nodes: by id.
         edges: (input, made of it), both in `nodes`, without cycles.
@@ -139,7 +141,10 @@ def lineage(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
     wide = max(x for x, _ in at.values()) + NODE_W + 2
     high = max(y for _, y in at.values()) + NODE_H + 2
     parts = []
+    above = _ancestors(nodes, edges)
     for source, target in edges:
+        if any(source in above[other] for other, made in edges if made == target):
+            continue
         x0, y0 = at[source][0] + NODE_W, at[source][1] + NODE_H / 2
         x1, y1 = at[target][0], at[target][1] + NODE_H / 2
         middle = max(x0 + 8, x1 - GAP_X / 2)
@@ -156,6 +161,15 @@ def lineage(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> str:
         )
     size = f'width="{wide}" height="{high}" viewBox="0 0 {wide} {high}"'
     return f'<svg class="lineage" {size} role="img" aria-label="lineage">{"".join(parts)}</svg>'
+
+
+def _ancestors(nodes: Mapping[str, Node], edges: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
+    """All that each node was made of, over any number of steps."""
+    above: dict[str, set[str]] = {name: set() for name in nodes}
+    for _ in nodes:
+        for source, target in edges:
+            above[target] |= {source} | above[source]
+    return above
 
 
 def _short(text: str, letters: int = 27) -> str:
