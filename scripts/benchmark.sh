@@ -25,11 +25,11 @@ while [ $# -gt 0 ]; do
         *) usage ;;
     esac
 done
-methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae) references=(val) budget=''
+methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae) train=train references=(val) budget=''
 case "$suite" in
     fashion-mnist) methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) proposals=(ar nar) samples=2000 budget=1 ;;
     imagenet) proposals=(ar:ar-medium nar) samples=50000 references=(val train) ;;
-    coco) proposals=(ar:ar-medium nar:nar-t2i) samples=30000 ;;
+    coco) proposals=(ar:ar-medium nar:nar-t2i) samples=30000 train=train2017 references=(val2017) ;;
     *) usage ;;
 esac
 data="$suite" recipes="$suite" minutes="${TOK_BUDGET_MINUTES:-4}"
@@ -37,6 +37,8 @@ data="$suite" recipes="$suite" minutes="${TOK_BUDGET_MINUTES:-4}"
 N="${TOK_BENCHMARK_SAMPLES:-$samples}"
 export TOK_WORKSPACE="${TOK_WORKSPACE:-artifacts/benchmark-${toy:+toy-}$suite}"
 read -ra launch <<< "${TOK_LAUNCH:-tok}"
+# own NAME: the flag of the suite's own recipe; nothing where it has none and that of folders is taken
+own() { [ ! -f "recipes/$recipes/$1.yaml" ] || echo "--recipe=$recipes/$1"; }
 say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
 
 # steps NAME COMMAND...: how many steps of this training fit the budget
@@ -65,10 +67,24 @@ train() {
     "${@:2}" "${sets[@]}"
 }
 
+# prompts: a file of one held-out caption an image, for text-to-image
+prompts() {
+    local file="$TOK_WORKSPACE/prompts.txt"
+    [ -s "$file" ] || python - "$data" "${references[0]}" "$N" > "$file" <<'EOF'
+import json, sys
+folder, split, count = sys.argv[1:]
+found = {}
+for one in json.load(open(f"{folder}/annotations/captions_{split}.json"))["annotations"]:
+    found.setdefault(one["image_id"], " ".join(one["caption"].split()))
+print("\n".join([found[key] for key in sorted(found)][: int(count)]))
+EOF
+    echo "$file"
+}
+
 # planned COMMAND...: what a training would take
 planned() {
     echo "$*"
-    "$@" --dry-run 2>/dev/null | sed -n '/^# [a-z]/p' | sed 's/^# /    /'
+    "$@" --dry-run 2>/dev/null | sed -n -e '/^# \(reads\|writes\|module\) /d' -e 's/^# \([a-z]\)/    \1/p'
 }
 
 if [ -n "$dry" ]; then
@@ -81,10 +97,10 @@ if [ -n "$dry" ]; then
     for proposal in "${proposals[@]}"; do
         planned tok train-proposal --mode "${proposal%%:*}" --recipe "$recipes/proposal-${proposal#*:}"
     done
-    own=0
-    for method in "${methods[@]}"; do case "$method" in vqgan | fsq) own=$((own + 1)) ;; esac; done
+    pixel=0
+    for method in "${methods[@]}"; do case "$method" in vqgan | fsq) pixel=$((pixel + 1)) ;; esac; done
     cat <<EOF
-${#methods[@]} tokenizers, $((${#methods[@]} - own)) pixel decoders, $((${#methods[@]} * ${#proposals[@]})) proposal networks, each as above;
+${#methods[@]} tokenizers, $((${#methods[@]} - pixel)) pixel decoders, $((${#methods[@]} * ${#proposals[@]})) proposal networks, each as above;
 then $((${#methods[@]} * ${#proposals[@]})) x $N samples, and one evaluation of all against ${references[*]}.
 EOF
     exit
@@ -96,7 +112,7 @@ for method in "${methods[@]}"; do
     name="${method%%:*}" teacher="${method#*:}" row="${method/:/-}"
     [ "$teacher" != "$name" ] || teacher=
     say "$row: tokenizer"
-    T=$(train "$row-tokenizer-$name" "${launch[@]}" train-tokenizer --recipe "$recipes/tokenizer-$name" --data "$data/train" ${teacher:+--teacher "$teacher"})
+    T=$(train "$row-tokenizer-$name" "${launch[@]}" train-tokenizer --recipe "$recipes/tokenizer-$name" --data "$data/$train" ${teacher:+--teacher "$teacher"})
     made+=("$T") D="$T"
     case "$name" in
         vqgan | fsq) ;; # hold their own
@@ -107,12 +123,14 @@ for method in "${methods[@]}"; do
             ;;
     esac
     say "$row: tokens"
-    K=$(tok tokenize --recipe "$recipes/tokens" --tokenizer "$T")
+    K=$(tok tokenize $(own tokens) --tokenizer "$T")
     for proposal in "${proposals[@]}"; do
         mode="${proposal%%:*}"
         say "$row: proposal network $proposal and its samples"
         P=$(train "$row-$mode" "${launch[@]}" train-proposal --mode "$mode" --recipe "$recipes/proposal-${proposal#*:}" --tokens "$K")
-        S=$(tok sample --mode "$mode" --recipe "$recipes/sample-$mode" -n "$N" --proposal "$P" --decoder "$D")
+        captions=()
+        [[ "$proposal" != *t2i ]] || captions=(--prompts "$(prompts)")
+        S=$(tok sample --mode "$mode" $(own "sample-$mode") "${captions[@]}" -n "$N" --proposal "$P" --decoder "$D")
         made+=("$P" "$S")
     done
 done
