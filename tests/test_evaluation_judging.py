@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_faults import made
 from test_references import Tiny
 
-from tokcli.artifact import Artifact
+from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.evaluation.decoders import judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor
@@ -153,3 +154,33 @@ def test_few_images_for_neighbours_are_recorded_as_so_many(tmp_path, pictures, s
     )
     counts = {m.metric: (m.count, m.against.images) for m in found}
     assert counts["fd_tiny"] == (16, 16) and counts["precision_tiny"] == (8, 8)
+
+
+def test_several_decoders_stand_side_by_side(tmp_path, photos):
+    brief = [
+        "--recipe",
+        "toy/tokenizer-vqgan",
+        "--data",
+        photos / "train",
+        "--set",
+        "gan=null",
+        "--set",
+        "train.steps=1",
+    ]
+    brief += ["--set", "data.size=16", "--set", "encoder.image_size=16", "--set", "train.batch_size=2"]
+    both = [made("train-tokenizer", *brief, "--seed", seed, "--out", tmp_path / f"t{seed}") for seed in (0, 1)]
+    told = [
+        "--recipe",
+        "toy/eval",
+        "--set",
+        "eval.extractors=[]",
+        "--set",
+        "eval.probe_images=0",
+        "--data",
+        photos / "val",
+    ]
+    for given in (both[:1], both):
+        report = open_artifact(made("eval", *told, *given, "--out", tmp_path / f"r{len(given)}"), "report", ["report"])
+        assert ("compared.png" in report.manifest["files"]) == (len(given) > 1)
+    with Image.open(report.file("compared.png")) as picture:
+        assert picture.height > 3 * 16  # originals and two tokenizers

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import UInt8
 from PIL.Image import Image
+from torch import Tensor
 
 from tokcli import artifact, assemble, measure, pictures, workspace
 from tokcli.artifact import Artifact
@@ -208,35 +210,52 @@ class Judge:
     # --- pictures ---
 
     def sheets(self) -> Iterator[tuple[str, Image]]:
-        """Files and pictures: a contact sheet of every decoder, and its worst reconstructions."""
+        """Files and pictures: a contact sheet of every decoder, its worst reconstructions, and all decoders side by side."""
         for number, (key, found) in enumerate(self._worst.items()):
             suffix = f"-{key}" if number else ""
             yield f"sheet{suffix}.png", self.sheet(self.given[key])
             if found.worst:
                 yield f"worst{suffix}.png", worst_sheet(found)
+        decoders = [self.given[key] for key in self._worst]
+        if len(decoders) > 1 and len({a.facts["use_size"] for a in decoders}) == 1:
+            yield "compared.png", self.side_by_side(decoders)
 
     def sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
-        size, tokenizer_id = decoder.facts["use_size"], decoder.input_id("tokenizer")
-        source = self.held_out(size)
-        labels = [source.label(i) for i in range(len(source))]
-        classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
-        if classes:
-            chosen = [labels.index(c) for c in classes]
-        else:
-            chosen = [int(i) for i in torch.linspace(0, len(labels) - 1, min(COLUMNS, len(labels)))]
-        numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
-        tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
-        network = assemble.load_decoder(decoder, self.device)
-        rows = {"original": images, "reconstruction": measure.reconstruct(tokenizer, network, images, self.device)}
+        tokenizer_id = decoder.input_id("tokenizer")
+        chosen, images, names = self._examples(decoder.facts["use_size"])
+        rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
         for a in self.given.values():
             if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
                 turn = a.facts["labels"]
-                wanted = [turn.index(c) if c in turn else position for position, c in enumerate(classes or chosen)]
+                wanted = [turn.index(c) if c in turn else position for position, c in enumerate(chosen)]
                 shown = [number for number in wanted if number < a.facts["number"]]
                 title = f"{a.facts['mode'].upper()} sample"
                 title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
                 if shown:
                     rows[title] = torch.cat([measure.read_samples(a, range(n, n + 1)) for n in shown])
-        names = [source.classes[source.label(i)] for i in numbers] if classes else None
         return pictures.comparison_sheet(rows, column_labels=names)
+
+    def side_by_side(self, decoders: Sequence[Artifact]) -> Image:
+        """Rows original and the same images through each tokenizer; the decoders' images have one size."""
+        _, images, names = self._examples(decoders[0].facts["use_size"])
+        rows = {"original": images}
+        for a in decoders:
+            name = a.facts["name"]
+            rows[f"{name} {a.id[-6:]}" if name in rows else name] = self._reconstructed(a, images)
+        return pictures.comparison_sheet(rows, column_labels=names)
+
+    def _examples(self, size: int) -> tuple[list[int], UInt8[Tensor, "c 3 s s"], list[str] | None]:
+        """Held-out images to show, one of each class with their numbers and names; evenly spread ones where there are no classes."""
+        source = self.held_out(size)
+        labels = [source.label(i) for i in range(len(source))]
+        classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
+        spread = [int(i) for i in torch.linspace(0, len(labels) - 1, min(COLUMNS, len(labels)))]
+        chosen = [labels.index(c) for c in classes] or spread
+        numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
+        names = [source.classes[source.label(i)] for i in numbers] if classes else None
+        return classes or chosen, images, names
+
+    def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
+        tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
+        return measure.reconstruct(tokenizer, assemble.load_decoder(decoder, self.device), images, self.device)

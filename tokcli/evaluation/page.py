@@ -13,6 +13,7 @@ from tokcli.pictures import Picture
 
 SAYS = {
     "sheet": ("Originals, reconstructions, samples", "held-out images and what became of them; samples stand under the class asked for"),
+    "compared": ("Side by side", "the same held-out images through every tokenizer"),
     "worst": ("Worst reconstructions", "the held-out images that come back worst"),
 }  # fmt: skip
 HOW = ("number", "cfg_scale", "temperature", "top_k", "top_p", "steps")  # keys of a sampler that are said
