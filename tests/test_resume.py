@@ -43,10 +43,11 @@ STOPS: dict[str, type[BaseException]] = {"SIGTERM": Interrupted, "killed": Kille
 
 def tok(*arguments: object) -> Path:
     """The path that a command prints; its exceptions are left to the caller."""
-    out = io.StringIO()
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # paths are printed as bytes
     with contextlib.redirect_stdout(out):
         cli.main([str(a) for a in (*arguments, "--threads", 1)], prog_name="tok", standalone_mode=False)
-    return Path(out.getvalue().strip())
+    out.flush()
+    return Path(out.buffer.getvalue().decode().strip())  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
