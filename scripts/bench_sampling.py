@@ -2,8 +2,9 @@
 
     OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--full] [--side 16] [--what ar,llama,gpt2,nar,images]
 
-6 layers of width 384, side x side tokens, 1,024 codes, random weights, one thread. `transformers` (extra `bench`) is compared: a Llama on the very same weights, whose greedy tokens must equal ours, and a GPT-2 of equal size. Medians of --repeats
-after a warm-up, of wall and of CPU time, which other load disturbs less; all are taken in turns.
+6 layers of width 384, side x side tokens, 1,024 codes, random weights, one thread. `transformers` (extra `bench`) is compared: a
+Llama on the very same weights, whose greedy tokens must equal ours, and a GPT-2 of equal size. Medians of --repeats after a
+warm-up, of wall and of CPU time, which other load disturbs less; all are taken in turns.
 """
 
 import argparse
