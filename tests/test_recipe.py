@@ -347,6 +347,17 @@ def test_recipes_of_one_comparison_differ_in_what_is_compared_only(folder: str) 
 
 
 @pytest.mark.parametrize("folder", ["imagenet", "coco", "openmoji", "fashion-mnist"])
+def test_decoders_of_frozen_codes_are_those_that_pixel_methods_train(folder: str) -> None:
+    alone, together = (
+        read_yaml(recipes_root() / folder / f"{name}.yaml") for name in ("decoder-conv", "tokenizer-vqgan")
+    )
+    for key in ("decoder", "loss"):
+        assert alone[key] == together[key], key
+    for key in ("steps", "batch_size"):
+        assert alone["train"][key] == together["train"][key], key
+
+
+@pytest.mark.parametrize("folder", ["imagenet", "coco", "openmoji", "fashion-mnist"])
 def test_tokenizers_of_one_comparison_make_equally_many_tokens(folder: str) -> None:
     grids = {}
     for method in ("vqgan", "cvq", "fsq", "llamagen", "vqkd", "cluster"):
