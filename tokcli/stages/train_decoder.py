@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int64
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
@@ -18,7 +19,7 @@ from tokcli.errors import TokError
 from tokcli.losses import LOSSES
 from tokcli.methods.adversary import Adversary, update
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
-from tokcli.models import DECODERS, DISCRIMINATORS
+from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
 from tokcli.optim import Updater
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
@@ -26,6 +27,7 @@ from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+KEPT = 1 << 24  # indices of training images in memory: 64 MiB
 Losses = list[tuple[str, float, nn.Module]]
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "data.transform": TRANSFORMS,
@@ -112,6 +114,29 @@ def _updater(
     return Updater(Reconstruction(decoder, PixelLoss(losses, adversary)), recipe.optim, recipe.train, device)
 
 
+class Encoding:
+    """Indices of training images; those of an image that always looks the same are computed once.
+
+    Args:
+        tokenizer: frozen.
+        count: how many images keep their indices; 0 where a random transform makes each view another.
+        tokens: of an image. Where all take more than `KEPT`, none are kept.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, count: int, tokens: int) -> None:
+        self.tokenizer = tokenizer
+        kept = 0 < count * tokens <= KEPT
+        self.known = torch.full((count, tokens), -1, dtype=torch.int32) if kept else None
+
+    def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b n"]:
+        """The indices of a batch; images in [0, 1] on the tokenizer's device."""
+        if self.known is None:
+            return self.tokenizer.encode(images)
+        if (self.known[batch.indices] < 0).any():
+            self.known[batch.indices] = self.tokenizer.encode(images).int().cpu()
+        return self.known[batch.indices].long().to(images.device)
+
+
 def _train(
     options: Options,
     recipe: DecoderRecipe,
@@ -156,9 +181,11 @@ def _train(
         max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
     )  # fmt: skip
 
+    encode = Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
+
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = measure.unit(batch.images, device)
-        return update(updater, adversary, number, [tokenizer.codes(tokenizer.encode(images)), images], images)
+        return update(updater, adversary, number, [tokenizer.codes(encode(batch, images)), images], images)
 
     val = sibling(source.name, "val")
     held_out = Subset(open_source(val, size=size), recipe.train.eval_images) if val else None
