@@ -146,7 +146,7 @@ def proposal_training(train: Train) -> Training:
     )
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        return updater.update(number, [batch.indices, batch.labels, batch.seeds])
+        return updater.update(number, [batch.indices, batch.labels, batch.seeds, torch.zeros(len(batch.seeds))])
 
     return Training(updater, batches, step)
 
