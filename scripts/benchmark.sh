@@ -10,18 +10,20 @@
 #   the number of steps that fit is kept in the workspace, so that a repetition trains the same networks.
 # TOK_BENCHMARK_SAMPLES (2000; imagenet 50000, coco 30000): images sampled from each proposal network.
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes.
+# TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
 # TOK_LAUNCH (tok): what trains, such as "torchrun --nproc-per-node 8 -m tokcli".
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-suite=fashion-mnist dry='' toy=''
+suite=fashion-mnist dry='' toy='' only='' again=("$@")
 while [ $# -gt 0 ]; do
     case "$1" in
         --suite) suite="${2:-}"; shift 2 || usage ;;
         --dry-run) dry=1; shift ;;
         --toy) toy=1; shift ;;
+        --row) only="${2:-}"; shift 2 || usage ;; # of this script to itself
         *) usage ;;
     esac
 done
@@ -70,7 +72,8 @@ train() {
 # prompts: a file of one held-out caption an image, for text-to-image
 prompts() {
     local file="$TOK_WORKSPACE/prompts.txt"
-    [ -s "$file" ] || python - "$data" "${references[0]}" "$N" > "$file" <<'EOF'
+    if [ ! -s "$file" ]; then
+        python - "$data" "${references[0]}" "$N" > "$file.$$" <<'EOF'
 import json, sys
 folder, split, count = sys.argv[1:]
 found = {}
@@ -78,6 +81,8 @@ for one in json.load(open(f"{folder}/annotations/captions_{split}.json"))["annot
     found.setdefault(one["image_id"], " ".join(one["caption"].split()))
 print("\n".join([found[key] for key in sorted(found)][: int(count)]))
 EOF
+        mv "$file.$$" "$file" # at once: another row may look for it
+    fi
     echo "$file"
 }
 
@@ -106,10 +111,9 @@ EOF
     exit
 fi
 
-[ "$suite$toy" != fashion-mnist ] || python scripts/fetch_embedded.py squeezenet vits14 fashion-mnist >&2
-made=()
-for method in "${methods[@]}"; do
-    name="${method%%:*}" teacher="${method#*:}" row="${method/:/-}"
+# row METHOD: all networks of one tokenizer; writes down the artifacts that it made
+row() {
+    local name="${1%%:*}" teacher="${1#*:}" row="${1/:/-}" made=() captions proposal mode T D K P S
     [ "$teacher" != "$name" ] || teacher=
     say "$row: tokenizer"
     T=$(train "$row-tokenizer-$name" "${launch[@]}" train-tokenizer --recipe "$recipes/tokenizer-$name" --data "$data/$train" ${teacher:+--teacher "$teacher"})
@@ -133,6 +137,21 @@ for method in "${methods[@]}"; do
         S=$(tok sample --mode "$mode" $(own "sample-$mode") "${captions[@]}" -n "$N" --proposal "$P" --decoder "$D")
         made+=("$P" "$S")
     done
+    mkdir -p "$TOK_WORKSPACE/rows"
+    printf '%s\n' "${made[@]}" > "$TOK_WORKSPACE/rows/$row"
+}
+
+if [ -n "$only" ]; then
+    row "$only"
+    exit
+fi
+[ "$suite$toy" != fashion-mnist ] || python scripts/fetch_embedded.py squeezenet vits14 fashion-mnist >&2
+jobs="${TOK_JOBS:-1}"
+[ "$jobs" = 1 ] || export OMP_NUM_THREADS=$(($(nproc) > jobs ? $(nproc) / jobs : 1))
+printf '%s\n' "${methods[@]}" | xargs -P "$jobs" -I{} bash scripts/benchmark.sh "${again[@]}" --row {}
+made=()
+for method in "${methods[@]}"; do
+    mapfile -t -O "${#made[@]}" made < "$TOK_WORKSPACE/rows/${method/:/-}"
 done
 say "evaluation"
 tok eval "${made[@]}" --recipe "$recipes/eval" "${references[@]/#/--reference=$data/}"
