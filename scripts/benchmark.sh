@@ -9,13 +9,14 @@
 # TOK_BUDGET_MINUTES (4): of training for each network of fashion-mnist, the same for all. A step of each is timed once and
 #   the number of steps that fit is kept in the workspace, so that a repetition trains the same networks.
 # TOK_BENCHMARK_SAMPLES (2000; imagenet 50000, coco 30000): images sampled from each proposal network.
+# TOK_BENCHMARK_IMAGES (20000; imagenet, coco all): images whose tokens the proposal networks learn, evenly spread.
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes.
 # TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
 # TOK_LAUNCH (tok): what trains, such as "torchrun --nproc-per-node 8 -m tokcli".
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 suite=fashion-mnist dry='' toy='' only='' again=("$@")
 while [ $# -gt 0 ]; do
@@ -27,9 +28,9 @@ while [ $# -gt 0 ]; do
         *) usage ;;
     esac
 done
-methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae) train=train references=(val) budget=''
+methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae) train=train references=(val) budget='' images=0
 case "$suite" in
-    fashion-mnist) methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) proposals=(ar nar) samples=2000 budget=1 ;;
+    fashion-mnist) methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) proposals=(ar nar) samples=2000 images=20000 budget=1 ;;
     imagenet) proposals=(ar:ar-medium nar) samples=50000 references=(val train) ;;
     coco) proposals=(ar:ar-medium nar:nar-t2i) samples=30000 train=train2017 references=(val2017) ;;
     *) usage ;;
@@ -127,7 +128,7 @@ row() {
             ;;
     esac
     say "$row: tokens"
-    K=$(tok tokenize $(own tokens) --tokenizer "$T")
+    K=$(tok tokenize $(own tokens) --tokenizer "$T" --set "tokens.images=${TOK_BENCHMARK_IMAGES:-$images}")
     for proposal in "${proposals[@]}"; do
         mode="${proposal%%:*}"
         say "$row: proposal network $proposal and its samples"

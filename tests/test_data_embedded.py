@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokcli.data import ImageSource, Subset, open_source, sibling
+from tokcli.data import ImageSource, limited, open_source, sibling
 from tokcli.data.concepts import concept, split_of
 from tokcli.data.openmoji import OpenMoji, _all_pixels, base_emoji
 from tokcli.errors import TokError
@@ -193,11 +193,11 @@ def test_a_header_claiming_too_much_is_refused_before_memory_is_spent(tmp_path: 
 
 def test_a_subset_is_evenly_spread_and_keeps_samples_as_they_are(emoji: dict[str, OpenMoji]) -> None:
     whole = emoji["val"]
-    few, keys = Subset(whole, 5), [whole.key(i) for i in range(len(whole))]
+    few, keys = limited(whole, 5), [whole.key(i) for i in range(len(whole))]
     numbers = [keys.index(few.key(i)) for i in range(len(few))]
     gaps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
     assert isinstance(few, ImageSource) and numbers[0] == 0 and numbers[-1] == len(whole) - 1
     assert len(few) == 5 and max(gaps) - min(gaps) <= 1
     assert all(few.label(i) == whole.label(n) and few.captions(i) == whole.captions(n) for i, n in enumerate(numbers))
     assert torch.equal(few.image(3), whole.image(numbers[3]))
-    assert [len(Subset(whole, n)) for n in (1, 10**6)] == [1, len(whole)]
+    assert len(limited(whole, 1)) == 1 and limited(whole, 0) is limited(whole, 10**6) is whole

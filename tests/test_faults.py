@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -317,6 +318,16 @@ def test_what_the_system_refuses_is_one_line(train: list[Any], tmp_path: Path) -
     (tmp_path / "file").write_text("")
     assert "name too long" in refusal(*train, "--data", "x" * 300)
     assert "a file is in the way" in refusal(*train, "--data", "openmoji/train", "--out", tmp_path / "file" / "t")
+
+
+def test_tokens_of_a_few_images_are_those_of_the_whole(family: dict[str, Path], tmp_path: Path) -> None:
+    flags = ["--tokenizer", family["tokenizer"], "--recipe", "toy/tokens", "--out", tmp_path / "k"]
+    few, whole = made("tokenize", *flags, "--set", "tokens.images=7"), family["tokens"]
+    keys, all_keys = ((folder / "keys.txt").read_text().splitlines() for folder in (few, whole))
+    rows = [all_keys.index(key) for key in keys]
+    every = np.concatenate([np.load(file) for file in sorted(whole.glob("indices-*.npy"))])
+    assert len(rows) == 7 and rows[-1] == len(all_keys) - 1
+    assert (np.load(few / "indices-00000.npy") == every[rows]).all()
 
 
 def test_crops_of_an_impossible_scale_are_refused(family: dict[str, Path], tmp_path: Path) -> None:

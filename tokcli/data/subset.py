@@ -1,4 +1,4 @@
-"""Some samples of a source, evenly spread: what training measures itself on where the held-out set is large."""
+"""Some samples of a source, evenly spread: for measuring and comparing where the whole takes too long."""
 
 from typing import TYPE_CHECKING
 
@@ -39,3 +39,8 @@ class Subset:
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
         return self.source.image(self._numbers[i])
+
+
+def limited(source: "ImageSource", most: int) -> "ImageSource":
+    """The source, or at most `most` of its samples, evenly spread; 0: all of them."""
+    return Subset(source, most) if 0 < most < len(source) else source

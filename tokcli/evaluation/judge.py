@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokcli import artifact, assemble, measure, pictures, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, Subset, open_source
+from tokcli.data import ImageSource, limited, open_source
 from tokcli.errors import TokError
 from tokcli.evaluation.captions import CLIP, ClipScore
 from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
@@ -83,8 +83,7 @@ class Judge:
 
     def held_out(self, size: int) -> ImageSource:
         """The held-out images that are measured on: at most `images` of them."""
-        whole = self.source(self.spec, size)
-        return Subset(whole, self.settings.images) if 0 < self.settings.images < len(whole) else whole
+        return limited(self.source(self.spec, size), self.settings.images)
 
     def inputs(self) -> dict[str, dict[str, str]]:
         """The entries of the report's manifest."""

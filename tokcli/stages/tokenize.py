@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import BadImage, ImageSource, open_source
+from tokcli.data import BadImage, ImageSource, limited, open_source
 from tokcli.data import tokens as store
 from tokcli.data.transforms import CropViews
 from tokcli.draft import Draft, locked
@@ -30,6 +30,7 @@ class Tokens(Section):
     crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random (scale, 3/4..4/3)
     scale: tuple[float, float] = (0.8, 1.0)  # share of the area that a random crop keeps
     flip: bool = False  # every crop also mirrored
+    images: int = Field(0, ge=0)  # at most so many, evenly spread over the data; 0: all
     shard_size: int = Field(1024, ge=1)  # images per file, the unit of resuming and sharing
     max_bad: float = Field(0.01, ge=0, le=1)
 
@@ -54,7 +55,7 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
     recipe = workspace.load_recipe(options, TokensRecipe, "tokens", workspace.recipe_folder(spec), {})
     facts = made_by.facts
     size = facts["use_size"]
-    source = open_source(spec, size=size, labels=options.labels)
+    source = limited(open_source(spec, size=size, labels=options.labels), recipe.tokens.images)
     if options.dry_run:
         return plan.describe(options, recipe, {}, reads={"data": spec, "tokenizer": str(made_by.path)}, writes="tokens")
     with workspace.session(options) as device:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import Subset, open_source, sibling
+from tokcli.data import limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
@@ -188,7 +188,7 @@ def _train(
         return update(updater, adversary, number, [tokenizer.codes(encode(batch, images)), images], images)
 
     val = sibling(source.name, "val")
-    held_out = Subset(open_source(val, size=size), recipe.train.eval_images) if val else None
+    held_out = limited(open_source(val, size=size), recipe.train.eval_images) if val else None
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():

@@ -9,7 +9,7 @@ import torch
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import ImageSource, Subset, open_source, sibling
+from tokcli.data import ImageSource, limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.optim import Updater
@@ -170,4 +170,4 @@ def _held_out(source: ImageSource, size: int, most: int) -> ImageSource | None:
     if spec is None:
         log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
         return None
-    return Subset(open_source(spec, size=size), most)
+    return limited(open_source(spec, size=size), most)
