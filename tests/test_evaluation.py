@@ -7,7 +7,7 @@ import pytest
 
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Against, Measured, Measurement
-from tokcli.evaluation.tables import build_tables
+from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.metrics.table import as_csv, as_text
 
 VAL, TRAIN = Against("data-1", "set/val", 100), Against("data-2", "set/train", 900)
@@ -48,6 +48,13 @@ def test_a_family_is_one_row_with_the_paper_s_columns_in_its_order():
     ]  # fmt: skip
     assert as_text(found.paper).splitlines()[2].split() == ["vqkd", "50.0", "-", "-", "12.00", "11.00", "-", "-"]
     assert headings(found.more) == ["top code % ↓"]
+
+
+def test_sets_too_small_for_a_distance_are_listed_once_each():
+    few = measured("samples", fd(9.0, count=18), fd(8.0, count=18, extractor="efflite0"), usage(0.5), id="few")
+    many = measured("samples", fd(9.0, count=5000), fd(9.0, count=5000, against=TRAIN), id="many")
+    assert small_sets([few, many]) == ["samples-few (18)", "set/val (100)", "set/train (900)"]
+    assert small_sets([measured("tokenizer", usage(0.5))]) == []
 
 
 def test_two_tokenizers_are_two_rows_told_apart_by_id_where_names_are_equal():

@@ -14,7 +14,7 @@ from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
 from tokcli.evaluation.samples import judge_samples
-from tokcli.evaluation.tokens import judge_understanding
+from tokcli.evaluation.tokens import judge_proposal, judge_understanding
 from tokcli.metrics import METRICS
 from tokcli.workspace import Options
 
@@ -127,6 +127,33 @@ def test_images_without_classes_are_not_asked_for_them(tmp_path):
     assert judge_understanding(Quarters(), source, source, CPU, size=SIZE, most=9) == []
 
 
+class Heard:
+    """A proposal network that notes the classes that it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def nll(self): ...
+
+    def judged(self, indices, condition):
+        self.told += condition.tolist()
+        return torch.zeros(indices.shape), torch.ones(indices.shape)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [(["a", "left", "right"], {1, 2}), (["right", "left"], {0, 1}), (["right"], {-1, 0}), ([], {-1})],
+)
+def test_a_network_is_told_the_classes_by_name_not_by_their_numbers_in_another_set(pictures, caplog, classes, told):
+    network, source = Heard(), open_source(str(pictures), size=SIZE)
+    judge_proposal(network, Quarters(), source, CPU, size=SIZE, mask_ratio=0.5, classes=classes, captions=None)
+    assert network.told == [
+        classes.index(n) if n in classes else -1 for n in map(source.classes.__getitem__, source.labels)
+    ]
+    assert set(network.told) == told
+    assert ("does not know are predicted without class: left" in caplog.text) == (classes == ["right"])
+
+
 @pytest.fixture
 def samples(tmp_path, pictures):
     """A samples artifact of the same pictures."""
@@ -134,6 +161,13 @@ def samples(tmp_path, pictures):
     for number, file in enumerate(sorted(pictures.rglob("*.png"))):
         (tmp_path / "s" / "images" / f"{number:06d}.png").write_bytes(file.read_bytes())
     return Artifact(tmp_path / "s", {"kind": "samples", "id": "samples-1", "facts": {"number": 16, "use_size": SIZE}})
+
+
+def test_a_single_sample_is_left_out_and_ends_no_evaluation(tmp_path, samples, caplog):
+    one = Artifact(tmp_path / "s", {**samples.manifest, "facts": {**samples.facts, "number": 1}})
+    keys = {"manifold": 0, "bootstrap": 2}
+    assert judge_samples(one, [tiny()], lambda e: [], lambda e: (), CPU, **keys) == []
+    assert "a single image is not compared" in caplog.text
 
 
 def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples):

@@ -38,11 +38,11 @@ def made(*arguments: Any) -> Path:
     return Path(result.stdout.strip())
 
 
-def refusal(*arguments: Any, env: dict[str, str] | None = None) -> str:
+def refusal(*arguments: Any, env: dict[str, str] | None = None, code: int = 1) -> str:
     """The one line that the command ends with."""
     error = run(*arguments, env=env).exception
     assert isinstance(error, TokError), repr(error)
-    assert error.exit_code == 1
+    assert error.exit_code == code
     assert "\n" not in str(error)
     return str(error)
 
@@ -339,3 +339,48 @@ def test_a_text_file_is_no_weights_and_torch_gives_no_advice(train: list[Any], t
     (tmp_path / "notes.txt").write_text("dear diary")
     said = refusal(*train, "--data", "openmoji/train", "--teacher-weights", tmp_path / "notes.txt")
     assert "cannot be read as weights" in said and "PyTorch 2.6" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--vgg-weights", "v.pth"], "--vgg-weights v.pth: nothing here reads it. network vgg16 does: --set loss.perceptual.network=vgg16"),
+        (["--recipe", "toy/tokenizer-vqgan", "--teacher-weights", "t"], "--teacher-weights t: nothing here reads it. a teacher does"),
+        (["--recipe", "toy/tokenizer-vqgan", "--set", "method=fsq"], "--method fsq: is not that of"),
+        (["--method", "vqgan", "--set", "method=fsq"], "--method vqgan: is not what --set says. method=fsq"),
+    ],
+)  # fmt: skip
+def test_flags_that_would_change_nothing_of_a_training_are_refused(arguments: list[str], said: str) -> None:
+    assert said in refusal("train-tokenizer", *arguments, "--data", "openmoji/train")
+
+
+def test_a_method_that_is_set_is_the_flag() -> None:
+    plan = run("train-tokenizer", "--set", "method=fsq", "--dry-run", env={"TOK_DATA": "openmoji/train"}).stdout
+    assert "method: fsq" in plan and "name: fsq" in plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--vgg-weights", "v"], "nothing here reads it"), (["--text-weights", "t"], "nothing here reads it"), (["--data", ""], "--data: is empty"),
+        (["--set", "eval.bootstrap=1"], "eval.bootstrap: one resampled set has no spread"),
+    ],
+)  # fmt: skip
+def test_an_evaluation_that_would_ignore_a_flag_is_refused(
+    family: dict[str, Path], arguments: list[str], said: str
+) -> None:
+    command = ["eval", "--recipe", "toy/eval", family["tokenizer"], "--data", family["photos"]]
+    assert said in refusal(*command, *arguments)
+    assert run(*command, "--reference", "").exit_code == 2
+
+
+def test_a_proposal_network_without_captions_reads_no_text_tower(family: dict[str, Path]) -> None:
+    command = ["train-proposal", "--recipe", "toy/proposal-ar", "--tokens", family["tokens"], "--text-weights", "t"]
+    assert refusal(*command).startswith("--text-weights t: nothing here reads it")
+
+
+def test_a_tokenizer_is_not_drawn_beside_itself(family: dict[str, Path]) -> None:
+    t = family["tokenizer"]
+    command = ["viz-codebook", "--recipe", "toy/viz", "--tokenizer", t]
+    assert "is the same tokenizer" in refusal(*command, "--against", t)
+    assert "viz.columns: should be less than" in refusal(*command, "--set", "viz.columns=1000")  # took all memory

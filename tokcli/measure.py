@@ -172,22 +172,25 @@ def decoder(
 @torch.no_grad()
 def proposal(
     network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
-    captions: Callable[[Sequence[str]], Tensor] | None = None,
+    classes: Sequence[str] = (), captions: Callable[[Sequence[str]], Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
 
     Args:
+        classes: names of the classes that the network knows; images of any other are predicted without class.
         captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
     """
     total, right, count = 0.0, 0.0, 0
     masked = not hasattr(network, "nll")
+    known = torch.tensor(
+        [*(classes.index(name) if name in classes else -1 for name in source.classes), -1], device=device
+    )
     for numbers, images in read(source, evaluation_transform(size)):
         indices = tokens.encode(unit(images, device))
         if captions:
             condition = captions([next(iter(source.captions(i)), "") for i in numbers]).to(device)
         else:
-            labels = torch.tensor([source.label(i) for i in numbers], device=device)
-            condition = torch.where(labels < network.classes, labels, -1)
+            condition = known[torch.tensor([source.label(i) for i in numbers], device=device)]
         if masked:
             seeds = torch.tensor(numbers, device=device)
             nats, hits = network.judged(indices, condition, seeds, mask_ratio)  # type: ignore[operator]

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,13 @@ from tokcli.schema import Recipe
 log = logging.getLogger("tok")
 R = TypeVar("R", bound=Recipe)
 EMBEDDED = "openmoji/train"  # the data set of those who name none
+READERS = {  # of files of weights
+    "teacher": "a teacher does, or the encoder of a tokenizer that has one",
+    "vgg": "network vgg16 does: --set loss.perceptual.network=vgg16, or of tok eval --set eval.lpips=true",
+    "inception": "extractor inception does: --set 'eval.extractors=[inception]'",
+    "text": "networks that read captions by a tower do, and tok eval with --set eval.clip_score=true",
+    "language": "a network that starts from a language model does: --set proposal.name=gpt2",
+}
 VERSIONS = ("torch", "torchvision", "timm", "open_clip_torch", "safetensors", "numpy", "pillow", "faiss-cpu")
 
 
@@ -110,17 +117,22 @@ def load_recipe(
 
 
 def method_of(options: Options, folder: str, given: str | None) -> str:
-    """The tokenizer method: `--method`, else that of `--recipe`, else VQ-KD.
+    """The tokenizer method: `--method` or `--set method=`, else that of `--recipe`, else VQ-KD.
 
     Raises:
-        TokError: the flag and the recipe name different ones.
+        TokError: they and the recipe, whose other keys are its method's, name different ones.
     """
+    said = options.sets.get("method")
+    if said is not None and given not in (None, said):
+        raise TokError(f"--method {given}", "is not what --set says", got=f"method={said}", next="leave one out")
+    given = given if said is None else str(said)
     if options.recipe is None:
         return given or "vqkd"
     path = recipe.find_recipe(options.recipe, folder=folder, name="")
     recorded = str(recipe.read_yaml(path).get("method", given or "vqkd"))
     if given not in (None, recorded):
-        raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}")
+        raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}",
+                       next=f"choose a recipe of {given}, or leave the method out")  # fmt: skip
     return recorded
 
 
@@ -130,22 +142,47 @@ def recipe_folder(spec: str) -> str:
     return head if "/" not in head and (recipe.recipes_root() / head).is_dir() and not Path(spec).is_dir() else "folder"
 
 
-def data_spec(options: Options, recorded: str | None = None) -> str:
-    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set.
+def named_data(options: Options) -> str | None:
+    """What `--data` names, if anything.
 
     Raises:
         TokError: `--data ""`, as a script passes whose variable is not set.
     """
-    if options.data is not None:
-        if not options.data.strip():
-            raise TokError("--data", "is empty", next="name a data set or a folder, or leave the flag out")
-        return options.data
+    if options.data is not None and not options.data.strip():
+        raise TokError("--data", "is empty", next="name a data set or a folder, or leave the flag out")
+    return options.data
+
+
+def data_spec(options: Options, recorded: str | None = None) -> str:
+    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set.
+
+    Raises:
+        TokError: see `named_data`.
+    """
+    named = named_data(options)
+    if named is not None:
+        return named
     for spec, origin in ((recorded, "recorded in the input"), (os.environ.get("TOK_DATA"), "from TOK_DATA")):
         if spec:
             log.info("data: %s (%s)", spec, origin)
             return spec
     log.info("data: %s (embedded; --data names your own)", EMBEDDED)
     return EMBEDDED
+
+
+def check_weights(options: Options, read: Collection[str]) -> None:
+    """Refuse a file of weights that nothing reads, before its numbers are taken for another network's.
+
+    Args:
+        read: which of the names in `Options.weights` this command reads.
+
+    Raises:
+        TokError: another was given.
+    """
+    for name, file in options.weights.items():
+        if name not in read:
+            hint = f"{READERS[name]}; or leave it out"
+            raise TokError(f"--{name}-weights {file}", "nothing here reads it", next=hint)
 
 
 def choose(

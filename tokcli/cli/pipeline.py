@@ -103,7 +103,10 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
     help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
 )
 @click.option(
-    "--prompts", metavar="FILE|-", help="Captions, one a line, for a text-conditional network; - reads standard input."
+    "--prompts",
+    type=NAME,
+    metavar="FILE|-",
+    help="Captions, one a line, for a text-conditional network; - reads standard input.",
 )
 @click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
 @click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
@@ -172,8 +175,6 @@ def sample(
         "sample.neighbours": neighbours, "sample.batch_size": batch_size,
     }  # fmt: skip
     options = options_of(flags, shorthands)
-    if number is not None or per_class is not None:  # the recipe's own number is of the other kind
-        options.sets.setdefault("sample.per_class" if number is not None else "sample.number", None)  # type: ignore[attr-defined]
     inputs: dict[str, Any] = {
         "mode": mode,
         "proposal": proposal,
@@ -193,7 +194,7 @@ def _number(flag: str, text: str) -> int | float:
 
 @click.command("eval", short_help="artifacts -> metrics, a row of the table")
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
-@click.option("--reference", "references", multiple=True, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
+@click.option("--reference", "references", multiple=True, type=NAME, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
               "with: real images, a published .npz, or statistics; repeatable. Default: the held-out images.")  # fmt: skip
 @with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:

@@ -69,6 +69,7 @@ class Judge:
         self.size = given[0].facts["use_size"]
         self.references = References(options, references, settings.manifold, device)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
+        self.references.check(self.extractors)
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = ClipScore(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
@@ -194,7 +195,7 @@ class Judge:
         return judge_proposal(
             assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
             self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
-            captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
+            classes=a.facts["classes"], captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
 
     def _samples(self, a: Artifact) -> list[Measurement]:

@@ -56,6 +56,26 @@ class References:
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self._made: dict[tuple[str, str, int], Reference | None] = {}
 
+    def check(self, extractors: Sequence[Extractor]) -> None:
+        """Refuse, before anything is measured, what none of these extractors could compare with.
+
+        Raises:
+            TokError: statistics of another extractor, or a `.npz` that is damaged or not of theirs.
+        """
+        names = f"eval.extractors: {', '.join(e.asked for e in extractors) or 'none'}"
+        for spec in self.specs:
+            where = f"--reference {spec}"
+            if is_npz(spec):
+                if not any(e.asked == "inception" for e in extractors):
+                    raise TokError(where, "holds features of Inception, which is no extractor of this recipe", got=names,
+                                   next="--set 'eval.extractors=[inception]', or name images")  # fmt: skip
+                read_npz(_file(spec), where)
+            elif spec in self.given:
+                theirs = self.given[spec].facts["extractor"]
+                if all(e.name != theirs for e in extractors):
+                    raise TokError(where, f"is of {theirs}, which is no extractor of this recipe", got=names,
+                                   next=f"--set 'eval.extractors=[{theirs.partition('-')[0]}]', or name images")  # fmt: skip
+
     def inputs(self, size: int) -> list[dict[str, str]]:
         """An entry of the report's manifest for each."""
         entries = []

@@ -1,5 +1,6 @@
 """Generated images against references: every metric that an extractor's one pass allows."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from tokcli.metrics.fid import Gaussian, Moments
 from tokcli.metrics.inception_score import SPLITS
 from tokcli.metrics.neighbours import K_COVERAGE, neighbours
 
+log = logging.getLogger("tok")
 Roles = Callable[[Extractor], tuple[str, ...]]
 
 
@@ -37,6 +39,9 @@ def judge_samples(
     """
     number = a.facts["number"]
     found: list[Measurement] = []
+    if number < 2:  # of a whole workspace, whose other artifacts are worth measuring
+        log.warning("%s: a single image is not compared with others", a.path)
+        return found
     for extractor in extractors:
         pieces = (measure.read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
         keep = range(number) if bootstrap else spread(number, manifold)

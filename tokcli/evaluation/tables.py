@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tokcli.draft import differing_keys
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.metrics import METRICS, describe, is_known
+from tokcli.metrics.fid import ENOUGH_IMAGES
 from tokcli.metrics.table import Cell, Column, Row, Table, cell_text
 
 # The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode.
@@ -38,6 +39,16 @@ class Entry:
         m, against = self.measurement, self.measurement.against
         compared = None if against is None else (against.id, against.images)
         return (m.count, m.of, compared, self.artifact.size)
+
+
+def small_sets(measured: Iterable[Measured]) -> list[str]:
+    """The sets of images of which Fréchet distances were made though they are too few, with their numbers."""
+    found: dict[str, int | None] = {}
+    for one in measured:
+        for m in one.measurements:
+            if is_known(m.metric) and describe(m.metric).takes == "moments" and m.against is not None:
+                found |= {one.path.rsplit("/", 1)[-1]: m.count, m.against.name: m.against.images}
+    return [f"{name} ({images:,})" for name, images in found.items() if images is not None and images < ENOUGH_IMAGES]
 
 
 def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:

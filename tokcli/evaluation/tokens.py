@@ -1,5 +1,6 @@
 """What tokens say: how the codebook is used, whether classes can be told from tokens, how well a network predicts them."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal
 from tokcli.teachers import Teacher
 
+log = logging.getLogger("tok")
 UNITS = (
     "tokens",
     "tokens_nonblank",
@@ -84,10 +86,16 @@ def judge_understanding(
 
 def judge_proposal(
     network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
-    captions: Callable[[Sequence[str]], Tensor] | None,
+    classes: Sequence[str], captions: Callable[[Sequence[str]], Tensor] | None,
 ) -> list[Measurement]:  # fmt: skip
-    """Perplexity or masked cross-entropy on held-out tokens; `captions` is as for `measure.proposal`."""
-    found = measure.proposal(network, tokenizer, source, device, size=size, mask_ratio=mask_ratio, captions=captions)
+    """Perplexity or masked cross-entropy on held-out tokens; `classes` and `captions` are as for `measure.proposal`."""
+    unknown = [name for name in source.classes if name not in classes] if classes else []
+    if unknown:
+        log.warning("%s: images of classes that the proposal network does not know are predicted without class: %s",
+                    source.name, ", ".join(unknown))  # fmt: skip
+    found = measure.proposal(
+        network, tokenizer, source, device, size=size, mask_ratio=mask_ratio, classes=classes, captions=captions
+    )
     against = Against(source.id, source.name, len(source))
     of = "tokens" if "tokens" in found else "images"
     count = int(found[of])

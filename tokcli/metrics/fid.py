@@ -3,7 +3,6 @@
 With Inception-v3 pool features it is FID; with any other extractor it goes by that extractor's name.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,8 +12,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from tokcli.errors import TokError
-
-log = logging.getLogger("tok")
 
 # Inception's pool features have 2,048 dimensions: with fewer images their covariance is singular. For any
 # extractor the estimate's bias falls as 1/N and is then large beside the differences one wants to see.
@@ -180,8 +177,8 @@ def trace_sqrt(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> floa
 def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), at least 0, in the features' squared units.
 
-    Equal sets give 0 within rounding. A set of fewer than 2,048 images is named in a warning: the distance is
-    too large by an amount that depends on N.
+    Equal sets give 0 within rounding. Of fewer than `ENOUGH_IMAGES` the distance is too large by an amount that depends
+    on N.
 
     Raises:
         TokError: fewer than 2 images, features of different width, or statistics that are not finite.
@@ -193,14 +190,6 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
             f"has {len(second.mean)} features an image, but {first.name} has {len(first.mean)}",
             next="make both with the same extractor",
         )
-    for g in (first, second):
-        if g.count is not None and g.count < ENOUGH_IMAGES:
-            d = len(g.mean)
-            why = f"the covariance of {d:,} features is rank deficient" if g.count <= d else "the estimate is biased"
-            log.warning(
-                "%s: %s images, fewer than %s: %s, so compare only at equal N",
-                g.name, f"{g.count:,}", f"{ENOUGH_IMAGES:,}", why,
-            )  # fmt: skip
     # the set of lower rank first: its factor is the narrow one
     low, high = sorted((first, second), key=lambda g: float("inf") if g.count is None else g.count)
     gap = first.mean - second.mean

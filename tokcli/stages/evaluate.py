@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from tokcli import artifact, pictures, plan, workspace
+from tokcli import artifact, assemble, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import sibling
 from tokcli.errors import TokError
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
-from tokcli.evaluation.tables import build_tables
+from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.metrics import table
+from tokcli.metrics.fid import ENOUGH_IMAGES
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.weights import write_text
@@ -42,6 +43,13 @@ class Evaluation(Section):
     probe_images: int = Field(2000, ge=0)  # images at most that classes are learnt from, and told of; 0: none
     worst: int = Field(12, ge=0)  # reconstructions that are named and shown
 
+    @field_validator("bootstrap")
+    @classmethod
+    def _check(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one resampled set has no spread: 2 or more, or 0 for no intervals")
+        return value
+
 
 class EvalRecipe(Recipe):
     """Recipe of stage eval."""
@@ -62,10 +70,13 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
             "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="name artifacts, or train some"
         )
     recorded = given[0].inputs["data"]["path"]
-    spec = options.data or sibling(recorded, "val")
+    spec = workspace.named_data(options) or sibling(recorded, "val")
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
     recipe = workspace.load_recipe(options, EvalRecipe, "eval", workspace.recipe_folder(spec), {})
+    asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
+    read = {name for a in given for name in assemble.weights_read(a.recipe)} & {"teacher", "text"}
+    workspace.check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
     if options.dry_run:
         return plan.describe(
             options, recipe, {}, reads={"data": spec, **{a.id: str(a.path) for a in given}}, writes="report"
@@ -84,6 +95,10 @@ def _run(
         _print(draft.file("report.md").read_text(encoding="utf-8"))
         return draft
     results = [judge.measure(a) for a in given]
+    few = small_sets(results)
+    if few:
+        log.warning("Fréchet distances are too large, by an amount that depends on N, where images are fewer than %s; compare "
+                    "only at equal N: %s", f"{ENOUGH_IMAGES:,}", ", ".join(few))  # fmt: skip
     files = _write(draft.path, results, judge)
     facts = {"name": given[0].facts["name"], "protocol": judge.protocol()}
     measured = {result.id: result.metrics for result in results}

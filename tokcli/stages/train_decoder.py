@@ -54,15 +54,20 @@ def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Arti
     """Train a pixel decoder; see `tok train-decoder --help`."""
     if options.dry_run and tokenizer is None:
         spec = workspace.data_spec(options)
-        recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
-        return _plan(options, recipe, spec, None)
+        return _plan(options, _recipe(options, spec), spec, None)
     source_artifact = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     spec = workspace.data_spec(options, source_artifact.inputs["data"]["path"])
-    recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
+    recipe = _recipe(options, spec)
     if options.dry_run:
         return _plan(options, recipe, spec, source_artifact)
     with workspace.session(options) as device:
         return _train(options, recipe, source_artifact, spec, init, device)
+
+
+def _recipe(options: Options, spec: str) -> DecoderRecipe:
+    recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
+    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
+    return recipe
 
 
 def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None) -> str:

@@ -56,13 +56,9 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
     """Train a proposal network; see `tok train-proposal --help`."""
     name = f"proposal-{mode}"
     if options.dry_run and tokens is None:
-        recipe = workspace.load_recipe(
-            options, ProposalRecipe, name, workspace.recipe_folder(workspace.data_spec(options)), FAMILIES
-        )
-        return _plan(options, recipe, None)
+        return _plan(options, _recipe(options, name, workspace.data_spec(options)), None)
     made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
-    folder = workspace.recipe_folder(made_by.inputs["data"]["path"])
-    recipe = workspace.load_recipe(options, ProposalRecipe, name, folder, FAMILIES)
+    recipe = _recipe(options, name, made_by.inputs["data"]["path"])
     if mode == "nar" and PROPOSALS[recipe.proposal.name].mode == "ar":  # the flag's default is no contradiction
         raise TokError(
             "--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
@@ -71,6 +67,12 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
         return _plan(options, recipe, made_by)
     with workspace.session(options) as device:
         return _train(options, recipe, made_by, init, device)
+
+
+def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
+    recipe = workspace.load_recipe(options, ProposalRecipe, name, workspace.recipe_folder(spec), FAMILIES)
+    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
+    return recipe
 
 
 def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> str:

@@ -28,6 +28,7 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
     chosen = workspace.method_of(options, folder, method)
     kind = method_class(chosen)
     recipe = workspace.load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
+    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
     if options.dry_run:
         return _plan(options, kind, recipe, spec)
     with workspace.session(options) as device:

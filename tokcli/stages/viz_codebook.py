@@ -28,8 +28,8 @@ class Viz(Section):
     """How much is drawn."""
 
     images: int = Field(2000, ge=1)  # at most so many of the data set, evenly spread
-    columns: int = Field(6, ge=1)  # a code's sheet shows columns x columns patches
-    context: int = Field(4, ge=0)  # pixels around a patch that are shown too
+    columns: int = Field(6, ge=1, le=20)  # a code's sheet shows columns x columns patches
+    context: int = Field(4, ge=0, le=32)  # pixels around a patch that are shown too
     points: int = Field(2000, ge=4)  # features on the t-SNE map
     perplexity: float = Field(30.0, gt=0)  # of the t-SNE
 
@@ -47,6 +47,8 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
     drawn = {"tokenizer": made_by}
     if against is not None:
         drawn["against"] = workspace.choose(options, "--against", against, ["tokenizer"])
+        if drawn["against"].id == made_by.id:
+            raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="name another one")
     spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, VizRecipe, "viz", workspace.recipe_folder(spec), {})
     if options.dry_run:
