@@ -17,6 +17,7 @@ from tokcli import assemble, measure
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.data import samples as store
+from tokcli.errors import TokError
 from tokcli.generation import sheets
 from tokcli.generation.edits import rows_kept
 from tokcli.generation.generator import Generator
@@ -96,10 +97,12 @@ def test_classes_of_the_data_come_at_their_frequencies(flags: Any) -> None:
     ("arguments", "said"),
     [
         (["-n", 0], "at least 1"), (["--steps", 17], "more steps than the 16 tokens"), (["--per-class", 2, "--classes", "data"], "per_class"),
-        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--order", "hilbert"], "sample.order"), (["--grid", "0x3"], "sample.grid"),
-        (["--neighbours", "efflite"], "efflite0"), (["--keep-top", 2], "--edit IMAGE"), (["--paste"], "--edit IMAGE"),
+        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--order", "hilbert"], "sample.order"), (["--grid", "0x3"], "grid should be ROWSxCOLUMNS"),
+        (["--neighbours", "efflite"], "efflite0"), (["--set", "sample.classes=[true]"], "should be a valid integer or a valid string or 'data'. Got [true]"),
         (["--sweep", "cfg_scale"], "expected KEY=VALUE"), (["--sweep", "cfg_scal=1"], "sample.cfg_scal: unknown key"),
         (["--sweep", "steps=2", "--sweep", "steps=3"], "twice"), (["--sweep", "steps=2,17"], "more steps than"),
+        (["--sweep", "cfg_scale=1,2,1.0"], "names a value twice"), (["--sweep", "cfg_scale=1,,2"], "--sweep cfg_scale=1,,2: the value is not YAML"),
+        (["--text-weights", "w"], "--text-weights w: nothing here reads it"), (["--set", "sample.per_class=1", "-n", 2], "not both"),
     ],
 )  # fmt: skip
 def test_a_request_that_makes_no_sense_is_one_line(flags: Any, tmp_path: Path, arguments: list[Any], said: str) -> None:
@@ -108,8 +111,26 @@ def test_a_request_that_makes_no_sense_is_one_line(flags: Any, tmp_path: Path, a
 
 
 def test_two_numbers_of_images_are_misuse(flags: Any) -> None:
-    for arguments in (["-n", 2, "--per-class", 1], ["--classes", " "], ["--keep-top", "half"]):
+    for arguments in (["-n", 2, "--per-class", 1], ["--classes", " "], ["--keep-top", "half"], ["--prompts", ""]):
         assert run(*flags("nar"), *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep-top", 2], "--edit IMAGE"), (["--paste"], "--edit IMAGE"), (["--mask", "m.png"], "--edit IMAGE"),
+        (["--edit", "e.png"], "needs --mask or --keep-top. neither"), (["--edit", "e.png", "--mask", "m.png", "--keep-top", "2"], "both"),
+        (["--cfg-scale", 2, "--sweep", "cfg_scale=1,2"], "sample.cfg_scale is given by another flag too"),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_go_together_are_misuse(flags: Any, arguments: list[Any], said: str) -> None:
+    assert said in refusal(*flags("nar"), *arguments, code=2)
+
+
+def test_a_number_per_class_takes_the_place_of_the_recipes_number_wherever_it_is_said(flags: Any) -> None:
+    (swept,) = run(*flags("nar"), "--sweep", "per_class=2").stdout.split()
+    assert open_artifact(swept).facts["labels"] == [0, 1, 0, 1]
+    assert "per_class: 2" in run(*flags("nar"), "--set", "sample.per_class=2", "--dry-run").stdout
 
 
 def test_guidance_of_a_network_that_saw_every_label_is_refused_at_once(
@@ -317,12 +338,18 @@ def test_rows_that_stay() -> None:
     assert [rows_kept(k, 4) for k in (1, 3, 0.5, 0.25)] == [1, 3, 2, 1]
 
 
+@pytest.mark.parametrize("share", [1.0, 2.0, 0.01, -0.5])
+def test_a_share_is_never_taken_for_rows(share: float) -> None:
+    with pytest.raises(TokError, match="must leave some of the 4 rows"):
+        rows_kept(share, 4)
+
+
 @pytest.mark.parametrize(
     ("mode", "arguments", "said"),
     [
         ("nar", ["--mask", "small.png"], "is not of the size of"), ("nar", ["--mask", "dark.png"], "marks nothing"),
-        ("nar", [], "needs --mask or --keep-top. neither"), ("nar", ["--mask", "m.png", "--keep-top", "2"], "both"),
-        ("nar", ["--mask", "none.png"], "--mask"), ("ar", ["--mask", "m.png"], "an autoregressive network draws after what it knows"),
+        ("nar", ["--mask", "edge.png"], "its light pixels lie outside of the centre crop"),
+        ("nar", ["--mask", "none.png"], "--mask none.png: cannot be read (No such file or directory)"), ("ar", ["--mask", "m.png"], "an autoregressive network draws after what it knows"),
         ("ar", ["--keep-top", "4"], "must leave some of the 4 rows"), ("ar", ["--keep-top", "0"], "must leave some"),
     ],
 )  # fmt: skip
@@ -339,7 +366,9 @@ def test_an_edit_that_makes_no_sense_is_one_line(
     mask_of(Path("m.png"))
     mask_of(Path("small.png"), (32, 64))
     mask_of(Path("dark.png"), box=(0, 0, 0, 0))
-    assert said in refusal(*flags(mode), "--edit", family["photo"], *arguments)
+    mask_of(Path("edge.png"), (128, 64), box=(0, 0, 9, 64))
+    photo = draw(Path("wide.png"), size=(128, 64)) if "edge.png" in arguments else family["photo"]
+    assert said in refusal(*flags(mode), "--edit", photo, *arguments)
 
 
 # neighbours

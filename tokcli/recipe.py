@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -135,8 +136,11 @@ def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
         node[last] = value
 
 
-def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
+def parse_set(assignments: tuple[str, ...], flag: str = "") -> dict[str, Any]:
     """`("optim.lr=1e-4", ...)` as {dotted key: value}, values read as YAML.
+
+    Args:
+        flag: what was written, where it is not `--set` and an assignment.
 
     Raises:
         TokError: an assignment without "=" or with a value that is no YAML.
@@ -150,7 +154,7 @@ def parse_set(assignments: tuple[str, ...]) -> dict[str, Any]:
             parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError as error:
             problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-            raise TokError(f"--set {text}", "the value is not YAML", got=problem) from None
+            raise TokError(flag or f"--set {text}", "the value is not YAML", got=problem) from None
     return parsed
 
 
@@ -187,10 +191,32 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
     return nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields)
 
 
+def _key(model: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's location up to a value of several types, of which pydantic names each that it tried."""
+    kind = model
+    for depth, part in enumerate(location):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+        if union and len(kinds) > 1:
+            return location[:depth]
+        kind = kinds[0] if union else kind
+        fields, inner = getattr(kind, "model_fields", {}), typing.get_args(kind)
+        if part in fields:
+            kind = fields[part].annotation
+        else:  # of a list, or of a mapping
+            kind = inner[0 if isinstance(part, int) else -1] if inner else None
+    return location
+
+
 def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
     lines = []
+    tried: dict[str, list[Any]] = {}
     for item in error.errors():
-        path = ".".join(filter(None, [prefix, *map(str, item["loc"])]))
+        key = _key(model, item["loc"])
+        path = ".".join(filter(None, [prefix, *map(str, key)]))
+        if key != item["loc"]:
+            tried.setdefault(path, []).append(item)
+            continue
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}")
         elif item["type"] == "missing":
@@ -199,8 +225,16 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
             lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
         else:
             message = item["msg"].removeprefix("Input ").rstrip(".")
-            lines.append(f"{path}: {message}. Got {json.dumps(item['input'], default=str)[:80]}.")
+            lines.append(f"{path}: {message}. Got {_shown(item['input'])}.")
+    for path, items in tried.items():
+        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
+        outermost = min(items, key=lambda item: len(item["loc"]))
+        lines.append(f"{path}: should be {' or '.join(wanted)}. Got {_shown(outermost['input'])}.")
     return lines
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]
 
 
 def _check_component(

@@ -63,6 +63,8 @@ def decode(data: bytes | Path, key: str = "") -> UInt8[Tensor, "3 h w"]:
         raise
     except Image.UnidentifiedImageError:
         raise BadImage(name, "not an image (of a format that is read here)") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise BadImage(name, f"cannot be read ({error.strerror})") from None
     except Exception as error:  # decoders meet hostile bytes here, and raise whatever breaks first
         raise BadImage(name, f"cannot be decoded ({str(error) or type(error).__name__})") from None
 

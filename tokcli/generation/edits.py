@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
 from tokcli.data.transforms import CenterCrop
-from tokcli.errors import TokError
+from tokcli.errors import Misuse, TokError
 from tokcli.weights import sha256
 
 
@@ -38,18 +38,18 @@ def read_edit(
 
     Args:
         mask: a picture of the same size; None where `keep_top` says it.
-        keep_top: rows of tokens that stay, or a share of them under 1.
+        keep_top: rows of tokens that stay, or a share of them.
         mode: of the proposal network.
         size: pixels at which the tokenizer is used.
         grid: its tokens, (h, w).
 
     Raises:
-        TokError: a file that is no image, a mask of another size, a mask and `keep_top` or neither, nothing or a place
-            that the network cannot draw.
+        Misuse: a mask and `keep_top`, or neither.
+        TokError: a file that is no image, a mask of another size, nothing or a place that the network cannot draw.
     """
     where, cell = f"--mask {mask}", (size // grid[0], size // grid[1])
     if (mask is None) == (keep_top is None):
-        raise TokError("--edit", "needs --mask or --keep-top", got="both" if mask else "neither")
+        raise Misuse("--edit", "needs --mask or --keep-top", got="both" if mask else "neither")
     if mask is not None and mode == "ar":
         next_step = "--keep-top completes a picture, and --mode nar fills masks"
         raise TokError(where, "an autoregressive network draws after what it knows, not between", next=next_step)
@@ -68,17 +68,20 @@ def read_edit(
         anew[rows_kept(keep_top or 0, grid[0]) * cell[0] :] = True
     drawn = anew.unflatten(1, (grid[1], cell[1])).unflatten(0, (grid[0], cell[0])).any(3).any(1).flatten()
     if not drawn.any():
-        raise TokError(where, "marks nothing to draw anew", next="light pixels (over half white) are drawn anew")
+        outside = mask is not None and bool((grey > 127).any())
+        got = "its light pixels lie outside of the centre crop" if outside else ""
+        known = "light pixels (over half white) are drawn anew"
+        raise TokError(where, "marks nothing to draw anew", got=got, next=known)
     return Edit(crop(original, torch.Generator()), anew, drawn, inputs)
 
 
 def rows_kept(keep_top: int | float, rows: int) -> int:
-    """How many of the rows of tokens stay.
+    """How many of the rows of tokens stay: a whole number of them, or a share with a point.
 
     Raises:
         TokError: none, or all of them.
     """
-    kept = round(keep_top * rows) if isinstance(keep_top, float) and keep_top < 1 else int(keep_top)
+    kept = round(keep_top * rows) if isinstance(keep_top, float) else keep_top  # 1.0 is all of them, not one
     if not 0 < kept < rows:
         known = f"1 to {rows - 1} rows of tokens, or a share such as 0.5"
         raise TokError("--keep-top", f"must leave some of the {rows} rows and keep some", got=str(keep_top), next=known)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,8 @@ from tokcli.recipe import parse_set
 from tokcli.registry import nearest
 from tokcli.schema import Recipe, Section
 from tokcli.workspace import Options
+
+NUMBERS = ("sample.number", "sample.per_class")
 
 
 class Sample(Section):
@@ -46,15 +49,18 @@ class Sample(Section):
     batch_size: int = Field(16, ge=1)  # images at a time
     shard_size: int = Field(256, ge=1)  # images of one file of indices, and of one tar
     format: Literal["png", "shards"] = "png"
-    grid: str | None = Field(None, pattern=r"^[1-9]\d?x[1-9]\d?$")  # rows x columns of the contact sheet
+    grid: str | None = None  # rows x columns of the contact sheet
     neighbours: str | None = None  # extractor, or pixels, by which the nearest training images are found
 
     @model_validator(mode="after")
     def _check(self) -> "Sample":
         if (self.number is None) == (self.per_class is None):
-            raise ValueError("either number or per_class must be given")
+            both = "" if self.number is None else ", not both"
+            raise ValueError(f"either number or per_class must be given{both}")
         if self.per_class is not None and self.classes == "data":
             raise ValueError("per_class does not go with classes: data, whose numbers are those of the data")
+        if self.grid is not None and not re.fullmatch(r"[1-9]\d?x[1-9]\d?", self.grid):
+            raise ValueError(f"grid should be ROWSxCOLUMNS, such as 10x8, each from 1 to 99. Got '{self.grid}'")
         return self
 
 
@@ -76,8 +82,16 @@ def with_prompts(options: Options, source: str | None) -> Options:
     if source == "-" and distributed.world_size() > 1:
         raise Misuse("--prompts -", "several processes cannot share standard input", next="give a file")
     prompts = read_prompts(source)
-    number = {"sample.number": len(prompts), "sample.per_class": None}
-    return dataclasses.replace(options, sets={**number, **options.sets, "sample.prompts": prompts})
+    sets = {**options.sets, "sample.prompts": prompts}
+    if not any(key in sets for key in NUMBERS):
+        sets["sample.number"] = len(prompts)
+    return dataclasses.replace(options, sets=sets)
+
+
+def one_number(sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys to be set, of which -n or --per-class takes the place of the recipe's own number of the other kind."""
+    given = any(sets.get(key) is not None for key in NUMBERS)
+    return {**sets, **{key: sets.get(key) for key in NUMBERS if given}}
 
 
 def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
@@ -161,11 +175,15 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     return Sampling(**given)
 
 
-def sweep_points(sweeps: Sequence[str]) -> list[dict[str, Any]]:
+def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[str, Any]]:
     """Every combination of `("cfg_scale=1,1.5", "temperature=0.9,1")`, as recipe keys; one empty point without sweeps.
 
+    Args:
+        sets: recipe keys that other flags name.
+
     Raises:
-        TokError: not KEY=VALUE,VALUE, or a key given twice.
+        TokError: not KEY=VALUE,VALUE, or a key or a value given twice.
+        Misuse: another flag says a value too.
     """
     axes: dict[str, list[Any]] = {}
     for text in sweeps:
@@ -176,7 +194,11 @@ def sweep_points(sweeps: Sequence[str]) -> list[dict[str, Any]]:
         key = key if "." in key or key == "seed" else f"sample.{key}"
         if key in axes:
             raise TokError(f"--sweep {text}", "is given twice", next="list all values behind one --sweep")
-        axes[key] = parse_set((f"{key}=[{values}]",))[key]
+        if key in sets:
+            raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="leave one of them out")
+        axes[key] = found = parse_set((f"{key}=[{values}]",), flag=f"--sweep {text}")[key]
+        if any(one in found[:i] for i, one in enumerate(found)):  # 1 and 1.0 are one
+            raise TokError(f"--sweep {text}", "names a value twice", next="each makes the same images once")
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 

@@ -19,7 +19,7 @@ from tokcli.artifact import Artifact
 from tokcli.data import open_source, sibling
 from tokcli.data import samples as store
 from tokcli.draft import Draft, locked, write_listing
-from tokcli.errors import TokError
+from tokcli.errors import Misuse, TokError
 from tokcli.generation import neighbours, sheets
 from tokcli.generation.edits import Edit, read_edit
 from tokcli.generation.generator import Generator
@@ -27,6 +27,7 @@ from tokcli.generation.request import (
     SampleRecipe,
     check_prompts,
     image_labels,
+    one_number,
     point_name,
     sampling_of,
     sweep_points,
@@ -61,12 +62,13 @@ def main(
     number = options.sets.get("sample.number")
     if isinstance(number, int) and number < 1:
         raise TokError("-n", "at least 1 image must be asked for", got=str(number))
-    options, points = with_prompts(options, prompts), sweep_points(sweep)
+    options, points = with_prompts(options, prompts), sweep_points(sweep, options.sets)
     proposal_artifact = workspace.choose(
         options, "--proposal", proposal, ["proposal"], lambda a: mode in (None, a.facts["mode"]), "tok train-proposal"
     )
     if mode not in (None, proposal_artifact.facts["mode"]):
         raise TokError(f"--proposal {proposal}", f"is of mode {proposal_artifact.facts['mode']}", got=f"--mode {mode}")
+    workspace.check_weights(options, assemble.weights_read(proposal_artifact.recipe))
     decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
@@ -95,7 +97,7 @@ def _request(
     options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
 ) -> Request:
     """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
-    facts, sets = proposal.facts, {**options.sets, **point}
+    facts, sets = proposal.facts, one_number({**options.sets, **point})
     if sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
         sets.setdefault("sample.choice_temperature", None)
     if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in sets:
@@ -118,7 +120,7 @@ def _request(
         settings, labels = _for_edit(settings, labels, picture, recipe, proposal)
     elif mask is not None or asked.keep_top is not None or asked.paste:
         flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
-        raise TokError(flag, "is for editing a picture", next="name it: --edit IMAGE")
+        raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
     with torch.device("meta"):
         network = assemble.build_proposal(
             proposal.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"])
