@@ -7,8 +7,9 @@
 #   scripts/benchmark.sh --toy                       the same script in minutes, to see that it works
 #
 # TOK_BUDGET_MINUTES (4): of training for each network of fashion-mnist, the same for all. A step of each is timed once and
-#   the number of steps that fit is kept in the workspace, so that a repetition trains the same networks.
-# TOK_BENCHMARK_SAMPLES (2000; imagenet 50000, coco 30000): images sampled from each proposal network.
+#   the number of steps that fit is kept in the workspace (steps/NETWORK, where it may also be written beforehand), so that a
+#   repetition trains the same networks. Pixel decoders, and proposal networks of one mode, are equally large: equally many steps.
+# TOK_BENCHMARK_SAMPLES (2048; imagenet 50000, coco 30000): images sampled from each proposal network.
 # TOK_BENCHMARK_IMAGES (20000; imagenet, coco all): images whose tokens the proposal networks learn, evenly spread.
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes.
 # TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
@@ -16,7 +17,7 @@
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage() { sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 suite=fashion-mnist dry='' toy='' only='' again=("$@")
 while [ $# -gt 0 ]; do
@@ -30,7 +31,7 @@ while [ $# -gt 0 ]; do
 done
 methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae) train=train references=(val) budget='' images=0
 case "$suite" in
-    fashion-mnist) methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) proposals=(ar nar) samples=2000 images=20000 budget=1 ;;
+    fashion-mnist) methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) proposals=(ar nar) samples=2048 images=20000 budget=1 ;;
     imagenet) proposals=(ar:ar-medium nar) samples=50000 references=(val train) ;;
     coco) proposals=(ar:ar-medium nar:nar-t2i) samples=30000 train=train2017 references=(val2017) ;;
     *) usage ;;
@@ -51,7 +52,9 @@ steps() {
         ms=$("${@:2}" --dry-run | sed -n 's/^# time  *\([0-9,]*\) ms a step.*/\1/p' | tr -d ,)
         [ -n "$ms" ] || { echo "$1: its step could not be timed" >&2; return 1; }
         mkdir -p "$TOK_WORKSPACE/steps"
-        awk -v ms="$ms" -v m="$minutes" 'BEGIN {n = int(m * 60000 / (ms > 0 ? ms : 1)); print (n < 8 ? 8 : n)}' > "$file"
+        awk -v ms="$ms" -v m="$minutes" 'BEGIN {n = int(m * 60000 / (ms > 0 ? ms : 1)); print (n < 8 ? 8 : n)}' > "$file.$$"
+        mv -n "$file.$$" "$file" # the first to time it says for all
+        rm -f "$file.$$"
     fi
     cat "$file"
 }
@@ -123,7 +126,7 @@ row() {
         vqgan | fsq) ;; # hold their own
         *)
             say "$row: pixel decoder"
-            D=$(train "$row-decoder" "${launch[@]}" train-decoder --recipe "$recipes/decoder-conv" --tokenizer "$T")
+            D=$(train decoder "${launch[@]}" train-decoder --recipe "$recipes/decoder-conv" --tokenizer "$T")
             made+=("$D")
             ;;
     esac
@@ -132,7 +135,7 @@ row() {
     for proposal in "${proposals[@]}"; do
         mode="${proposal%%:*}"
         say "$row: proposal network $proposal and its samples"
-        P=$(train "$row-$mode" "${launch[@]}" train-proposal --mode "$mode" --recipe "$recipes/proposal-${proposal#*:}" --tokens "$K")
+        P=$(train "$mode" "${launch[@]}" train-proposal --mode "$mode" --recipe "$recipes/proposal-${proposal#*:}" --tokens "$K")
         captions=()
         [[ "$proposal" != *t2i ]] || captions=(--prompts "$(prompts)")
         S=$(tok sample --mode "$mode" $(own "sample-$mode") "${captions[@]}" -n "$N" --proposal "$P" --decoder "$D")
