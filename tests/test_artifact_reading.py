@@ -70,6 +70,13 @@ def test_manifest_with_a_wrong_entry_is_refused(tmp_path: Path, make_artifact: M
         open_artifact(path)
 
 
+@pytest.mark.parametrize("key", ["proposal", "condition", "loss", "sample"])
+def test_a_recipe_whose_section_is_none_is_refused(tmp_path: Path, make_artifact: Make, key: str) -> None:
+    path = make_artifact(tmp_path / "a", recipe={"stage": "x", "seed": 0, key: 3}).path
+    with pytest.raises(TokError, match=rf"is damaged: key 'recipe\.{key}'"):
+        open_artifact(path)
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "[" * 100_000])
 def test_manifest_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)

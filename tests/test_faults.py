@@ -384,3 +384,14 @@ def test_a_tokenizer_is_not_drawn_beside_itself(family: dict[str, Path]) -> None
     command = ["viz-codebook", "--recipe", "toy/viz", "--tokenizer", t]
     assert "is the same tokenizer" in refusal(*command, "--against", t)
     assert "viz.columns: should be less than" in refusal(*command, "--set", "viz.columns=1000")  # took all memory
+
+
+@pytest.mark.parametrize("recipe", [{}, {"seed": 0}, {"seed": 0, "proposal": {"name": "ar"}}])
+def test_a_recorded_recipe_that_describes_no_network_is_damage(
+    family: dict[str, Path], sample: list[Any], tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    file = copy(family["proposal"], tmp_path / "p") / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": recipe}))
+    assert "manifest.json: its recipe or facts do not describe a network" in refusal(
+        *sample, "--proposal", tmp_path / "p"
+    )

@@ -123,6 +123,19 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon
 }
 
 
+SECTIONS = (
+    "condition",
+    "decoder",
+    "encoder",
+    "gan",
+    "loss",
+    "proposal",
+    "quantizer",
+    "sample",
+    "teacher",
+)  # of recipes
+
+
 def _damaged_key(manifest: Any) -> str | None:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         return "schema"
@@ -141,6 +154,9 @@ def _damaged_key(manifest: Any) -> str | None:
         for entry in manifest[key].values() if key in entries else ():
             if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in entries[key].items()):
                 return key
+    for key in SECTIONS:
+        if not isinstance(manifest["recipe"].get(key), dict | None):
+            return f"recipe.{key}"
     command = manifest["provenance"].get("command", [])
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return "provenance.command"

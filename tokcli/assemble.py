@@ -180,11 +180,16 @@ def build_proposal(recipe: Mapping[str, Any], codebook_size: int, grid: tuple[in
     return proposal
 
 
-def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
-    """A trained proposal network, in eval mode."""
+def proposal_of(artifact: Artifact) -> Proposal:
+    """The proposal network that an artifact describes, with fresh weights."""
     facts = artifact.facts
     with _recorded(artifact):
-        proposal = build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
+        return build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
+
+
+def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
+    """A trained proposal network, in eval mode."""
+    proposal = proposal_of(artifact)
     load_strict(proposal, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(proposal, device)
 
@@ -237,7 +242,8 @@ def build_losses(
 def weights_read(recipe: Mapping[str, Any]) -> set[str]:
     """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
     sections = [*recipe.get("loss", {}).values(), (recipe.get("gan") or {}).get("discriminator", {})]
-    found = {WEIGHTS_FLAGS[s["network"]] for s in sections if s.get("network") in WEIGHTS_FLAGS}
+    networks = {s.get("network") for s in sections if isinstance(s, Mapping)}
+    found = {flag for network, flag in WEIGHTS_FLAGS.items() if network in networks}
     parts = {
         "teacher": recipe.get("teacher"),
         "text": recipe.get("condition", {}).get("tower"),

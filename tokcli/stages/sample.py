@@ -34,7 +34,7 @@ from tokcli.generation.request import (
     with_prompts,
 )
 from tokcli.networks import network_class
-from tokcli.proposals import Sampling
+from tokcli.proposals import Proposal, Sampling
 from tokcli.recipe import resolved
 from tokcli.workspace import Options
 
@@ -112,33 +112,31 @@ def _request(
     check_prompts(asked.prompts, facts)
     if asked.neighbours not in (None, neighbours.PIXELS):
         network_class(str(asked.neighbours), role="extractor")
+    with torch.device("meta"):
+        network = assemble.proposal_of(proposal)
     picture = None
     if edit is not None:
         picture = read_edit(
             edit, mask, asked.keep_top, mode=facts["mode"], size=facts["use_size"], grid=tuple(facts["grid"])
         )
-        settings, labels = _for_edit(settings, labels, picture, recipe, proposal)
+        settings, labels = _for_edit(settings, labels, picture, recipe, network)
     elif mask is not None or asked.keep_top is not None or asked.paste:
         flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
         raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
-    with torch.device("meta"):
-        network = assemble.build_proposal(
-            proposal.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"])
-        )
     network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
     return Request(options, recipe, settings, labels, picture)
 
 
 def _for_edit(
-    settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, proposal: Artifact
+    settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, network: Proposal
 ) -> tuple[Sampling, list[int]]:
     """No class where none was named, hence no guidance; no more steps than tokens to draw."""
     drawn = int(edit.drawn.sum())
-    if proposal.facts["mode"] == "nar" and settings.steps > drawn:
+    if network.mode == "nar" and settings.steps > drawn:
         log.info("%d tokens are drawn anew, in as many steps", drawn)
         settings = dataclasses.replace(settings, steps=drawn)
-    if recipe.sample.classes is None and proposal.facts["classes"]:
-        if not proposal.recipe["proposal"]["label_drop"]:
+    if recipe.sample.classes is None and network.classes:
+        if not network.label_drop:
             why = "the network was trained with every label, and needs the picture's class"
             raise TokError("--classes", why, next="name it: --classes NAME")
         log.info("no --classes: the edit is drawn without class and guidance")
