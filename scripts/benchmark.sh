@@ -93,7 +93,7 @@ EOF
 # planned COMMAND...: what a training would take
 planned() {
     echo "$*"
-    "$@" --dry-run 2>/dev/null | sed -n -e '/^# \(reads\|writes\|module\) /d' -e 's/^# \([a-z]\)/    \1/p'
+    "$@" --dry-run 2> >(sed '/^data: /d' >&2) | sed -n -e '/^# \(reads\|writes\|module\) /d' -e 's/^# \([a-z]\)/    \1/p'
 }
 
 if [ -n "$dry" ]; then

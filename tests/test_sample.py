@@ -17,6 +17,7 @@ from tokcli import assemble, measure
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.data import samples as store
+from tokcli.data.prompts import read_prompts
 from tokcli.errors import TokError
 from tokcli.generation import sheets
 from tokcli.generation.edits import rows_kept
@@ -369,6 +370,30 @@ def test_an_edit_that_makes_no_sense_is_one_line(
     mask_of(Path("edge.png"), (128, 64), box=(0, 0, 9, 64))
     photo = draw(Path("wide.png"), size=(128, 64)) if "edge.png" in arguments else family["photo"]
     assert said in refusal(*flags(mode), "--edit", photo, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(None, "No such file"), (b"x", "not an image"), ((9, 8), r"of another size than those before: \(8, 9\)")],
+)
+def test_samples_that_were_changed_are_one_line(tmp_path: Path, damage: Any, said: str) -> None:
+    store.write_batch(
+        tmp_path, 0, range(2), torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "png"
+    )
+    file = store.image_path(tmp_path, 1)
+    file.unlink()
+    if isinstance(damage, bytes):
+        file.write_bytes(damage)
+    elif damage:
+        draw(file, size=damage)
+    with pytest.raises(TokError, match=rf"000001.png: is missing or damaged\. .*{said}"):
+        store.read(tmp_path, range(2))
+
+
+def test_a_closed_standard_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(TokError, match=r"--prompts -: standard input is closed"):
+        read_prompts("-")
 
 
 # neighbours

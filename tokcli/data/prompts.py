@@ -14,6 +14,8 @@ def read_prompts(source: str) -> list[str]:
     """
     where = f"--prompts {source}"
     try:
+        if source == "-" and sys.stdin is None:  # it is closed
+            raise TokError(where, "standard input is closed", next="give a file, or write captions to it")
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         prompts = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

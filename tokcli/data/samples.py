@@ -129,7 +129,9 @@ def read(folder: Path, numbers: Iterable[int], *, form: str = "png", per_file: i
                     images.append(decode(file.read(size), path.name))
             else:
                 images.append(decode(path))
+            if images[-1].shape != images[0].shape:
+                raise BadImage(path.name, f"of another size than those before: {tuple(images[-1].shape[1:])}")
         except (OSError, BadImage, IndexError) as error:
             got = error.why if isinstance(error, BadImage) else str(error)
-            raise TokError(str(path), "cannot be read", got=got, next="tok verify names what is damaged") from None
+            raise TokError(str(path), "is missing or damaged", got=got, next="tok verify names all that is") from None
     return torch.stack(images)
