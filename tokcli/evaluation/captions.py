@@ -41,7 +41,7 @@ class ClipScore:
             return []
         number = a.facts["number"]
         pieces = (measure.read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
-        seen = torch.cat(list(features(pieces, self.images.pooled, batch_size=BATCH, device=self.device)))
+        seen = torch.cat(list(features(pieces, self.images.pooled, device=self.device)))
         wanted = self.texts.embed(prompts)[[i % len(prompts) for i in range(number)]]
         value: Any = METRICS["clip_score"].function(seen.cpu(), wanted.cpu())
         return [Measurement("clip_score", float(value.mean()), number, extractor=CLIP, involved=involved)]

@@ -16,7 +16,7 @@ from tokcli.networks import Network, build_network
 from tokcli.networks.inception import FIDInception
 
 log = logging.getLogger("tok")
-BATCH = 64  # one shape for all, so that numbers do not depend on what fits
+BATCH = 64  # images read at a time
 PUBLISHED = "6726825d"  # SHA-256 of pytorch-fid's file begins so: only its features make an FID
 
 
@@ -137,7 +137,7 @@ def look(batches: Iterable[Tensor], seen: Seen, device: torch.device) -> Seen:
     Raises:
         TokError: images of two sizes, or features that are not finite.
     """
-    for found in features(batches, seen.extractor, batch_size=BATCH, device=device):
+    for found in features(batches, seen.extractor, device=device):
         seen.add(found)
     return seen
 

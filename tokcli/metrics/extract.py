@@ -11,6 +11,10 @@ from tokcli.metrics.fid import Moments
 
 Extractor = Callable[[Tensor], Tensor]
 
+GPU_BATCH = 64
+# A map of over 32 MiB is returned to the system by glibc after each use and cleared anew: efflite0 takes twice the time then.
+CPU_BATCH = 8
+
 
 def rebatch(batches: Iterable[UInt8[Tensor, "_ 3 _ _"]], size: int) -> Iterator[UInt8[Tensor, "_ 3 _ _"]]:
     """The same images in batches of `size`, the last one shorter.
@@ -44,7 +48,7 @@ def features(
     batches: Iterable[UInt8[Tensor, "_ 3 _ _"]],
     extractor: Extractor,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "_ _"]]:
     """Features of the images in their order, a batch at a time.
@@ -54,10 +58,11 @@ def features(
     Args:
         batches: (b, 3, h, w) uint8 images of one size, in batches of any size.
         extractor: frozen; (batch_size, 3, h, w) in [0, 1] -> (batch_size, d).
-        batch_size: how many images the extractor sees at once.
+        batch_size: how many images the extractor sees at once, always as many; None: what suits the device.
         device: where the extractor is.
     """
     device = torch.device(device)
+    batch_size = batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
     for images in rebatch(batches, batch_size):
         count = len(images)
         if count < batch_size:
@@ -73,7 +78,7 @@ def fold(
     extractor: Extractor,
     moments: Moments | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Moments:
     """Add the images' features to `moments` (None: a new one) and return it; arguments as for `features`.
