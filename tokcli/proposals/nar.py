@@ -156,8 +156,8 @@ class MaskedProposal(Proposal):
                 canvas, positions = canvas.repeat(2, 1), positions.repeat(2, 1)
             features = self._features(canvas, prefix[: len(canvas)])
             # The head only where a token is asked for: every row has equally many.
-            at = positions[..., None].expand(-1, -1, self.width)
-            logits = self._logits(features.gather(1, at), self.codebook_size)
+            rows = torch.arange(len(canvas), device=canvas.device)[:, None]
+            logits = self._logits(features[rows, positions], self.codebook_size)
             if guided:
                 logits = guide(logits, scales[step])
             total.add_(logits.sum())
