@@ -1,6 +1,6 @@
 """Time the samplers: AR with cache, without, and Hugging Face's `generate`; NAR beside them; images/s end to end.
 
-    OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--full] [--side 16] [--what ar,llama,gpt2,nar,images]
+    OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--compile] [--full] [--side 16] [--what ar,llama,gpt2,nar,images]
 
 6 layers of width 384, side x side tokens, 1,024 codes, random weights, one thread. `transformers` (extra `bench`) is compared: a
 Llama on the very same weights, whose greedy tokens must equal ours, and a GPT-2 of equal size. Medians of --repeats after a
@@ -129,10 +129,10 @@ def nar_overhead(nar: MaskedProposal, batch: int) -> float:
     return 1 - inside / total
 
 
-def generate(network: Proposal, batch: int, dtype: str) -> Tensor:
+def generate(network: Proposal, batch: int, dtype: str, compiled: bool = False) -> Tensor:
     """Our sampler."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
-        return network.generate(*inputs(batch))
+        return network.generate(*inputs(batch), Sampling(compile=compiled))
 
 
 def end_to_end(network: Proposal, batch: int, side: int, *, overlap: bool) -> None:
@@ -168,6 +168,9 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--bf16", action="store_true", help="also in bfloat16: our autocast, their weights")
+    parser.add_argument(
+        "--compile", action="store_true", help="also the compiled samplers; compiling is in the warm-up"
+    )
     parser.add_argument("--full", action="store_true", help="also the cache-less path at batch 16 (minutes)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", type=int, default=16, help="tokens along a side")
@@ -201,6 +204,13 @@ def main() -> None:
                 runs[f"Hugging Face {name}"] = partial(generate_theirs, model, labels, args.side**2, sample=True)
             if "nar" in what:
                 runs["NAR, 8 steps"] = partial(generate, nar, batch, dtype)
+            if args.compile:
+                some = {"AR, compiled": ar, "NAR, 8 steps, compiled": nar}
+                runs |= {
+                    name: partial(generate, network, batch, dtype, compiled=True)
+                    for name, network in some.items()
+                    if network.mode in what
+                }
             bench(runs, batch, dtype, args.repeats)
             if dtype == "float32" and "ar" in what and (batch == 1 or args.full):
                 wall, cpu = time.perf_counter(), time.process_time()

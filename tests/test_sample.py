@@ -24,6 +24,7 @@ from tokcli.generation.edits import rows_kept
 from tokcli.generation.generator import Generator
 from tokcli.generation.neighbours import Nearest, features_of, nearest, report
 from tokcli.generation.request import point_name, sweep_points
+from tokcli.proposals import Proposal
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +223,29 @@ def test_bfloat16_draws_codes_and_says_so(flags: Any) -> None:
     for mode in ("ar", "nar"):
         a = open_artifact(made(*flags(mode), "-n", 4, "--set", "sample.precision=bfloat16"))
         assert a.recipe["sample"]["precision"] == "bfloat16" and indices(a.path).max() < 8
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_a_compiled_network_gets_batches_of_one_size_and_draws_the_same(
+    flags: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, rows = Proposal.generate, []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    monkeypatch.setattr(Proposal, "generate", lambda self, c, *r: rows.append(len(c)) or generate(self, c, *r))
+    command = [*flags(mode), "-n", 5, "--batch-size", 2]
+    plain, compiled = (open_artifact(made(*command, *flag)) for flag in ([], ["--compile"]))
+    assert np.array_equal(indices(plain.path), indices(compiled.path)) and rows == [2, 2, 1, 2, 2, 2]
+    assert (
+        compiled.recipe["sample"]["compile"] and compiled.path != plain.path
+    )  # another recipe, as rounding may differ
+
+
+def test_a_missing_compiler_is_one_line(flags: Any, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        said = refusal(*flags("ar"), "-n", 1, "--compile", "--device", "cpu")
+    assert said.startswith("--compile: PyTorch cannot compile here") and "Install a C++ compiler" in said
+    assert not (tmp_path / "ws").exists()
 
 
 # formats and sheets

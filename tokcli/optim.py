@@ -56,6 +56,27 @@ def compile_module(module: nn.Module) -> Callable[..., Any]:
     return compiled
 
 
+def check_compiler(where: str, device: torch.device) -> None:
+    """Compile a small thing, before anything is loaded: only that says whether compilers are there and work.
+
+    Args:
+        where: the flag that asks for it.
+
+    Raises:
+        TokError: they do not.
+    """
+    small: Callable[[Tensor], Tensor] = torch.compile(lambda x: x + 1)
+    try:
+        small(torch.zeros(1, device=device))
+    except RuntimeError as error:  # torch's own kinds are private ones
+        said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
+        needed = "a C++ compiler (Debian: g++)" if device.type == "cpu" else "a C compiler (Debian: gcc) and Triton"
+        raise TokError(
+            where, "PyTorch cannot compile here", got=said[0] if said else type(error).__name__,
+            next=f"Install {needed}, or leave it out",
+        ) from None  # fmt: skip
+
+
 class Average:
     """Exponential moving average of a module's trainable parameters, with a warm-up of the decay: min(decay, (1+t)/(10+t))."""
 

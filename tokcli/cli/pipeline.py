@@ -114,6 +114,12 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 @click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that hold this mass, 1 = off.")
 @click.option("--steps", type=int, metavar="N", help="Decoding steps of a masked network.")
 @click.option("--order", metavar="NAME", help="Which tokens a masked network finds first: confidence or halton.")
+@click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=None,
+    help="Run the proposal network by torch.compile, on a GPU an autoregressive one as CUDA graphs.",
+)
 @click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B,...", help="A samples artifact for each value of a key of section "
               "sample, from one load of the networks; repeatable: every combination. One path a line.")  # fmt: skip
 @click.option("--edit", type=PATH, metavar="IMAGE", help="Draw parts of this picture anew: see --mask and --keep-top.")
@@ -152,7 +158,7 @@ def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: b
 def sample(
     number: int | None, per_class: int | None, mode: str | None, classes: str | None, prompts: str | None,
     cfg_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None, steps: int | None,
-    order: str | None, sweeps: tuple[str, ...], edit: Path | None, mask: Path | None, keep_top: str | None,
+    order: str | None, compiled: bool | None, sweeps: tuple[str, ...], edit: Path | None, mask: Path | None, keep_top: str | None,
     paste: bool | None, grid: str | None, form: str | None, neighbours: str | None, batch_size: int | None, proposal: Path | None,
     decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
@@ -170,7 +176,7 @@ def sample(
     shorthands = {
         "sample.number": number, "sample.per_class": per_class, "sample.cfg_scale": cfg_scale,
         "sample.temperature": temperature, "sample.top_k": top_k, "sample.top_p": top_p, "sample.steps": steps,
-        "sample.order": order, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
+        "sample.order": order, "sample.compile": compiled, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
         "sample.keep_top": kept, "sample.paste": paste, "sample.grid": grid, "sample.format": form,
         "sample.neighbours": neighbours, "sample.batch_size": batch_size,
     }  # fmt: skip

@@ -58,18 +58,28 @@ class Generator:
         return torch.stack([self._captions[caption] for caption in asked])
 
     def tokens(
-        self, seed: int, numbers: range, condition: Shaped[Tensor, "b *c"], settings: Sampling, edit: Edit | None = None
+        self,
+        seed: int,
+        numbers: range,
+        condition: Shaped[Tensor, "b *c"],
+        settings: Sampling,
+        edit: Edit | None = None,
+        rows: int = 0,
     ) -> Int64[Tensor, "b n"]:
         """Tokens of the images of those numbers; an image's randomness depends on (seed, its number) alone.
 
         Args:
             condition: as `conditions` gives it.
             edit: a picture of which some tokens stay.
+            rows: fill the batch up to so many by copies that are dropped: a compiler makes programs for a number of rows.
         """
         seeds = torch.tensor([seed_of(seed, "image", number) for number in numbers])
-        known = None if edit is None else self.known(edit).expand(len(numbers), -1)
+        filled = torch.arange(max(rows, len(numbers))) % len(numbers)
+        condition, seeds = condition[filled], seeds[filled]
+        known = None if edit is None else self.known(edit).expand(len(seeds), -1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
+            drawn = self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
+        return drawn[: len(numbers)]
 
     @torch.no_grad()
     def known(self, edit: Edit) -> Int64[Tensor, "1 n"]:

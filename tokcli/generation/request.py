@@ -46,6 +46,7 @@ class Sample(Section):
     keep_top: int | float | None = None  # of an image to edit: rows of tokens, or a share of them, that stay
     paste: bool = False  # lay the image's own pixels over what an edit leaves alone
     precision: Literal["float32", "bfloat16"] = "float32"  # of the proposal network's matrix products
+    compile: bool = False  # run the proposal network by torch.compile, which rounds otherwise
     batch_size: int = Field(16, ge=1)  # images at a time
     shard_size: int = Field(256, ge=1)  # images of one file of indices, and of one tar
     format: Literal["png", "shards"] = "png"

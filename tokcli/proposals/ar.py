@@ -4,6 +4,10 @@ LlamaGen (arXiv 2406.06525), by default with 1D rotary positions and always with
 network behind the tables of arXiv 2411.04406 (24 blocks of width 1024, 16 heads, MLP 2816).
 """
 
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -17,7 +21,8 @@ from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
 from tokcli.proposals.sampling import COMMON_KEYS, Sampling, draw
-from tokcli.proposals.transformer import INIT_STD, Cache, Rotation
+from tokcli.proposals.steps import FixedSteps, rounded
+from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 
 
 class AutoregressiveProposal(Proposal):
@@ -68,6 +73,7 @@ class AutoregressiveProposal(Proposal):
         self.target_position = nn.Parameter(torch.empty(self.tokens, width)) if random_order else None
         if self.target_position is not None:
             nn.init.normal_(self.target_position, std=INIT_STD)
+        self._made: tuple[object, FixedSteps] | None = None
 
     def loss(
         self,
@@ -127,25 +133,28 @@ class AutoregressiveProposal(Proposal):
         self,
         x: Tensor,
         by: Rotation | None,
-        start: int = 0,
-        cache: Cache | None = None,
+        start: int | Int64[Tensor, " 1"] = 0,
+        cache: Cache | Window | None = None,
         order: Int64[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """The transformer on embeddings of positions from `start` on, whatever tells it where they are put in."""
-        stop, c = start + x.shape[1], self.prefix
+        """The transformer on embeddings of positions from `start` on, whatever tells it where they are put in.
+
+        A tensor says where one position is without saying it to a compiler.
+        """
+        at, c = start if isinstance(start, Tensor) else slice(start, start + x.shape[1]), self.prefix
         if self.target_position is not None:
             targets = F.pad(self.target_position, (0, 0, c - 1, 0))
             if order is not None:  # all zeros before the position that predicts the first token
                 targets = torch.cat([targets[: c - 1].expand(len(x), -1, -1), self.target_position[order]], dim=1)
-            x = x + targets[..., start:stop, :]
+            x = x + targets[..., at, :]
         slots = None
         if order is not None:
             first = torch.arange(c, device=order.device).expand(len(order), -1)
             slots = torch.cat([first, order[:, :-1] + c], dim=1)
         if self.position is not None:
-            x = x + (self.position[start:stop] if slots is None else self.position[slots])
+            x = x + (self.position[at] if slots is None else self.position[slots])
         if by is not None:
-            by = by.at(start, stop) if slots is None else by.of(slots)
+            by = by.at(at) if slots is None else by.of(slots)
         return self.transformer(x, by, cache)
 
     def _check(self, condition: Tensor, sampling: Sampling, known: Tensor) -> None:
@@ -155,26 +164,60 @@ class AutoregressiveProposal(Proposal):
 
     def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         prefix, noise, b = self._prefixes(condition, sampling), self._noise(seeds), len(seeds)
-        by, scales = self._rotation(), sampling.scales(self.tokens)
+        scales, start = sampling.scales(self.tokens), int((known[0] >= 0).sum())
         guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)  # the last such position
-        cache = Cache(self.depth, len(prefix), self.heads, self.length, self.width // self.heads, prefix.device)
-        start = int((known[0] >= 0).sum())
         indices, total = known.clone(), torch.zeros((), device=known.device)
-        new = torch.cat([prefix, self.embedding(known[:, :start].repeat(len(prefix) // b, 1))], dim=1)
-        with packed(self.transformer, len(prefix)):
+        given = torch.cat([prefix, self.embedding(known[:, :start].repeat(len(prefix) // b, 1))], dim=1)
+        by = self._rotation()
+        step: Callable[[Tensor], Tensor]
+        if sampling.compile:
+            step = self._fixed_steps(len(prefix))
+            cache = step.cache
+        else:
+            cache = self._cache(len(prefix), self.length)
+            step = lambda codes: self._after(self.embedding(codes), by, cache)  # noqa: E731
+        with contextlib.nullcontext() if sampling.compile else packed(self.transformer, len(prefix)):
             for i in range(start, self.tokens):
-                if i > guided and len(new) > b:
-                    new = new[:b]
-                    cache.keep(b)
-                x = self._run(new, by, cache.filled, cache)
-                logits = self._logits(x[:, -1], self.codebook_size)
-                if len(new) > b:
+                copies = 2 if i <= guided else 1
+                if i == start:
+                    logits = self._after(given[: copies * b], by, cache)
+                else:
+                    logits = step(indices[:, i - 1 : i].repeat(copies, 1))
+                if copies == 2:
                     logits = guide(logits, scales[i])
                 total += logits.sum()
                 indices[:, i] = draw(logits, noise[:, i], sampling)
-                new = self.embedding(indices[:, i : i + 1].repeat(len(new) // b, 1))
         refuse_nonfinite(total)
         return indices
+
+    def _cache(self, rows: int, length: int) -> Cache:
+        device = self.embedding.weight.device
+        return Cache(self.depth, rows, self.heads, length, self.width // self.heads, device)
+
+    def _after(self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache) -> Float[Tensor, "b k"]:
+        """Logits of what follows embeddings, which are put after all positions in the cache."""
+        logits = self._logits(self._run(x, by, cache.filled, cache)[:, -1], self.codebook_size)
+        cache.filled += x.shape[1]
+        return logits
+
+    def _fixed_steps(self, rows: int) -> FixedSteps:
+        """Compiled steps after an empty cache; those made before, where they are of these weights, arithmetic and rows."""
+        weight = self.embedding.weight
+        kind = weight.device.type
+        key = weight.data_ptr(), torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        if self._made is None or self._made[0] != key or self._made[1].cache.rows < rows:
+            step = partial(torch.compile(self._step, fullgraph=True), self._rotation())
+            self._made = key, FixedSteps(step, self._cache(rows, rounded(self.length) + 1))
+        steps = self._made[1]
+        steps.cache.filled = 0
+        return steps
+
+    def _step(
+        self, by: Rotation | None, codes: Int64[Tensor, "b 1"], place: Int64[Tensor, " 1"], slots: list[Tensor]
+    ) -> Float[Tensor, "b k"]:
+        """Logits of what follows codes at a place; see `FixedSteps`."""
+        x = self._run(self.embedding(codes), by, place, Window(slots, place))
+        return self._logits(x[:, -1], self.codebook_size)
 
     @torch.no_grad()
     def generate_uncached(

@@ -6,7 +6,10 @@ starts from a canvas of equal mask tokens, which rotary attention can tell apart
 prefix.
 """
 
+import contextlib
 import math
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -139,6 +142,10 @@ class MaskedProposal(Proposal):
             x = x + self.position
         return self.transformer(x, self._rotation())[:, self.prefix :]
 
+    @cached_property
+    def _compiled(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return torch.compile(self._features, fullgraph=True)
+
     def check_sampling(self, sampling: Sampling, drawn: int) -> None:
         """Refuse also an unknown order, and more steps than tokens to draw."""
         super().check_sampling(sampling, drawn)
@@ -154,7 +161,7 @@ class MaskedProposal(Proposal):
             guided = scales[step] != 1.0
             if guided:
                 canvas, positions = canvas.repeat(2, 1), positions.repeat(2, 1)
-            features = self._features(canvas, prefix[: len(canvas)])
+            features = (self._compiled if sampling.compile else self._features)(canvas, prefix[: len(canvas)])
             # The head only where a token is asked for: every row has equally many.
             rows = torch.arange(len(canvas), device=canvas.device)[:, None]
             logits = self._logits(features[rows, positions], self.codebook_size)
@@ -165,7 +172,8 @@ class MaskedProposal(Proposal):
 
         canvas = torch.where(known < 0, self.mask_row, known)
         unknown = (known < 0).nonzero()[:, 1].view(len(known), -1)
-        with packed(self.transformer, len(prefix) * (self.prefix + self.tokens)):
+        rows = len(prefix) * (self.prefix + self.tokens)
+        with contextlib.nullcontext() if sampling.compile else packed(self.transformer, rows):
             indices = ORDERS[sampling.order](logits_at, canvas, unknown, self.grid, seeds, sampling)
         refuse_nonfinite(total)
         return indices

@@ -14,7 +14,9 @@ from tokcli.registry import lookup
 CHUNK = 1 << 16  # logits drawn from at once on a CPU: they and their sums in float64 stay in a core's cache
 GPU_CHUNK = 1 << 24
 
-COMMON_KEYS = frozenset({"temperature", "top_k", "top_p", "cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval"})
+COMMON_KEYS = frozenset(
+    {"temperature", "top_k", "top_p", "cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval", "compile"}
+)
 """The fields of `Sampling` that every network reads."""
 
 
@@ -33,6 +35,7 @@ class Sampling:
         steps: decoding steps of masked networks, 1 to the number of tokens.
         order: masked networks: which tokens come first, one of ORDERS.
         choice_temperature: order confidence: weight of noise in choosing positions, falling linearly to 0.
+        compile: run the network by torch.compile, an autoregressive one's steps on a GPU as CUDA graphs; logits differ by rounding.
 
     Raises:
         TokError: a value outside its range.
@@ -48,6 +51,7 @@ class Sampling:
     steps: int = 8
     order: str = "confidence"
     choice_temperature: float = 4.5
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("temperature", "cfg_scale", "choice_temperature"):

@@ -55,9 +55,9 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def at(self, start: int, stop: int) -> "Rotation":
-        """The rotation of positions start to stop - 1."""
-        return Rotation(self.cos[..., start:stop, :], self.sin[..., start:stop, :])
+    def at(self, places: slice | Int64[Tensor, " m"]) -> "Rotation":
+        """The rotation of some of the positions."""
+        return Rotation(self.cos[..., places, :], self.sin[..., places, :])
 
     def of(self, slots: Int64[Tensor, "b n"]) -> "Rotation":
         """The rotation of other positions in each row of a batch, for all of its heads."""
@@ -87,24 +87,53 @@ def rotate(x: Float[Tensor, "*b n e"], by: Rotation) -> Float[Tensor, "*b n e"]:
 class Cache:
     """Keys and values of the positions seen so far, float32, allocated once for `length` positions.
 
-    Attention reads the filled slice, cut by a Python int: on a CPU that beats a fixed shape with a mask.
+    Attention reads the filled slice, cut by a Python int: on a CPU that beats a fixed shape with a mask. A batch may go on with
+    its first rows alone.
     """
 
+    mask = None
+
     def __init__(self, depth: int, batch: int, heads: int, length: int, head_dim: int, device: torch.device) -> None:
-        self.kv = torch.empty(depth, 2, batch, heads, length, head_dim, device=device)
+        # Zeros, not whatever was in memory: what a `Window` masks is still multiplied by 0. A tensor a layer: a compiler
+        # would see writes to views of one as writes to all of it.
+        self.kv = [torch.zeros(2, batch, heads, length, head_dim, device=device) for _ in range(depth)]
         self.filled = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values (b, h, t, e) after the filled ones; return all of the layer's."""
         stop = self.filled + k.shape[2]
-        keys, values = self.kv[layer, 0, :, :, :stop], self.kv[layer, 1, :, :, :stop]
+        keys, values = self.kv[layer][:, : len(k), :, :stop]
         keys[:, :, self.filled :].copy_(k)
         values[:, :, self.filled :].copy_(v)
         return keys, values
 
-    def keep(self, rows: int) -> None:
-        """Go on with the first so many rows of the batch."""
-        self.kv = self.kv[:, :, :rows]
+    @property
+    def rows(self) -> int:
+        """Of the batch."""
+        return self.kv[0].shape[1]
+
+    def first(self, rows: int, length: int) -> list[Tensor]:
+        """Each layer's slots (2, rows, h, length, e), views of the cache."""
+        return [layer[:, :rows, :, :length] for layer in self.kv]
+
+
+class Window:
+    """The first slots of a cache for one position more: shapes do not depend on how many are filled.
+
+    Args:
+        kv: of each layer, see `Cache.first`; slots after the position hold finite numbers.
+        place: the position.
+    """
+
+    def __init__(self, kv: list[Tensor], place: Int64[Tensor, " 1"]) -> None:
+        self.kv, self.place = kv, place
+        self.mask = torch.arange(kv[0].shape[3], device=place.device)[None] <= place
+        """Which slots (1, length) the position sees: those before it, and itself."""
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's keys and values (b, h, 1, e) at the place; return all slots of the layer."""
+        keys, values = self.kv[layer].index_copy_(3, self.place, torch.stack([k, v]).float())
+        return keys, values
 
 
 class Attention(nn.Module):
@@ -120,7 +149,7 @@ class Attention(nn.Module):
             self.norms = nn.ModuleList(nn.RMSNorm(shape.width // shape.heads, eps=1e-5) for _ in "qk")
 
     def forward(
-        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
+        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | Window | None = None, layer: int = 0
     ) -> Float[Tensor, "b n d"]:
         """Mix the values that each position may see; with a cache, x are the positions after those in it."""
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, h, n, e)
@@ -135,7 +164,7 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)
             # One query in bfloat16 takes 8 times as long as in float32 on a CPU, so this is out of autocast.
             with torch.autocast(x.device.type, enabled=False):
-                mixed = F.scaled_dot_product_attention(q.float(), k, v, is_causal=x.shape[1] > 1)
+                mixed = F.scaled_dot_product_attention(q.float(), k, v, cache.mask, is_causal=x.shape[1] > 1)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -168,7 +197,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None, layer: int = 0
+        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | Window | None = None, layer: int = 0
     ) -> Float[Tensor, "b n d"]:
         """Attention, then MLP, each added to the residual stream."""
         x = x + self.dropout(self.attention(self.attention_norm(x), by, cache, layer))
@@ -196,13 +225,11 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | None = None
+        self, x: Float[Tensor, "b n d"], by: Rotation | None, cache: Cache | Window | None = None
     ) -> Float[Tensor, "b n d"]:
-        """Features of each position; a cache is filled with x's keys and values, those of all layers."""
+        """Features of each position; a cache gets x's keys and values, and its owner then counts them as filled."""
         x = self.dropout(x)
         again = self.checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             x = checkpoint(block, x, by, use_reentrant=False) if again else block(x, by, cache, layer)
-        if cache is not None:
-            cache.filled += x.shape[1]
         return self.norm(x)

@@ -34,6 +34,7 @@ from tokcli.generation.request import (
     with_prompts,
 )
 from tokcli.networks import network_class
+from tokcli.optim import check_compiler
 from tokcli.proposals import Proposal, Sampling
 from tokcli.recipe import resolved
 from tokcli.workspace import Options
@@ -76,6 +77,8 @@ def main(
     if options.dry_run:
         return "\n".join(plan.describe(r.options, r.recipe, {}, reads=reads, writes="samples") for r in requests)
     with workspace.session(options) as device:
+        if any(r.recipe.sample.compile for r in requests):
+            check_compiler("--compile", device)
         generators: dict[str, Generator] = {}  # loaded when there is something to draw, once for all points
 
         def generator(precision: str) -> Generator:
@@ -171,7 +174,8 @@ def _sample(
             networks: Generator = generator(asked.precision)
             numbers = range(batch * size, min((batch + 1) * size, number))
             condition = networks.conditions(numbers, request.labels, asked.prompts)
-            tokens = networks.tokens(recipe.seed, numbers, condition, request.settings, request.edit)
+            rows = min(size, number) if asked.compile else 0
+            tokens = networks.tokens(recipe.seed, numbers, condition, request.settings, request.edit, rows)
             waiting.append(background.submit(_write, draft.path, batch, numbers, tokens, networks, request))
             while len(waiting) > AHEAD or (waiting and waiting[0].done()):
                 waiting.popleft().result()
