@@ -216,7 +216,7 @@ class Evaluations:
 
 def evaluated(folder: Path) -> list[int]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line["step"] for line in lines if "psnr" in line]
+    return [line["step"] for line in lines if "val/psnr" in line]
 
 
 def test_state_is_saved_before_each_evaluation(straight: Any, tmp_path: Path) -> None:

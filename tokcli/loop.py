@@ -196,7 +196,7 @@ def run(
         batches: start step -> endless batches of this rank.
         step: (number, batch) -> values to log (numbers or 0-d tensors, read only when logged); performs one update.
         parts: what must be saved to continue exactly.
-        evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged.
+        evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged as val/NAME.
         epoch: step -> passes over the data.
         live: names of the values shown beside the progress bar.
         rates: name -> how much of something one image is; logged per second.
@@ -231,8 +231,8 @@ def run(
                 # before a step, not after the last one: a run stopped between saving and evaluating passes here again
                 if evaluate is not None and due(number):
                     measured = evaluate(number)
-                    if journal:
-                        journal.write(number, measured)
+                    if journal:  # apart from what a step calls the same: its "l1" is weighted, its usage that of training images
+                        journal.write(number, {f"val/{name}": value for name, value in measured.items()})
                     window_start, window_steps = time.perf_counter(), 0
                 torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))
                 try:
