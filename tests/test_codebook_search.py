@@ -1,9 +1,12 @@
 """Nearest codes and k-means: exact, chunked, indifferent to precision settings."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokcli.quantizers import search
 from tokcli.quantizers.kmeans import kmeans
@@ -70,6 +73,30 @@ def test_chunks_do_not_change_the_result(metric: Metric, monkeypatch: pytest.Mon
     whole = nearest(z, codebook, metric)
     monkeypatch.setattr(search, "CPU_BUFFER", 4 * 50 * 7)
     assert torch.equal(nearest(z, codebook, metric), whole)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation gives."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_no_distance_matrix_is_ever_made(metric: Metric) -> None:
+    z, codebook = random(2500, 20), normalize(random(1000, 20, seed=1), dim=1)  # one would take 10 MB
+    with Largest() as largest:
+        nearest(z, codebook, metric)
+    assert largest.bytes <= search.CPU_BUFFER
+    with Largest() as largest:
+        run(z, 1000, metric, iterations=2)
+    assert 4 * z.numel() <= largest.bytes <= search.CPU_BUFFER
 
 
 @pytest.mark.parametrize("k", [3, 128, 300])
