@@ -88,8 +88,11 @@ def test_weights_found_nowhere_are_one_line_that_says_what_to_fetch(name, fetch,
 
 
 def test_an_unreachable_hub_fails_within_seconds_and_without_noise(tmp_path):
-    # a closed port refuses at once; the hub's client alone would retry for half a minute and log each time
-    code = "from tokcli.networks import build_network; build_network('timm:test_vit', role='teacher')"
+    # a closed port refuses at once; the hub's client alone would retry for half a minute, asleep in between, and log each time
+    code = (
+        "import time; time.sleep = lambda seconds: print('asleep', seconds)\n"
+        "from tokcli.networks import build_network; build_network('timm:test_vit', role='teacher')"
+    )
     env = {
         **os.environ,
         "HF_ENDPOINT": "http://127.0.0.1:9",
@@ -97,7 +100,8 @@ def test_an_unreachable_hub_fails_within_seconds_and_without_noise(tmp_path):
         "HF_HOME": str(tmp_path),
     }
     env.pop("HF_HUB_OFFLINE")
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=25)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert sum(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("asleep")) < 5
     lines = done.stderr.strip().splitlines()
     assert "weights not found (hub unreachable). Give --teacher-weights" in lines[-1]
     assert not any("WARNING" in line or "Retry" in line for line in lines)
