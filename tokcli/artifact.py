@@ -123,17 +123,8 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon
 }
 
 
-SECTIONS = (
-    "condition",
-    "decoder",
-    "encoder",
-    "gan",
-    "loss",
-    "proposal",
-    "quantizer",
-    "sample",
-    "teacher",
-)  # of recipes
+# Sections of recipes that commands build upon.
+SECTIONS = ("condition", "decoder", "encoder", "gan", "loss", "proposal", "quantizer", "sample", "teacher")
 
 
 def _damaged_key(manifest: Any) -> str | None:

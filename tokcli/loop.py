@@ -231,9 +231,8 @@ def run(
                 # before a step, not after the last one: a run stopped between saving and evaluating passes here again
                 if evaluate is not None and due(number):
                     measured = evaluate(number)
-                    if (
-                        journal
-                    ):  # apart from what a step calls the same: its "l1" is weighted, its usage that of training images
+                    # apart from what a step calls the same: its "l1" is weighted, its usage that of training images
+                    if journal:
                         journal.write(number, {f"val/{name}": value for name, value in measured.items()})
                     window_start, window_steps = time.perf_counter(), 0
                 torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))

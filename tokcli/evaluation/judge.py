@@ -73,6 +73,7 @@ class Judge:
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = ClipScore(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
+        self._reconstructions_shown: dict[str, Tensor] = {}
         self._worst: dict[str, Reconstructions] = {}
 
     def source(self, spec: str, size: int) -> ImageSource:
@@ -257,5 +258,9 @@ class Judge:
         return classes or chosen, images, names
 
     def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
-        tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
-        return measure.reconstruct(tokenizer, assemble.load_decoder(decoder, self.device), images, self.device)
+        """What becomes of its `_examples`, for its own sheet and for that of all."""
+        if decoder.id not in self._reconstructions_shown:
+            tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
+            network = assemble.load_decoder(decoder, self.device)
+            self._reconstructions_shown[decoder.id] = measure.reconstruct(tokenizer, network, images, self.device)
+        return self._reconstructions_shown[decoder.id]
