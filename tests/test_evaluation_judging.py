@@ -127,10 +127,11 @@ def test_images_without_classes_are_not_asked_for_them(tmp_path):
     assert judge_understanding(Quarters(), source, source, CPU, size=SIZE, most=9) == []
 
 
-class Heard:
+class Heard(torch.nn.Module):
     """A proposal network that notes the classes that it is told."""
 
     def __init__(self):
+        super().__init__()
         self.told = []
 
     def nll(self): ...

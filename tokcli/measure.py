@@ -1,9 +1,9 @@
 """Measure networks on images: what training stages report at their end and `tok eval` reports of any artifact."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -25,6 +25,7 @@ from tokcli.schema import Expects
 from tokcli.teachers import Teacher
 
 log = logging.getLogger("tok")
+MASK_RATIO = 0.5  # of masked_ce, where a recipe says nothing else
 BATCH = 64  # images at a time; one shape for all, so that numbers do not depend on what fits
 FLAT = 2  # grey levels: a patch whose channels all vary by less than this is blank
 
@@ -169,35 +170,63 @@ def decoder(
     return found | {"images": sum(map(len, values["l1"]))}
 
 
+class HeldOut(NamedTuple):
+    """Tokens of held-out images, and what a proposal network is given with them."""
+
+    numbers: Int64[Tensor, " b"]  # of the images: what a masked network is not shown is a function of them
+    indices: Int64[Tensor, "b n"]
+    condition: Tensor  # (b, ...), see `Proposal`
+
+
+def class_numbers(known: Sequence[str], names: Sequence[str]) -> Int64[Tensor, " n"]:
+    """The numbers that a network calls other data's classes by: -1 for one that it does not know; the last is for none."""
+    return torch.tensor([*(known.index(name) if name in known else -1 for name in names), -1])
+
+
 @torch.no_grad()
-def proposal(
-    network: Proposal, tokens: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
-    classes: Sequence[str] = (), captions: Callable[[Sequence[str]], Tensor] | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
+def held_out_tokens(
+    tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, classes: Sequence[str] = (),
+    captions: Callable[[Sequence[str]], Tensor] | None = None,
+) -> Iterator[HeldOut]:  # fmt: skip
+    """Held-out images as a proposal network reads them.
 
     Args:
         classes: names of the classes that the network knows; images of any other are predicted without class.
         captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
     """
+    known = class_numbers(classes, source.classes)
+    for numbers, images in read(source, evaluation_transform(size)):
+        if captions:
+            condition = captions([next(iter(source.captions(i)), "") for i in numbers])
+        else:
+            condition = known[torch.tensor([source.label(i) for i in numbers])]
+        yield HeldOut(torch.tensor(numbers), tokenizer.encode(unit(images, device)), condition)
+
+
+@torch.no_grad()
+def proposal(
+    network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
+) -> dict[str, float]:
+    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
+
+    It is put into eval mode meanwhile.
+
+    Args:
+        mask_ratio: share of the tokens that a masked network has to predict.
+    """
     total, right, count = 0.0, 0.0, 0
     masked = not hasattr(network, "nll")
-    known = torch.tensor(
-        [*(classes.index(name) if name in classes else -1 for name in source.classes), -1], device=device
-    )
-    for numbers, images in read(source, evaluation_transform(size)):
-        indices = tokens.encode(unit(images, device))
-        if captions:
-            condition = captions([next(iter(source.captions(i)), "") for i in numbers]).to(device)
-        else:
-            condition = known[torch.tensor([source.label(i) for i in numbers], device=device)]
+    training = network.training
+    network.eval()
+    for batch in batches:
+        numbers, indices, condition = (part.to(device) for part in batch)
         if masked:
-            seeds = torch.tensor(numbers, device=device)
-            nats, hits = network.judged(indices, condition, seeds, mask_ratio)  # type: ignore[operator]
+            nats, hits = network.judged(indices, condition, numbers, mask_ratio)  # type: ignore[operator]
         else:
             nats, hits = network.judged(indices, condition)  # type: ignore[operator]
         total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
         count += nats.numel()
+    network.train(training)
     accuracy = metrics.token_accuracy(right, count)
     if masked:
         at = f"{mask_ratio:.2f}"

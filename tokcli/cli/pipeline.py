@@ -77,16 +77,24 @@ def tokenize(
     "--mode", type=click.Choice(["ar", "nar"]), default="ar", show_default=True, help="Autoregressive or masked."
 )
 @click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
+@click.option(
+    "--val",
+    type=PATH,
+    metavar="DIR",
+    help="Tokens of held-out images, to measure on: at the end, and every train.eval_every steps.",
+)
 @click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
 @click.option(
     "--language-weights", type=PATH, metavar="FILE", help="A GPT-2's weights, for recipes that start from one."
 )
 @with_options(TEXT_WEIGHTS, COMMON)
-def train_proposal(mode: str, tokens: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
+def train_proposal(
+    mode: str, tokens: Path | None, val: Path | None, init: Path | None, as_json: bool, **flags: Any
+) -> None:
     """Train a proposal network over tokens, conditional on class, caption or nothing (recipe section condition)."""
     from tokcli.stages import train_proposal as stage
 
-    run_stage(lambda o: stage.main(o, mode=mode, tokens=tokens, init=init), options_of(flags), as_json)
+    run_stage(lambda o: stage.main(o, mode=mode, tokens=tokens, val=val, init=init), options_of(flags), as_json)
 
 
 @click.command(short_help="proposal network, decoder -> images")

@@ -1,5 +1,6 @@
 """Some samples of a source, evenly spread: for measuring and comparing where the whole takes too long."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import UInt8
@@ -7,6 +8,11 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from tokcli.data import ImageSource
+
+
+def evenly(total: int, most: int) -> Sequence[int]:
+    """At most `most` of the numbers 0 to total - 1, the first and the last among them; all where there are no more."""
+    return range(total) if total <= most else [i * (total - 1) // max(1, most - 1) for i in range(most)]
 
 
 class Subset:
@@ -18,8 +24,7 @@ class Subset:
     def __init__(self, source: "ImageSource", count: int) -> None:
         self.source = source
         self.name, self.id, self.classes, self.problems = source.name, source.id, source.classes, source.problems
-        total, count = len(source), min(count, len(source))
-        self._numbers = range(total) if count == total else [i * (total - 1) // max(1, count - 1) for i in range(count)]
+        self._numbers = evenly(len(source), count)
 
     def __len__(self) -> int:
         return len(self._numbers)

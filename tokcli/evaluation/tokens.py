@@ -88,14 +88,13 @@ def judge_proposal(
     network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
     classes: Sequence[str], captions: Callable[[Sequence[str]], Tensor] | None,
 ) -> list[Measurement]:  # fmt: skip
-    """Perplexity or masked cross-entropy on held-out tokens; `classes` and `captions` are as for `measure.proposal`."""
+    """Perplexity or masked cross-entropy on held-out tokens; `classes` and `captions` are as for `measure.held_out_tokens`."""
     unknown = [name for name in source.classes if name not in classes] if classes else []
     if unknown:
         log.warning("%s: images of classes that the proposal network does not know are predicted without class: %s",
                     source.name, ", ".join(unknown))  # fmt: skip
-    found = measure.proposal(
-        network, tokenizer, source, device, size=size, mask_ratio=mask_ratio, classes=classes, captions=captions
-    )
+    tokens = measure.held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
+    found = measure.proposal(network, tokens, device, mask_ratio=mask_ratio)
     against = Against(source.id, source.name, len(source))
     of = "tokens" if "tokens" in found else "images"
     count = int(found[of])

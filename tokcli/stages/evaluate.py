@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from tokcli import artifact, assemble, pictures, plan, workspace
+from tokcli import artifact, assemble, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import sibling
 from tokcli.errors import TokError
@@ -35,7 +35,7 @@ class Evaluation(Section):
     images: int = Field(0, ge=0)  # held-out images at most, evenly spread; 0: all
     lpips: bool = False  # of reconstructions; needs torchvision's VGG16
     clip_score: bool = False  # of samples drawn for captions; needs CLIP's weights
-    mask_ratio: float = Field(0.5, gt=0, le=1)  # of masked_ce
+    mask_ratio: float = Field(measure.MASK_RATIO, gt=0, le=1)  # of masked_ce
     bootstrap: int = Field(20, ge=0)  # resampled sets behind the intervals of Fréchet distances; 0: no intervals
     manifold: int = Field(
         10_000, ge=0

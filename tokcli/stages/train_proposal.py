@@ -1,7 +1,7 @@
 """`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on class, caption or nothing."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
+from tokcli.data.subset import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import TokError
 from tokcli.models.transformer import Grid
@@ -21,7 +22,7 @@ from tokcli.optim import Updater
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Proposal, TextCondition
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.recipe import resolved, to_yaml
-from tokcli.schema import Component, Expects, Optim, Recipe, Train
+from tokcli.schema import Component, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
 
@@ -36,7 +37,7 @@ class ProposalRecipe(Recipe):
     proposal: Component
     condition: Component = Component(name="class")
     optim: Optim
-    train: Train
+    train: MeasuredTrain
     expects: Expects = Expects()
 
 
@@ -52,7 +53,7 @@ class Likelihood(nn.Module):
         return self.proposal.loss(indices, condition, seeds, progress)
 
 
-def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None) -> Artifact | str:
+def main(options: Options, *, mode: str, tokens: Path | None, val: Path | None, init: Path | None) -> Artifact | str:
     """Train a proposal network; see `tok train-proposal --help`."""
     name = f"proposal-{mode}"
     if options.dry_run and tokens is None:
@@ -63,10 +64,28 @@ def main(options: Options, *, mode: str, tokens: Path | None, init: Path | None)
         raise TokError(
             "--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
         )
+    held_out = _held_out(val, recipe, made_by)
     if options.dry_run:
         return _plan(options, recipe, made_by)
     with workspace.session(options) as device:
-        return _train(options, recipe, made_by, init, device)
+        return _train(options, recipe, made_by, held_out, init, device)
+
+
+def _held_out(val: Path | None, recipe: ProposalRecipe, tokens: Artifact) -> Artifact | None:
+    """The tokens to measure on, which must be of the tokenizer whose tokens the network learns."""
+    if val is None:
+        if recipe.train.eval_every:
+            raise TokError("train.eval_every", "there is nothing to measure on", got=str(recipe.train.eval_every), next=(
+                "give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
+        return None
+    found = open_artifact(val, "--val", ["tokens"])
+    ours, theirs = (a.input_id("tokenizer") for a in (tokens, found))
+    if ours != theirs:
+        raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=(
+            f"tok tokenize --tokenizer {tokens.inputs['tokenizer']['path']} --data SET/val"))  # fmt: skip
+    if found.id == tokens.id:
+        log.warning("--val %s: these are the tokens that it is trained on", val)
+    return found
 
 
 def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
@@ -109,8 +128,9 @@ def _trial(
 
 
 def _train(
-    options: Options, recipe: ProposalRecipe, made_by: Artifact, init: Path | None, device: torch.device
-) -> Artifact:
+    options: Options, recipe: ProposalRecipe, made_by: Artifact, held_out: Artifact | None, init: Path | None,
+    device: torch.device,
+) -> Artifact:  # fmt: skip
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
     measure.check_expected(
@@ -129,16 +149,18 @@ def _train(
     if isinstance(draft, Artifact):
         return draft
 
-    if distributed.is_main():
-        for name in made_by.manifest["files"]:
-            made_by.file(name)
-    store = TokenStore(made_by.path)
+    store = _store(made_by)
     proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
     elif isinstance(proposal, GPT2Proposal) and proposal.language and not draft.resumed:
         _start_from_language(proposal, options.weights.get("language"))
-    captions = _captions(options, recipe, store, made_by, device)
+    tables = _caption_tables(options, recipe, device)
+    captions = tables(store, f"--tokens {made_by.path}") if tables else None
+    by_class = isinstance(assemble.condition_of(resolved(recipe)), ClassCondition)
+    judged = _store(held_out) if held_out else store
+    judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
+    theirs = measure.class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
         store,
@@ -158,16 +180,21 @@ def _train(
         tensors = (batch.indices, condition, batch.seeds, progress)
         return updater.update(number, [t.to(device, non_blocking=True) for t in tensors])
 
+    def evaluate(_: int) -> dict[str, float]:
+        with updater.weights():
+            tokens = _read(judged, recipe.train.eval_images, theirs, judged_captions)
+            return measure.proposal(proposal, tokens, device, mask_ratio=measure.MASK_RATIO)
+
     seconds = loop.run(
         draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
-        epoch=batches.epoch, rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
+        evaluate=evaluate, epoch=batches.epoch, rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
     )  # fmt: skip
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     with updater.weights():
         save_tensors(draft.path / assemble.WEIGHTS, proposal.state_dict())
     write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-    by_class = isinstance(assemble.condition_of(resolved(recipe)), ClassCondition)
+    measured = evaluate(recipe.train.steps) if held_out else {}
     made = {
         **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
         "mode": mode,
@@ -177,7 +204,7 @@ def _train(
         "class_counts": np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist() if by_class else [],
         "parameters": plan.parameter_count(proposal),
     }
-    return loop.complete(draft, made, {}, [], seconds)
+    return loop.complete(draft, made, measured, [], seconds)
 
 
 def _start_from_language(proposal: GPT2Proposal, given: Path | None) -> None:
@@ -187,22 +214,49 @@ def _start_from_language(proposal: GPT2Proposal, given: Path | None) -> None:
     proposal.load_language(load_tensors(path), f"language model {name}: {path}")
 
 
-def _captions(
-    options: Options, recipe: ProposalRecipe, store: TokenStore, tokens: Artifact, device: torch.device
-) -> BytePairTable | FeatureTable | None:
-    """The captions of the tokens as conditions by number, for a text-conditional network."""
+def _store(tokens: Artifact) -> TokenStore:
+    """The tokens of an artifact, after a look at every file of it."""
+    if distributed.is_main():
+        for name in tokens.manifest["files"]:
+            tokens.file(name)
+    return TokenStore(tokens.path)
+
+
+def _read(store: TokenStore, most: int, classes: Tensor, captions: "Table | None") -> Iterator[measure.HeldOut]:
+    """The first view of at most `most` images, evenly spread, as a network whose classes have other numbers reads them."""
+    chosen = np.array(evenly(store.rows, most))
+    for numbers in torch.arange(len(chosen)).split(measure.BATCH):
+        rows = chosen[numbers]
+        if captions:
+            first, stop = store.caption_ends[rows], store.caption_ends[rows + 1]
+            condition = captions.rows(torch.from_numpy(np.where(first < stop, first, -1)))
+        else:
+            condition = classes[torch.from_numpy(store.labels[rows].astype(np.int64))]
+        yield measure.HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
+
+
+Table = BytePairTable | FeatureTable
+Tables = Callable[[TokenStore, str], Table]
+
+
+def _caption_tables(options: Options, recipe: ProposalRecipe, device: torch.device) -> Tables | None:
+    """For a text-conditional network, what makes the captions of a store conditions by number; the tower is built once."""
     condition = assemble.condition_of(resolved(recipe))
     if not isinstance(condition, TextCondition):
         return None
-    texts = [text for row in store.captions for text in row]
-    if not texts:
-        raise TokError(
-            f"--tokens {tokens.path}", "its images have no captions", got="condition.name: text",
-            next="tokenize a data set with captions, or set condition.name=none",
-        )  # fmt: skip
-    if condition.tower is None:
-        return BytePairTable(texts, condition.length)
-    tower = build_text_tower(condition.tower, options.weights.get("text")).to(device)
-    table = FeatureTable(tower, texts, condition.length)
-    table.fill()
+    tower = build_text_tower(condition.tower, options.weights.get("text")).to(device) if condition.tower else None
+
+    def table(store: TokenStore, where: str) -> Table:
+        texts = [text for row in store.captions for text in row]
+        if not texts:
+            raise TokError(
+                where, "its images have no captions", got="condition.name: text",
+                next="tokenize a data set with captions, or set condition.name=none",
+            )  # fmt: skip
+        if tower is None:
+            return BytePairTable(texts, condition.length)
+        found = FeatureTable(tower, texts, condition.length)
+        found.fill()
+        return found
+
     return table
