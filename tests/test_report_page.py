@@ -147,6 +147,22 @@ def test_one_value_alone_lies_in_the_middle():
     assert 150 < x < 200 and 70 < y < 95 and "e-" not in picture
 
 
+def test_names_of_close_points_do_not_lie_on_each_other():
+    near = [charts.Point(1.0 + 0.001 * i, 2.0, f"scale {i}", f"tip {i}", best=i == 3) for i in range(20)]
+    picture = charts.scatter([charts.Point(0.0, 1.0, "alone"), *near], "t", "x")
+    shown = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">((?:scale|alone)[^<]*)<', picture)
+    assert {"alone", "scale 3"} <= {name for *_, name in shown} and len(shown) < 10
+    boxes = []
+    for x, y, anchor, name in shown:
+        wide = charts.LETTER * len(name)
+        left = float(x) - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+        boxes.append((left, left + wide, float(y) - charts.LINE + 2, float(y) + 2))
+        assert left > charts.LEFT and left + wide < charts.WIDTH
+    for number, (left, right, top, bottom) in enumerate(boxes):
+        assert not any(left < r and l < right and top < b and t < bottom for l, r, t, b in boxes[:number])
+    assert all(f"<title>tip {i}</title>" in picture for i in range(20))
+
+
 def test_the_front_holds_what_no_other_beats():
     places = [(1.0, 5.0), (2.0, 4.0), (2.0, 6.0), (3.0, 3.0), (0.5, 5.0)]
     assert charts.front(places, (1, 1)) == [False, False, True, True, False]

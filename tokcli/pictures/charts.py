@@ -8,6 +8,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 300, 170
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 28, 34
 POINTS = 300  # of a curve at most: more cannot be seen
+LETTER, LINE, DOT = 6.0, 11.0, 4.0  # pixels: the width and height that a name's letters are given, a point's radius
 NODE_W, NODE_H, GAP_X, GAP_Y = 220, 44, 50, 14
 
 
@@ -87,20 +88,56 @@ def curve(points: Sequence[Point], title: str, label: str) -> str:
 
 
 def scatter(points: Sequence[Point], title: str, label: str, *, joined: bool = False) -> str:
-    """Points with their names; the best are filled, and joined by a line where `joined`."""
+    """Points with their names; the best are filled, and joined by a line where `joined`.
+
+    A name that has no room beside its point is left out, those of the best last: pointing at it shows it.
+    """
     frame = Frame(points, room=16)
     best = sorted(p for p in points if p.best)
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, best))
     parts = [f'<path class="line" d="M{path}"/>'] if joined and best else []
-    for point in points:
-        x, y = frame.at(point)
-        anchor, shift = ("end", -7) if x > WIDTH * 0.7 else ("start", 7)
+    places = [frame.at(point) for point in points]
+    names = _names(places, points)
+    for number, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         parts.append(
             f'<g tabindex="0"><title>{html.escape(point.tip or point.name)}</title>'
-            f'<circle class="{"best" if point.best else "rest"}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-            f'<text x="{x + shift:.1f}" y="{y - 5:.1f}" text-anchor="{anchor}">{html.escape(point.name)}</text></g>'
+            f'<circle class="{"best" if point.best else "rest"}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT:.0f}"/>'
+            f"{names.get(number, '')}</g>"
         )
     return frame.draw(title, label, "".join(parts))
+
+
+class _Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "_Box") -> bool:
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+def _names(places: Sequence[tuple[float, float]], points: Sequence[Point]) -> dict[int, str]:
+    """A name for each point that has room for one: right of it, left, above or below, clear of all points and other names."""
+    taken = [_Box(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in places]
+    found = {}
+    for number in sorted(range(len(points)), key=lambda i: not points[i].best):
+        (x, y), name = places[number], points[number].name
+        wide = LETTER * len(name)
+        for anchor, across, down in (
+            ("start", 7, -2), ("end", -7, -2), ("start", 7, 11), ("end", -7, 11), ("middle", 0, -8), ("middle", 0, 16),
+        ):  # fmt: skip
+            left = x + across - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
+            box = _Box(left, y + down - LINE + 2, left + wide, y + down + 2)
+            inside = left > LEFT and box.right < WIDTH and box.top > TOP - LINE and box.bottom < HEIGHT - BOTTOM
+            if inside and not any(box.meets(other) for other in taken):
+                taken.append(box)
+                found[number] = (
+                    f'<text x="{x + across:.1f}" y="{y + down:.1f}" text-anchor="{anchor}">{html.escape(name)}</text>'
+                )
+                break
+    return found
 
 
 def front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[bool]:
