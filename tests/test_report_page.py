@@ -159,7 +159,8 @@ def test_names_of_close_points_do_not_lie_on_each_other():
         boxes.append((left, left + wide, float(y) - charts.LINE + 2, float(y) + 2))
         assert left > charts.LEFT and left + wide < charts.WIDTH
     for number, (left, right, top, bottom) in enumerate(boxes):
-        assert not any(left < r and l < right and top < b and t < bottom for l, r, t, b in boxes[:number])
+        others = boxes[:number]
+        assert not any(left < o[1] and o[0] < right and top < o[3] and o[2] < bottom for o in others)
     assert all(f"<title>tip {i}</title>" in picture for i in range(20))
 
 
