@@ -1,6 +1,8 @@
 """`tok sample`: how many images of what, formats, sweeps, edits, and that only (seed, number) decides on a picture."""
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +174,22 @@ def test_batch_size_resuming_jobs_and_sweeps_change_no_picture_of_1000(
     assert np.array_equal(indices(last), straight)
     swept = run(*command, "--sweep", "temperature=1,0.5", "--out", tmp_path / "swept").stdout.split()
     assert np.array_equal(indices(Path(swept[0])), straight) and not np.array_equal(indices(Path(swept[1])), straight)
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_share_the_batches_of_one_process(flags: Any, tmp_path: Path) -> None:
+    command = [*flags("ar"), "-n", 11, "--batch-size", 2, "--threads", 1]
+    alone = made(*command, "--out", tmp_path / "alone")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "tokcli"]
+    ran = subprocess.run(
+        list(map(str, [sys.executable, *launch, *command, "--out", tmp_path / "shared"])),
+        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [str(tmp_path / "shared")]  # once, by the first rank
+    shared = open_artifact(tmp_path / "shared")
+    assert shared.id == open_artifact(alone).id and np.array_equal(indices(alone), indices(tmp_path / "shared"))
+    assert shared.manifest["provenance"]["world_size"] == 2
 
 
 @pytest.mark.parametrize("mode", ["ar", "nar"])
