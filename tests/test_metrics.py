@@ -11,7 +11,7 @@ import torch
 from tokcli.errors import TokError
 from tokcli.metrics import METRICS, describe, frechet_name, is_known, named
 from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
-from tokcli.metrics.extract import features, fold
+from tokcli.metrics.extract import features
 from tokcli.metrics.feature import centroid_loss, constant_loss, feature_loss
 from tokcli.metrics.fid import Moments
 from tokcli.metrics.inception_score import Spread
@@ -215,24 +215,17 @@ def test_an_extractor_sees_one_shape_and_values_in_the_unit_range():
         seen.append((unit.shape, unit.dtype, bool(unit.min() >= 0), float(unit.max()) <= 1))
         return flat(unit)
 
-    fold(images(10).split(4), spy, batch_size=4)
+    list(features(images(10).split(4), spy, batch_size=4))
     assert seen == [(torch.Size([4, 3, 4, 4]), torch.float32, True, True)] * 3
-
-
-def test_fold_goes_on_from_earlier_moments():
-    x = images(10)
-    once = fold([x], flat, batch_size=4)
-    twice = fold([x[6:]], flat, fold([x[:6]], flat, batch_size=4), batch_size=4)
-    assert once.count == twice.count == 10 and torch.allclose(once.scatter, twice.scatter, atol=1e-12)
 
 
 def test_images_of_two_sizes_are_one_clear_error():
     with pytest.raises(TokError, match=r"must have one size. \(3, 8, 8\) after \(3, 4, 4\)"):
-        fold([images(2), images(2, side=8)], flat)
+        list(features([images(2), images(2, side=8)], flat))
 
 
-def test_no_images_give_empty_moments():
-    assert fold([], flat).count == 0
+def test_no_images_have_no_features():
+    assert list(features([], flat)) == []
 
 
 USAGE, RFD, PPL = Column("codebook_usage"), Column("rfd_vits14"), Column("proposal_ppl", "b")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tokcli import distributed, metrics, pictures
 from tokcli.artifact import Artifact
-from tokcli.data import BadImage, ImageSource
+from tokcli.data import BadImage, ImageSource, evenly
 from tokcli.data import samples as store
 from tokcli.data.batches import read_all
 from tokcli.data.transforms import CenterCrop
@@ -52,7 +52,7 @@ def evaluation_transform(size: int) -> CenterCrop:
 
 
 def read(
-    source: ImageSource, transform: Any, indices: range | list[int] | None = None, batch: int = BATCH
+    source: ImageSource, transform: Any, indices: Sequence[int] | None = None, batch: int = BATCH
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 s s"]]]:
     """Batches of (sample numbers, images) in order; unreadable images are left out and named once.
 
@@ -274,7 +274,7 @@ def tokenizer_preview(
     columns: int = 12,
 ) -> None:
     """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
-    chosen = [int(i) for i in torch.linspace(0, len(source) - 1, min(columns, len(source)))]
+    chosen = evenly(len(source), columns)
     _, images = next(read(source, evaluation_transform(size), chosen))
     grid, mode = network.grid(size), network.training
     network.eval()
@@ -302,7 +302,7 @@ def decoder_preview(
     columns: int = 12,
 ) -> None:  # fmt: skip
     """A sheet of originals and their reconstructions; both networks are in eval mode."""
-    chosen = [int(i) for i in torch.linspace(0, len(source) - 1, min(columns, len(source)))]
+    chosen = evenly(len(source), columns)
     _, images = next(read(source, evaluation_transform(size), chosen))
     rows = {"original": images, "reconstruction": reconstruct(network, pixel_decoder, images, device)}
     pictures.save_png(pictures.comparison_sheet(rows), path)

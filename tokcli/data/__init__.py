@@ -12,12 +12,12 @@ from tokcli.data.decode import BadImage
 from tokcli.data.folder import Folder
 from tokcli.data.idx import FILES, Idx, find_fashion, idx_splits
 from tokcli.data.openmoji import OpenMoji
-from tokcli.data.subset import limited
+from tokcli.data.subset import evenly, limited
 from tokcli.data.tars import Tars
 from tokcli.errors import TokError
 from tokcli.registry import nearest
 
-__all__ = ["SOURCES", "BadImage", "ImageSource", "limited", "open_source", "sibling"]
+__all__ = ["SOURCES", "BadImage", "ImageSource", "evenly", "limited", "open_source", "sibling"]
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokcli import artifact, assemble, measure, pictures, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, limited, open_source
+from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import TokError
 from tokcli.evaluation.captions import CLIP, ClipScore
 from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
@@ -251,8 +251,7 @@ class Judge:
         source = self.held_out(size)
         labels = [source.label(i) for i in range(len(source))]
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
-        spread = [int(i) for i in torch.linspace(0, len(labels) - 1, min(COLUMNS, len(labels)))]
-        chosen = [labels.index(c) for c in classes] or spread
+        chosen = [labels.index(c) for c in classes] or list(evenly(len(labels), COLUMNS))
         numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
         names = [source.classes[source.label(i)] for i in numbers] if classes else None
         return classes or chosen, images, names

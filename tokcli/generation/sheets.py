@@ -8,6 +8,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tokcli import pictures
+from tokcli.data import evenly
 from tokcli.generation.edits import Edit
 
 COLUMNS, ROWS = 10, 24  # of a sheet that nobody asked to be otherwise
@@ -31,7 +32,7 @@ def shown(labels: Sequence[int], grid: str | None) -> list[int]:
     rows, columns = layout(grid)
     present = sorted(set(labels))
     if len(present) > rows:
-        present = [present[round(i)] for i in torch.linspace(0, len(present) - 1, rows).tolist()]
+        present = [present[i] for i in evenly(len(present), rows)]
     left = {label: columns if label >= 0 else columns * (rows if grid else UNCLASSED) for label in present}
     numbers = []
     for number, label in enumerate(labels):

@@ -7,7 +7,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.metrics.fid import Moments
 
 Extractor = Callable[[Tensor], Tensor]
 
@@ -71,22 +70,3 @@ def features(
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             found = extractor(unit)[:count]
         yield found
-
-
-def fold(
-    batches: Iterable[UInt8[Tensor, "_ 3 _ _"]],
-    extractor: Extractor,
-    moments: Moments | None = None,
-    *,
-    batch_size: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Moments:
-    """Add the images' features to `moments` (None: a new one) and return it; arguments as for `features`.
-
-    Raises:
-        TokError: images of different sizes, or features that are not finite.
-    """
-    moments = Moments() if moments is None else moments
-    for found in features(batches, extractor, batch_size=batch_size, device=device):
-        moments.update(found)
-    return moments

@@ -7,6 +7,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from tokcli.data import evenly
 from tokcli.errors import TokError
 from tokcli.pictures.canvas import (
     FONT_PX,
@@ -126,7 +127,7 @@ def class_sheet(
     """
     present = np.unique(labels.cpu().numpy())
     if len(present) > most_classes:
-        present = present[np.linspace(0, len(present) - 1, most_classes).round().astype(int)]
+        present = present[evenly(len(present), most_classes)]
     rows = {int(c): images[(labels == int(c)).to(images.device)][:per_class] for c in present}
     names = [classes[c] if 0 <= c < len(classes) else "no class" for c in rows]
     return contact_sheet(list(rows.values()), row_labels=names, title=title, scale=scale)

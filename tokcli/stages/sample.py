@@ -16,7 +16,7 @@ import torch
 
 from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import open_source, sibling
+from tokcli.data import evenly, open_source, sibling
 from tokcli.data import samples as store
 from tokcli.draft import Draft, locked, write_listing
 from tokcli.errors import Misuse, TokError
@@ -251,7 +251,7 @@ def _compare(samples: Artifact, data: str, name: str, device: torch.device) -> d
     queries, features = [images], neighbours.features_of(name, device)
     if beside is not None:
         held_out = open_source(beside, size=size)
-        some = [int(i) for i in torch.linspace(0, len(held_out) - 1, min(COMPARED, len(held_out)))]
+        some = evenly(len(held_out), COMPARED)
         queries += [batch for _, batch in measure.read(held_out, measure.evaluation_transform(size), some)]
     found = neighbours.nearest(
         torch.cat([features(part) for batch in queries for part in batch.split(measure.BATCH)]),

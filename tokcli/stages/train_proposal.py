@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, open_artifact
-from tokcli.data.subset import evenly
+from tokcli.data import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import TokError
 from tokcli.models.transformer import Grid

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tokcli import assemble, measure, metrics, pictures, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, open_source
+from tokcli.data import ImageSource, evenly, open_source
 from tokcli.draft import write_listing
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
@@ -122,7 +122,7 @@ def as_compared(quantizer: Quantizer, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: torch.device) -> _Seen:
-    chosen = sorted({int(i) for i in torch.linspace(0, len(source) - 1, min(viz.images, len(source)))})
+    chosen = evenly(len(source), viz.images)
     grid = network.grid(size)
     read, images, indices, distances, labels, features, owners = [], [], [], [], [], [], []
     keep = max(1, 4 * viz.points // max(1, len(chosen)))  # per image: a few times what is drawn, not every patch
