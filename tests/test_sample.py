@@ -157,6 +157,13 @@ def test_guidance_of_a_network_that_saw_every_label_is_refused_at_once(
     assert "--classes: the network was trained with every label" in refusal(*flags("ar"), "--proposal", p, *edit)
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "decoder", "proposal"])
+def test_a_network_that_is_loaded_is_frozen(family: dict[str, Path], kind: str) -> None:
+    load = {"tokenizer": assemble.load_tokenizer, "decoder": assemble.load_decoder, "proposal": assemble.load_proposal}
+    network = load[kind](open_artifact(family["ar" if kind == "proposal" else kind]), torch.device("cpu"))
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
 # one picture per (seed, number)
 
 
