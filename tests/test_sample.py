@@ -22,7 +22,7 @@ from tokcli.data import samples as store
 from tokcli.data.prompts import read_prompts
 from tokcli.errors import TokError
 from tokcli.generation import sheets
-from tokcli.generation.edits import rows_kept
+from tokcli.generation.edits import Edit, rows_kept
 from tokcli.generation.generator import Generator
 from tokcli.generation.neighbours import Nearest, features_of, nearest, report
 from tokcli.generation.request import point_name, sweep_points
@@ -382,6 +382,25 @@ def test_the_top_of_a_picture_is_completed(family: dict[str, Path], flags: Any, 
     found = indices(a)
     assert (found[:, :8] == original_tokens(family)[:8]).all() and len(np.unique(found[:, 8:], axis=0)) > 3
     assert open_artifact(made(*flags(mode), *edit)).facts["labels"] == [-1] * 9  # without a class where none is named
+
+
+def test_edits_for_several_prompts_stand_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        sheets.pictures, "contact_sheet", lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True))
+    )
+    picture = torch.full((3, 4, 4), 7, dtype=torch.uint8)
+    edit = Edit(picture, torch.eye(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool), {})
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+    sheets.sheet(images, [0, 1, 0, 1, 0], ["red", "blue"], None, edit)
+    original = seen.pop("original; grey is drawn anew")
+    assert torch.equal(original[0], picture) and int(original[1, 0, 0, 0]) == sheets.GREY
+    assert {name: rows[:, 0, 0, 0].tolist() for name, rows in seen.items()} == {
+        "edits: red": [0, 2, 4], "edits: blue": [1, 3],
+    }  # fmt: skip
+    seen.clear()
+    sheets.sheet(images, [-1] * 5, [], "3x2", edit)
+    assert list(seen) == ["original; grey is drawn anew", "edits", ""]
 
 
 def test_rows_that_stay() -> None:

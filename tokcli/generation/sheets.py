@@ -58,6 +58,11 @@ def sheet(
     lines = list(images.split(columns))
     if edit is None:
         return pictures.contact_sheet(lines)
+    captions = ["edits", *[""] * (len(lines) - 1)]
+    if any(label >= 0 for label in labels):
+        present, of = sorted(set(labels))[:rows], torch.tensor(labels)
+        lines = [images[of == label][:columns] for label in present]
+        captions = [f"edits: {names[label]}" for label in present]
     gone = torch.where(edit.anew, GREY, edit.image)
-    captions = ["original; grey is drawn anew", "edits", *[""] * (len(lines) - 1)]
-    return pictures.contact_sheet([torch.stack([edit.image, gone]), *lines], row_labels=captions)
+    above = ["original; grey is drawn anew"]
+    return pictures.contact_sheet([torch.stack([edit.image, gone]), *lines], row_labels=above + captions)

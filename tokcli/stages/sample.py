@@ -225,7 +225,6 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.de
             facts["edit"] = {"drawn": request.edit.drawn.int().tolist(), "paste": asked.paste}
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
-        rows = [-1] * len(labels) if request.edit is not None else rows  # edits stand under their picture, not by class
         shown = sheets.shown(rows, asked.grid)
         sheet = sheets.sheet(
             measure.read_samples(made, shown),
