@@ -1,8 +1,6 @@
 """What every pretrained network offers: frozen, fed with images in [0, 1], read as maps or as one vector."""
 
-from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,37 +10,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tokcli.errors import TokError
-from tokcli.networks.sources import Source
+from tokcli.networks.frozen import Frozen
 from tokcli.registry import nearest
-from tokcli.weights import load_strict, load_tensors, sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def load_frozen(
-    body: nn.Module, path: Path, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], where: str
-) -> str:
-    """Give a module the weights of a file, strictly; returns the file's SHA-256.
-
-    Args:
-        convert: renames the keys of other layouts of the same weights.
-        where: what the weights are for, in messages.
-
-    Raises:
-        TokError: unreadable, other names or shapes, or values that are not finite.
-    """
-    try:
-        state = convert(load_tensors(path))
-    except (KeyError, RuntimeError, ValueError, IndexError) as error:
-        raise TokError(where, f"{path} does not hold the weights of this network", got=str(error)) from None
-    broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-    if broken:
-        raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
-    load_strict(body, state, f"{where}: {path}")
-    return sha256(path)
-
-
-class Network(nn.Module):
+class Network(Frozen):
     """A frozen pretrained network, built with random weights; `load` gives it those of a file.
 
     A layer is named as in `layer_names`; an int counts blocks, from the end if negative. Subclasses say which
@@ -64,7 +38,6 @@ class Network(nn.Module):
     layer_names: tuple[str, ...] = ()
     default_layers: tuple[str, ...] = ()  # what a teacher gives
     perceptual_layers: tuple[str, ...] = ()  # what a perceptual loss compares
-    sha256: str | None = None  # of the file the weights came from, or "random"
     mean: Tensor
     std: Tensor
 
@@ -76,38 +49,11 @@ class Network(nn.Module):
         mean: tuple[float, ...] = IMAGENET[0],
         std: tuple[float, ...] = IMAGENET[1],
     ) -> None:
-        super().__init__()
-        self.name = name
         if self.channels_last:
             body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.body = body
+        super().__init__(name, body)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> "Network":
-        """Stay in eval mode: dropout and batch statistics of a frozen network never wake up."""
-        return super().train(False)
-
-    # --- weights ---
-
-    @classmethod
-    def source(cls, name: str) -> Source:
-        """Where the weights are found when the user names no file; asked before anything is built."""
-        raise NotImplementedError
-
-    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of other layouts of the same weights to those of `body`."""
-        return state
-
-    def load(self, path: Path, where: str) -> None:
-        """Take the weights of a file, strictly.
-
-        Raises:
-            TokError: unreadable, other names or shapes, or values that are not finite.
-        """
-        self.sha256 = load_frozen(self.body, path, self.convert, where)
 
     def fold(self) -> None:
         """Rewrite `body` for speed alone, once it has its weights; most networks have nothing to rewrite."""

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.networks.network import load_frozen
+from tokcli.networks.frozen import Frozen
 from tokcli.networks.open_clip_models import OpenCLIP
 from tokcli.networks.sources import Source, find_weights
 from tokcli.registry import lookup
@@ -39,7 +39,7 @@ def byte_pairs(captions: Sequence[str], length: int) -> Int64[Tensor, "b length"
     return found
 
 
-class TextTower(nn.Module):
+class TextTower(Frozen):
     """A frozen text network: features of each text token of a caption, random weights until `load`.
 
     Args:
@@ -47,39 +47,12 @@ class TextTower(nn.Module):
         body: the network.
     """
 
-    sha256: str = "random"  # of the file the weights came from
-
-    def __init__(self, name: str, body: nn.Module) -> None:
-        super().__init__()
-        self.name, self.body = name, body
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> "TextTower":
-        """Stay in eval mode."""
-        return super().train(False)
+    sha256: str = "random"
 
     @classmethod
     def dim(cls, name: str) -> int:
         """Width of the features, known without building anything."""
         raise NotImplementedError
-
-    @classmethod
-    def source(cls, name: str) -> Source:
-        """Where the weights are found when the user names no file."""
-        raise NotImplementedError
-
-    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the keys of other layouts of the same weights to those of `body`."""
-        return state
-
-    def load(self, path: Path, where: str) -> None:
-        """Take the weights of a file, strictly.
-
-        Raises:
-            TokError: unreadable, other names or shapes, or values that are not finite.
-        """
-        self.sha256 = load_frozen(self.body, path, self.convert, where)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str], length: int) -> Float[Tensor, "b length d"]:
