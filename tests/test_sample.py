@@ -1,9 +1,11 @@
 """`tok sample`: how many images of what, formats, sweeps, edits, and that only (seed, number) decides on a picture."""
 
 import itertools
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,16 @@ def test_batch_size_resuming_jobs_and_sweeps_change_no_picture_of_1000(
     for index in (1, 0):
         last = made(*command, "--num-shards", 2, "--shard-index", index, "--out", tmp_path / "jobs")
     assert np.array_equal(indices(last), straight)
+    killed = tmp_path / "killed"
+    again = [*command, "--batch-size", 20, "--threads", 1, "--out", killed]
+    with subprocess.Popen(
+        list(map(str, [sys.executable, "-m", "tokcli", *again])), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and len(store.present(killed)) < 5:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL and 5 <= len(store.present(killed)) < 50
+    assert np.array_equal(indices(made(*again)), straight)
     swept = run(*command, "--sweep", "temperature=1,0.5", "--out", tmp_path / "swept").stdout.split()
     assert np.array_equal(indices(Path(swept[0])), straight) and not np.array_equal(indices(Path(swept[1])), straight)
 
