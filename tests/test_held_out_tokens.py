@@ -1,5 +1,6 @@
 """`tok train-proposal --val`: held-out tokens measured while a proposal network trains, by the measures of `tok eval`."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from test_captions import TEXT
 from test_faults import draw, made, refusal
 
-from tokcli import measure
+from tokcli import assemble, measure
 from tokcli.artifact import open_artifact
+from tokcli.data import open_source
 from tokcli.data.subset import evenly
+from tokcli.stages import train_proposal
+from tokcli.weights import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,14 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     found["others"] = made(*tokenize, "--tokenizer", found["other"], "--data", found["val"], "--out", root / "others")
     return found
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the command warns of."""
+    said: list[str] = []
+    monkeypatch.setattr(train_proposal.log, "warning", lambda text, *values: said.append(text % values))
+    return said
 
 
 def training(family: dict[str, Path], mode: str, condition: str) -> list[Any]:
@@ -106,3 +118,80 @@ def test_measuring_leaves_dropout_as_it_was() -> None:
 def test_classes_are_known_by_name_and_chosen_rows_are_spread() -> None:
     assert measure.class_numbers(["ape", "cat"], ["cat", "emu"]).tolist() == [1, -1, -1]
     assert list(evenly(5, 9)) == [0, 1, 2, 3, 4] and list(evenly(9, 3)) == [0, 4, 8] and list(evenly(9, 1)) == [0]
+
+
+def test_a_finished_network_says_what_it_was_measured_on(
+    family: dict[str, Path], tmp_path: Path, warned: list[str]
+) -> None:
+    command = [*training(family, "ar", "condition.name=class"), "--out", tmp_path / "p"]
+    measured = open_artifact(made(*command, "--val", family["held-out"]))
+    assert measured.manifest["provenance"]["val"]["id"] == open_artifact(family["held-out"]).id
+    made(*command, "--val", family["held-out"])
+    assert not any("was measured on" in line for line in warned)
+    made(*command, "--val", family["tokens"])
+    assert f"it was measured on {open_artifact(family['held-out']).id}; tok eval measures it" in warned[-1]
+
+
+def test_images_without_caption_are_given_zeros_not_the_towers_empty_text(family: dict[str, Path]) -> None:
+    source = open_source(str(family["val"]), size=64)
+    without = [not source.captions(i) for i in range(len(source))]
+    assert any(without) and not all(without)
+    tokenizer = assemble.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
+    (batch,) = measure.held_out_tokens(
+        tokenizer, source, torch.device("cpu"), size=64, captions=lambda texts: torch.ones(len(texts), 2, 3)
+    )
+    assert [not rows.any() for rows in batch.condition] == without
+
+
+def test_weights_of_another_tokenizers_network_are_no_start(
+    family: dict[str, Path], tmp_path: Path, warned: list[str]
+) -> None:
+    start = made(*training(family, "ar", "condition.name=class"), "--out", tmp_path / "start")
+    command = ["train-proposal", "--recipe", "toy/proposal-ar", "--init", start, "--workspace", tmp_path / "ws"]
+    assert "use two that share a tokenizer" in refusal(*command, "--tokens", family["others"])
+    made(*command, "--tokens", family["held-out"])  # cat, dog, emu for ape, cat, dog
+    assert "its classes are others" in warned[0]
+    gpt2 = "proposal={name: gpt2, width: 16, depth: 1, heads: 2, mlp_width: 32, language: gpt2-medium}"
+    weights = ["--language-weights", start / "model.safetensors", "--set", gpt2]
+    given = refusal(*command, "--tokens", family["tokens"], *weights, code=2)
+    assert "--init says where the weights come from" in given
+
+
+def test_a_plan_refuses_what_the_training_would(family: dict[str, Path]) -> None:
+    command = [*training(family, "ar", "expects.codebook_size=4096"), "--dry-run"]
+    assert "expects.codebook_size: 4096, not" in refusal(*command)
+
+
+def test_the_mode_is_the_recipes_and_contradicts_neither_way(family: dict[str, Path], tmp_path: Path) -> None:
+    command = ["train-proposal", "--recipe", "toy/proposal-nar", "--tokens", family["tokens"]]
+    assert "--mode ar: the recipe is of a network of another mode" in refusal(*command, "--mode", "ar")
+    assert open_artifact(made(*command, "--out", tmp_path / "p")).facts["mode"] == "nar"
+
+
+def test_language_weights_are_read_when_the_first_try_had_failed(family: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {"wte.weight": torch.randn(9, 16), "wpe.weight": torch.randn(300, 16)}
+    for part, shape in {
+        "attn.c_attn": (16, 48),
+        "attn.c_proj": (16, 16),
+        "mlp.c_fc": (16, 32),
+        "mlp.c_proj": (32, 16),
+    }.items():
+        state |= {f"h.0.{part}.weight": torch.randn(shape), f"h.0.{part}.bias": torch.randn(shape[1])}
+    for norm in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+        state |= {f"{norm}.weight": torch.randn(16), f"{norm}.bias": torch.randn(16)}
+    weights = tmp_path / "gpt2.safetensors"
+    save_tensors(weights, state)
+    command = [
+        "train-proposal", "--recipe", "toy/proposal-ar", "--tokens", family["tokens"], "--out", tmp_path / "p", "--set",
+        "proposal={name: gpt2, width: 16, depth: 1, heads: 2, mlp_width: 32, language: gpt2-medium}",
+        "--set", "train.steps=1", "--set", "optim={lr: 1.0e-9, betas: [0.9, 0.9], weight_decay: 0.0, warmup_steps: 0}",
+    ]  # fmt: skip
+    assert "holds no 65 position embeddings" in refusal(
+        *command, "--language-weights", open_artifact(family["tokenizer"]).path / "model.safetensors"
+    )
+    gc.collect()  # in this process the first try still holds its lock
+    made(*command, "--language-weights", weights)
+    trained = load_tensors(tmp_path / "p" / "model.safetensors")
+    learnt = next(t for name, t in trained.items() if "position" in name)
+    assert torch.allclose(learnt.flatten(end_dim=-2), state["wpe.weight"][: learnt.shape[-2]], atol=1e-4)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokcli import distributed
 from tokcli.errors import TokError
-from tokcli.networks import text
+from tokcli.networks import text, text_cache
 from tokcli.networks.text import OpenCLIPText, TextTower, build_text_tower, byte_pairs
 from tokcli.networks.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
@@ -167,6 +168,18 @@ def test_features_are_computed_once_for_equal_captions_and_kept(monkeypatch: pyt
     again.fill()
     assert Letters.runs == 1
     assert torch.equal(again.rows(torch.tensor([7])), Letters().encode([CAPTIONS[1]], LENGTH))
+
+
+def test_ranks_leave_no_shard_to_nobody_whoever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_cache, "SHARD", 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    captions = [f"caption {i}" for i in range(7)]
+    for rank in (1, 0):  # the second finds what the first has written
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        table = FeatureTable(Letters(), captions, LENGTH)
+        table.fill()
+    assert torch.equal(table.rows(torch.arange(7)), Letters().encode(captions, LENGTH))
 
 
 def test_a_caption_does_not_depend_on_how_many_there_are() -> None:

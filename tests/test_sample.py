@@ -17,12 +17,13 @@ from PIL import Image
 from test_faults import SMALL, draw, made, refusal, run
 from torch import Tensor
 
-from tokcli import assemble, measure
+from tokcli import assemble, distributed, measure, workspace
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.data import samples as store
 from tokcli.data.prompts import read_prompts
-from tokcli.errors import TokError
+from tokcli.draft import Draft, locked
+from tokcli.errors import Misuse, TokError
 from tokcli.generation import sheets
 from tokcli.generation.edits import Edit, rows_kept
 from tokcli.generation.generator import Generator
@@ -236,6 +237,55 @@ def test_a_killed_command_goes_on_at_the_batch_and_ends_as_if_it_had_not(
     assert again.id == straight.id and range(6, 8) in drawn and range(2) not in drawn
     assert [p.name for p in sorted(again.path.glob("indices-*"))] == [f"indices-0000{i}.npy" for i in range(3)]
     assert not list(again.path.glob(".parts")) and not list(again.path.glob(".shard-*"))
+
+
+def test_a_batch_is_claimed_until_it_is_written_and_a_finished_artifact_is_left_alone(
+    flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, out, write = [*flags("ar"), "-n", 6, "--batch-size", 2], tmp_path / "s", store.write_batch
+    free: list[bool] = []
+
+    def looking(folder: Path, batch: int, *rest: Any) -> None:
+        with locked(folder, f".shard-{batch:05d}.lock") as got:
+            free.append(got)
+        write(folder, batch, *rest)
+
+    monkeypatch.setattr(store, "write_batch", looking)
+    done = open_artifact(made(*command, "--out", out))
+    assert free == [False] * 3
+    late = Draft(out, {**done.manifest, "status": "running"}, None, resumed=True)
+    monkeypatch.setattr(workspace, "begin", lambda *a, **k: late)  # of a job that began before the end of the other
+    assert open_artifact(made(*command, "--out", out)).id == done.id and free == [False] * 3
+    assert not (out / store.PARTS).exists()
+
+
+def test_a_share_of_the_work_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workspace.share_of((1, 4)) == (1, 4) and workspace.share_of(None) == (0, 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(Misuse, match="ranks share the work already"):
+        workspace.share_of((0, 2))
+
+
+def test_batches_are_put_together_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / store.PARTS).mkdir()
+    for batch in (999_999, 1_000_000):
+        np.save(tmp_path / store.PARTS / f"indices-{batch:06d}.npy", np.array([[batch]]))
+    store.merge(tmp_path, 2, per_file=2, codebook_size=1 << 20, form="png", labels=[-1, -1], captions=[])
+    assert np.load(tmp_path / "indices-00000.npy").tolist() == [[999_999], [1_000_000]]
+
+
+def test_a_caption_ends_at_a_newline_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("one\u2028two\r\nthree\x0cfour\n".encode())
+    assert read_prompts(str(tmp_path / "p.txt")) == ["one\u2028two", "three\x0cfour"]
+
+
+def test_a_copy_is_at_no_distance_from_its_original(tmp_path: Path) -> None:
+    for number in range(3):
+        draw(tmp_path / f"{number}.png", shade=40 * number, size=(16, 16))
+    source = open_source(str(tmp_path), size=16)
+    own = features_of("pixels", torch.device("cpu"))
+    images = torch.stack([source.image(i) for i in range(3)])
+    assert nearest(own(images), source, own, 16).distances.tolist() == [0, 0, 0]
 
 
 def test_pixels_are_made_while_the_next_tokens_are_drawn(flags: Any, monkeypatch: pytest.MonkeyPatch) -> None:

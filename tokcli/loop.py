@@ -272,8 +272,20 @@ def run(
     return time.perf_counter() - started
 
 
+def started(folder: Path) -> bool:
+    """Whether a training in this folder has a state to go on from."""
+    return (folder / STATE).exists()
+
+
 def claimed(
-    folder: Path, mine: Sequence[int], present: Callable[[], set[int]], *, size: int, unit: str, desc: str
+    folder: Path,
+    mine: Sequence[int],
+    present: Callable[[], set[int]],
+    *,
+    size: int,
+    unit: str,
+    desc: str,
+    held: dict[int, contextlib.ExitStack] | None = None,
 ) -> Iterator[int]:
     """The shards of a bulk command that this process should write: neither there yet nor claimed by another process.
 
@@ -282,6 +294,8 @@ def claimed(
         mine: shard numbers of this job.
         present: the shards that are written.
         size, unit, desc: items per shard and words for the progress bar.
+        held: for a caller that writes a shard after it has asked for the next one: gets the claim of each, to be closed when it
+            is written; None: the claim ends with the next one.
 
     Raises:
         Interrupted: a signal came; finished shards are kept.
@@ -300,8 +314,11 @@ def claimed(
                     f"interrupted before shard {shard}, finished shards are kept",
                     next="repeat the command to go on",
                 )
-            with locked(folder, f".shard-{shard:05d}.lock") as got:
+            with contextlib.ExitStack() as claim:
+                got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock"))
                 if got and shard not in present():
+                    if held is not None:
+                        held[shard] = claim.pop_all()
                     yield shard
                     bar.update(size)
 

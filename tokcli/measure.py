@@ -197,7 +197,11 @@ def held_out_tokens(
     known = class_numbers(classes, source.classes)
     for numbers, images in read(source, evaluation_transform(size)):
         if captions:
-            condition = captions([next(iter(source.captions(i)), "") for i in numbers])
+            texts = [next(iter(source.captions(i)), "") for i in numbers]
+            condition = captions(texts)
+            condition[torch.tensor([not text for text in texts])] = (
+                0  # as in training, not a tower's "" with its end token
+            )
         else:
             condition = known[torch.tensor([source.label(i) for i in numbers])]
         yield HeldOut(torch.tensor(numbers), tokenizer.encode(unit(images, device)), condition)

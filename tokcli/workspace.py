@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import torch
 from tokcli import __version__, artifact, distributed, draft, recipe
 from tokcli.artifact import Artifact
 from tokcli.draft import Draft
-from tokcli.errors import TokError
+from tokcli.errors import Misuse, TokError
 from tokcli.schema import Recipe
 
 log = logging.getLogger("tok")
@@ -31,6 +32,7 @@ READERS = {  # of files of weights
     "text": "networks that read captions by a tower do, and tok eval with --set eval.clip_score=true",
     "language": "a network that starts from a language model does: --set proposal.name=gpt2",
 }
+MANY_FILES = 65536  # open at once
 VERSIONS = ("torch", "torchvision", "timm", "open_clip_torch", "safetensors", "numpy", "pillow", "faiss-cpu")
 
 
@@ -72,9 +74,29 @@ def device_of(options: Options) -> torch.device:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    elif device.type not in ("cpu", "mps"):
+    elif device.type != "cpu":  # float64, which draws are made in, is not to be had everywhere
         raise TokError(f"--device {name}", "this device is not supported", next="cpu, cuda or cuda:N")
     return device
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files as far as the system lets us: each shard of tokens that is mapped counts as one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def share_of(share: tuple[int, int] | None) -> tuple[int, int]:
+    """Which part of the shards this process writes, and of how many: as `--shard-index` says, else by rank.
+
+    Raises:
+        Misuse: both.
+    """
+    if share and distributed.world_size() > 1:
+        raise Misuse("--shard-index", "torchrun's ranks share the work already", next="use one of the two")
+    return share or (distributed.rank(), distributed.world_size())
 
 
 @contextlib.contextmanager
@@ -82,6 +104,7 @@ def session(options: Options) -> Iterator[torch.device]:
     """Threads, device and process group of one command."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    _allow_many_files()
     device = device_of(options)
     distributed.start(device)
     try:

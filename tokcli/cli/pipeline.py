@@ -74,7 +74,7 @@ def tokenize(
 
 @click.command("train-proposal", short_help="token shards -> proposal network")
 @click.option(
-    "--mode", type=click.Choice(["ar", "nar"]), default="ar", show_default=True, help="Autoregressive or masked."
+    "--mode", type=click.Choice(["ar", "nar"]), help="Autoregressive or masked. Default: the recipe's, else ar."
 )
 @click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
 @click.option(
@@ -89,7 +89,7 @@ def tokenize(
 )
 @with_options(TEXT_WEIGHTS, COMMON)
 def train_proposal(
-    mode: str, tokens: Path | None, val: Path | None, init: Path | None, as_json: bool, **flags: Any
+    mode: str | None, tokens: Path | None, val: Path | None, init: Path | None, as_json: bool, **flags: Any
 ) -> None:
     """Train a proposal network over tokens, conditional on class, caption or nothing (recipe section condition)."""
     from tokcli.stages import train_proposal as stage

@@ -17,7 +17,10 @@ def read_prompts(source: str) -> list[str]:
         if source == "-" and sys.stdin is None:  # it is closed
             raise TokError(where, "standard input is closed", next="give a file, or write captions to it")
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        prompts = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+        lines = (
+            data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        )  # splitlines also breaks at form feeds and the like
+        prompts = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
     except UnicodeDecodeError as error:
         raise TokError(where, "is not UTF-8 text", got=str(error)) from None
     except OSError as error:

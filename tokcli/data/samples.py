@@ -73,7 +73,8 @@ def merge(
         labels: class of each image, -1 for none.
         captions: of each image, or none at all.
     """
-    codes = np.concatenate([np.load(p) for p in sorted((folder / PARTS).glob("indices-*.npy"))])
+    parts = [folder / PARTS / f"indices-{batch:06d}.npy" for batch in sorted(present(folder))]
+    codes = np.concatenate([np.load(part) for part in parts])
     names = []
     for shard, first in enumerate(range(0, number, per_file)):
         numbers = range(first, min(first + per_file, number))

@@ -59,7 +59,8 @@ class FeatureTable:
         missing = [s for s in shards if not (self.folder / f"features-{s:05d}.npy").exists()]
         need = len(missing) * SHARD * self.length * self.dim * 2
         require_space(self.folder, need, "condition.tower", next="set TOK_CACHE to another disk")
-        mine = missing[distributed.rank() :: distributed.world_size()]
+        # by number, not by place: what is missing changes while ranks that are ahead write theirs
+        mine = [s for s in missing if s % distributed.world_size() == distributed.rank()]
         for shard in tqdm(mine, desc="text features", unit="shard", disable=not distributed.is_main() or not mine):
             features = self.tower.encode(self.texts[shard * SHARD : (shard + 1) * SHARD], self.length)
             given = (features != 0).any(-1)  # (captions, length)

@@ -15,7 +15,13 @@ from tokcli.weights import write_text
 SWEPT = ("cfg_scale", "temperature", "top_k", "top_p", "steps", "choice_temperature")
 DISTANCES = ("fid", "fd_", "kid", "kd_")  # beginnings of metrics that are better the lower
 STEPS = "step"  # the key of a log's records that is the x axis
-DULL = (STEPS, "epoch", "val/images", "val/tokens", "val/tokens_nonblank")  # the x axis again, and how many were measured
+DULL = (
+    STEPS,
+    "epoch",
+    "val/images",
+    "val/tokens",
+    "val/tokens_nonblank",
+)  # the x axis again, and how many were measured
 
 Log = Sequence[Mapping[str, Any]]
 

@@ -4,6 +4,7 @@ An image's randomness is a function of (seed, its number): batch size, number of
 are made and written while the next batch's tokens are drawn.
 """
 
+import contextlib
 import dataclasses
 import logging
 from collections import deque
@@ -14,9 +15,9 @@ from typing import Any
 
 import torch
 
-from tokcli import artifact, assemble, distributed, loop, measure, pictures, plan, workspace
+from tokcli import artifact, assemble, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import evenly, open_source, sibling
+from tokcli.data import ImageSource, evenly, open_source, sibling
 from tokcli.data import samples as store
 from tokcli.draft import Draft, locked, write_listing
 from tokcli.errors import Misuse, TokError
@@ -92,7 +93,13 @@ def main(
                 )
             return generators[precision]
 
-        made = [_sample(r, proposal_artifact, decoder_artifact, generator, share, device) for r in requests]
+        shared = workspace.share_of(share)
+        # all points first: a rank that is ahead must not wait at the next one for a rank that still puts the last together
+        drafts = [_begin(r, proposal_artifact, decoder_artifact, device) for r in requests]
+        made = [
+            d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, shared, device)
+            for d, r in zip(drafts, requests, strict=True)
+        ]
     return made if sweep else made[0]
 
 
@@ -113,8 +120,10 @@ def _request(
     settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     check_prompts(asked.prompts, facts)
-    if asked.neighbours not in (None, neighbours.PIXELS):
-        network_class(str(asked.neighbours), role="extractor")
+    if asked.neighbours:
+        _training_images(proposal)
+        if asked.neighbours != neighbours.PIXELS:
+            network_class(asked.neighbours, role="extractor")
     with torch.device("meta"):
         network = assemble.proposal_of(proposal)
     picture = None
@@ -147,11 +156,8 @@ def _for_edit(
     return settings, labels
 
 
-def _sample(
-    request: Request, proposal: Artifact, decoder: Artifact, generator: Any, share: tuple[int, int] | None,
-    device: torch.device,
-) -> Artifact:  # fmt: skip
-    options, recipe, asked = request.options, request.recipe, request.recipe.sample
+def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torch.device) -> Draft | Artifact:
+    options, recipe = request.options, request.recipe
     inputs = {
         "proposal": workspace.reference(proposal),
         "decoder": workspace.reference(decoder),
@@ -160,14 +166,25 @@ def _sample(
         **(request.edit.inputs if request.edit else {}),
     }
     name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
-    draft = workspace.begin(options, "samples", name, resolved(recipe), inputs, device, exclusive=False)
-    if isinstance(draft, Artifact):
-        return draft
+    return workspace.begin(options, "samples", name, resolved(recipe), inputs, device, exclusive=False)
+
+
+def _sample(
+    draft: Draft, request: Request, proposal: Artifact, generator: Any, share: tuple[int, int], device: torch.device
+) -> Artifact:
+    recipe, asked = request.recipe, request.recipe.sample
     number, size = len(request.labels), asked.batch_size
     batches = -(-number // size)
-    index, jobs = share or (distributed.rank(), distributed.world_size())
-    present = lambda: store.present(draft.path)  # noqa: E731
-    claims = loop.claimed(draft.path, range(index, batches, jobs), present, size=size, unit="image", desc="sample")
+    index, jobs = share
+
+    def present() -> set[int]:
+        """The batches that are written: all, where another job has put them together meanwhile."""
+        return set(range(batches)) if _completed(draft.path) else store.present(draft.path)
+
+    held: dict[int, contextlib.ExitStack] = {}
+    claims = loop.claimed(
+        draft.path, range(index, batches, jobs), present, size=size, unit="image", desc="sample", held=held
+    )
     with ThreadPoolExecutor(1) as background:
         waiting: deque[Future[None]] = deque()
         for batch in claims:
@@ -176,7 +193,7 @@ def _sample(
             condition = networks.conditions(numbers, request.labels, asked.prompts)
             rows = min(size, number) if asked.compile else 0
             tokens = networks.tokens(recipe.seed, numbers, condition, request.settings, request.edit, rows)
-            waiting.append(background.submit(_write, draft.path, batch, numbers, tokens, networks, request))
+            waiting.append(background.submit(_write, draft.path, batch, numbers, tokens, networks, request, held))
             while len(waiting) > AHEAD or (waiting and waiting[0].done()):
                 waiting.popleft().result()
         while waiting:
@@ -189,18 +206,26 @@ def _sample(
 
 
 def _write(
-    folder: Path, batch: int, numbers: range, tokens: torch.Tensor, networks: Generator, request: Request
-) -> None:
-    images = networks.pixels(tokens)
-    if request.edit is not None and request.recipe.sample.paste:
-        images = request.edit.paste(images)
-    store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format)
+    folder: Path, batch: int, numbers: range, tokens: torch.Tensor, networks: Generator, request: Request,
+    held: dict[int, contextlib.ExitStack],
+) -> None:  # fmt: skip
+    with held.pop(batch):  # only now may another job look for it
+        images = networks.pixels(tokens)
+        if request.edit is not None and request.recipe.sample.paste:
+            images = request.edit.paste(images)
+        store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format)
+
+
+def _completed(folder: Path) -> bool:
+    return artifact.read_manifest(folder, str(folder))["status"] == "complete"
 
 
 def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.device) -> Artifact:
     asked, labels, folder = request.recipe.sample, request.labels, draft.path
     prompts = asked.prompts or []
     with locked(folder, ".finish.lock") as got:
+        if _completed(folder):
+            return artifact.open_artifact(folder)
         if not got:
             log.info("%s: another job completes it", folder)
             return Artifact(folder, draft.manifest)
@@ -236,17 +261,27 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.de
         pictures.save_png(sheet, folder / "sheet.png")
         extras, metrics = ["sheet.png"], {}
         if asked.neighbours:
-            metrics = _compare(made, proposal.inputs["data"]["path"], asked.neighbours, device)
+            metrics = _compare(made, proposal, asked.neighbours, device)
             extras.append("neighbours.png")
         done = draft.finish(facts, payload=payload, extras=extras, metrics=metrics)
         store.clean(folder)
         return done
 
 
-def _compare(samples: Artifact, data: str, name: str, device: torch.device) -> dict[str, float]:
+def _training_images(proposal: Artifact) -> ImageSource:
+    """The data set that the network's tokens are of, whichever of its images were tokenized."""
+    recorded = proposal.inputs["data"]
+    source = open_source(recorded["path"], size=proposal.facts["use_size"])
+    if source.id != recorded["id"]:
+        log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
+    return source
+
+
+def _compare(samples: Artifact, proposal: Artifact, name: str, device: torch.device) -> dict[str, float]:
     """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
+    training = _training_images(proposal)
     size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
-    images, beside = measure.read_samples(samples, range(number)), sibling(data, "val")
+    images, beside = measure.read_samples(samples, range(number)), sibling(training.name, "val")
     queries, features = [images], neighbours.features_of(name, device)
     if beside is not None:
         held_out = open_source(beside, size=size)
@@ -254,7 +289,7 @@ def _compare(samples: Artifact, data: str, name: str, device: torch.device) -> d
         queries += [batch for _, batch in measure.read(held_out, measure.evaluation_transform(size), some)]
     found = neighbours.nearest(
         torch.cat([features(part) for batch in queries for part in batch.split(measure.BATCH)]),
-        open_source(data, size=size), features, size,
+        training, features, size,
     )  # fmt: skip
     ours, theirs = found[:number], found[number:]
     shown = ours.distances.argsort(stable=True)[: 4 * neighbours.COLUMNS]

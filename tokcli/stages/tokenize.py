@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli import assemble, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import BadImage, ImageSource, limited, open_source
 from tokcli.data import tokens as store
@@ -66,7 +66,7 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
         crops = recipe.tokens.crops - 1  # beside the centre
         views = CropViews(size, crops=crops, flip=recipe.tokens.flip, scale=recipe.tokens.scale, seed=recipe.seed)
         shards = -(-len(source) // recipe.tokens.shard_size)
-        index, number = share or (distributed.rank(), distributed.world_size())
+        index, number = workspace.share_of(share)
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
         missing = shards - len(store.present(draft.path))
         if missing:

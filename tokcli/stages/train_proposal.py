@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, open_artifact
+from tokcli.artifact import Artifact, check_lineage, open_artifact
 from tokcli.data import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
-from tokcli.errors import TokError
+from tokcli.errors import Misuse, TokError
 from tokcli.models.transformer import Grid
 from tokcli.networks.sources import Source, find_weights
 from tokcli.networks.text import build_text_tower
@@ -53,17 +53,21 @@ class Likelihood(nn.Module):
         return self.proposal.loss(indices, condition, seeds, progress)
 
 
-def main(options: Options, *, mode: str, tokens: Path | None, val: Path | None, init: Path | None) -> Artifact | str:
+def main(
+    options: Options, *, mode: str | None, tokens: Path | None, val: Path | None, init: Path | None
+) -> Artifact | str:
     """Train a proposal network; see `tok train-proposal --help`."""
-    name = f"proposal-{mode}"
+    name = f"proposal-{mode or 'ar'}"
     if options.dry_run and tokens is None:
         return _plan(options, _recipe(options, name, workspace.data_spec(options)), None)
     made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
     recipe = _recipe(options, name, made_by.inputs["data"]["path"])
-    if mode == "nar" and PROPOSALS[recipe.proposal.name].mode == "ar":  # the flag's default is no contradiction
+    if mode not in (None, PROPOSALS[recipe.proposal.name].mode):
         raise TokError(
-            "--mode nar", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
+            f"--mode {mode}", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
         )
+    if init is not None and "language" in options.weights:
+        raise Misuse("--language-weights", "--init says where the weights come from", next="give one of the two")
     held_out = _held_out(val, recipe, made_by)
     if options.dry_run:
         return _plan(options, recipe, made_by)
@@ -97,6 +101,7 @@ def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
 def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> str:
     expected = recipe.expects
     if tokens:
+        _check_expected(expected, tokens)
         size, grid, classes = tokens.facts["codebook_size"], tuple(tokens.facts["grid"]), len(tokens.facts["classes"])
     elif expected.codebook_size and expected.grid and expected.classes is not None:
         size, grid, classes = expected.codebook_size, expected.grid, expected.classes
@@ -110,6 +115,14 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> 
         with workspace.session(options) as device:
             seconds = plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
     return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal", seconds=seconds)
+
+
+def _check_expected(expected: Expects, tokens: Artifact) -> None:
+    facts = tokens.facts
+    measure.check_expected(
+        expected, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=tuple(facts["grid"]),
+        classes=len(facts["classes"]),
+    )  # fmt: skip
 
 
 def _trial(
@@ -133,9 +146,7 @@ def _train(
 ) -> Artifact:  # fmt: skip
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
-    measure.check_expected(
-        recipe.expects, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=grid, classes=classes
-    )
+    _check_expected(recipe.expects, made_by)
     inputs = {
         "tokens": workspace.reference(made_by),
         "tokenizer": workspace.tokenizer_reference(made_by),
@@ -143,17 +154,25 @@ def _train(
     }
     start = open_artifact(init, "--init", ["proposal"]) if init else None
     if start:
+        check_lineage(start, "--init", made_by, "--tokens")
+        if start.facts["classes"] and start.facts["classes"] != facts["classes"]:
+            log.warning("--init %s: its classes are others, and stay under their numbers", init)
         inputs["init"] = workspace.reference(start)
     mode = PROPOSALS[recipe.proposal.name].mode
     draft = workspace.begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
+        measured_on = draft.manifest["provenance"].get("val", {}).get("id")
+        if held_out and measured_on != held_out.id:
+            log.warning(
+                "--val %s: it was measured on %s; tok eval measures it", held_out.path, measured_on or "nothing"
+            )
         return draft
 
     store = _store(made_by)
     proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
-    elif isinstance(proposal, GPT2Proposal) and proposal.language and not draft.resumed:
+    elif isinstance(proposal, GPT2Proposal) and proposal.language and not loop.started(draft.path):
         _start_from_language(proposal, options.weights.get("language"))
     tables = _caption_tables(options, recipe, device)
     captions = tables(store, f"--tokens {made_by.path}") if tables else None
@@ -194,7 +213,10 @@ def _train(
     with updater.weights():
         save_tensors(draft.path / assemble.WEIGHTS, proposal.state_dict())
     write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-    measured = evaluate(recipe.train.steps) if held_out else {}
+    measured = {}
+    if held_out:
+        measured = evaluate(recipe.train.steps)
+        draft.manifest["provenance"]["val"] = workspace.reference(held_out)
     made = {
         **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
         "mode": mode,
