@@ -156,6 +156,13 @@ def test_judges_of_the_whole_lineage_are_found(family):
     assert involved(ancestry(t), "squeezenet", None) == ()  # the tokenizer has not seen its decoder's losses
 
 
+def test_inputs_that_are_no_artifacts_are_no_missing_ancestors(make_artifact, tmp_path, caplog):
+    inputs = {role: {"id": f"{role}-1", "path": "x"} for role in ("data", "image", "mask", "checkpoint")}
+    inputs["weights-tiny"] = {"id": "weights-abc", "path": "x"}
+    assert len(ancestry(make_artifact(tmp_path / "s", b"4", "samples", inputs=inputs))) == 1
+    assert "not at hand" not in caplog.text
+
+
 def test_an_ancestor_that_is_gone_is_named_and_ends_nothing(family, caplog):
     t, d, s = family
     (t.path / "manifest.json").unlink()

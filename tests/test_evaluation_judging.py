@@ -1,5 +1,7 @@
 """What is measured of decoders, tokenizers and samples, on networks small enough to reckon by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.evaluation.decoders import judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor
+from tokcli.evaluation.judge import _like
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
 from tokcli.evaluation.samples import judge_samples
@@ -71,20 +74,20 @@ def pictures(tmp_path):
 def judged(tmp_path, pictures, **keys):
     source = open_source(str(pictures), size=SIZE)
     references = References(Options(workspace=tmp_path / "ws"), [], 0, CPU)
-    settings = {"bootstrap": 3, "worst": 2, "lpips": None} | keys
+    settings = {"worst": 2, "lpips": None, "lpips_roles": ()} | keys
     return source, judge_decoder(
         Copy(), Copy(), source, CPU, size=SIZE, extractors=[tiny()], originals=lambda e: references.images(source, e, SIZE),
         roles=lambda e: ("teacher",), **settings,
     )  # fmt: skip
 
 
-def test_a_decoder_is_measured_on_every_image_with_an_interval_and_its_judge_s_role(tmp_path, pictures):
+def test_a_decoder_is_measured_on_every_image_with_its_judge_s_role(tmp_path, pictures):
     source, found = judged(tmp_path, pictures)
     by_name = {m.metric: m for m in found.measurements}
     assert list(by_name) == ["psnr", "ssim", "sharpness", "l1", "rfd_tiny"]
     distance = by_name["rfd_tiny"]
     assert distance.against == Against(source.id, source.name, 16) and distance.involved == ("teacher",)
-    assert distance.interval[0] < distance.value < distance.interval[1]
+    assert distance.interval is None  # images and reconstructions are pairs
     images = torch.stack([source.image(i) for i in range(16)])
     decoded = (Copy()(images.float() / 255) * 255).round().to(torch.uint8)
     assert by_name["psnr"].value == pytest.approx(float(METRICS["psnr"].function(decoded, images).mean()), abs=1e-9)
@@ -101,23 +104,57 @@ def test_the_worst_images_are_named_the_worst_first(tmp_path, pictures):
 
 
 def test_lpips_chooses_the_worst_where_it_is_measured(tmp_path, pictures):
-    source, found = judged(tmp_path, pictures, lpips=lambda a, b: b.double().mean((1, 2, 3)))
+    source, found = judged(
+        tmp_path, pictures, lpips=lambda a, b: b.double().mean((1, 2, 3)), lpips_roles=("perceptual loss",)
+    )
+    roles = {m.metric: m.involved for m in found.measurements}
+    assert roles["lpips"] == ("perceptual loss",) and roles["psnr"] == ()
     brightest = max(range(16), key=lambda i: float(source.image(i).double().mean()))
     assert found.worst[0]["key"] == source.key(brightest)
     assert "lpips" in {m.metric for m in found.measurements}
 
 
-def test_no_worst_images_and_no_intervals_where_none_are_asked_for(tmp_path, pictures):
-    _, found = judged(tmp_path, pictures, bootstrap=0, worst=0)
-    assert found.worst == [] and found.measurements[-1].interval is None
+def test_no_worst_images_where_none_are_asked_for(tmp_path, pictures):
+    assert judged(tmp_path, pictures, worst=0)[1].worst == []
 
 
-def test_classes_that_tokens_show_are_told(pictures):
+def test_classes_that_tokens_show_are_told(tmp_path, pictures):
     source = open_source(str(pictures), size=SIZE)
-    found = judge_understanding(Quarters(), source, source, CPU, size=SIZE, most=100)
+    for file in pictures.rglob("*.png"):  # the same pictures under other names: another data set
+        (tmp_path / "learnt" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "learnt" / file.parent.name / f"learnt-{file.name}").write_bytes(file.read_bytes())
+    learnt = open_source(str(tmp_path / "learnt"), size=SIZE)
+    found = judge_understanding(Quarters(), learnt, source, CPU, size=SIZE, most=100)
     assert {m.metric: (m.value, m.count, m.against.images) for m in found} == {
         "probe_accuracy": (1.0, 16, 16), "knn_accuracy": (pytest.approx(1.0, abs=0.5), 16, 16)
     }  # fmt: skip
+
+
+def test_a_probe_that_would_say_nothing_is_left_out_with_a_word(tmp_path, pictures, caplog):
+    whole = open_source(str(pictures), size=SIZE)
+    assert judge_understanding(Quarters(), whole, whole, CPU, size=SIZE, most=9) == []
+    assert "are those that it would learn from" in caplog.text
+    for split in ("one", "two"):
+        for number in range(3):
+            (tmp_path / split / "cats").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (number * 40, len(split), 0)).save(
+                tmp_path / split / "cats" / f"{split}{number}.png"
+            )
+    train, held_out = (open_source(str(tmp_path / split), size=SIZE) for split in ("one", "two"))
+    assert train.id != held_out.id and judge_understanding(Quarters(), train, held_out, CPU, size=SIZE, most=9) == []
+    assert "holds one class" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "names", "found"),
+    [
+        (["a", "b", "c"], [0, 1, 2, 0], ["b", "c"], [1, 2]), (["a", "b", "c"], [2, 2], ["b", "c", "d"], [None, 0, None]),
+        ([], [-1, -1], ["b", "c", "d"], [0, 1, None]), (["a"], [0, 0], None, [0, 1, None]),
+    ],
+)  # fmt: skip
+def test_a_sample_stands_under_its_own_class_or_not_at_all(classes, labels, names, found):
+    a = Artifact(Path("s"), {"facts": {"classes": classes, "labels": labels, "number": len(labels)}})
+    assert _like(a, names, 3) == found
 
 
 def test_images_without_classes_are_not_asked_for_them(tmp_path):
@@ -173,9 +210,7 @@ def test_a_single_sample_is_left_out_and_ends_no_evaluation(tmp_path, samples, c
 
 def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples):
     references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 100, CPU)
-    found = judge_samples(
-        samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0
-    )
+    found = judge_samples(samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0)
     values = {m.metric: m.value for m in found}
     assert values.pop("fd_tiny") < 1e-6 and values.pop("kd_tiny") < 1e-6
     assert values.pop("density_tiny") >= 1

@@ -359,6 +359,16 @@ def test_a_method_that_is_set_is_the_flag() -> None:
     assert "method: fsq" in plan and "name: fsq" in plan
 
 
+def test_artifacts_of_different_data_are_not_measured_on_one_of_them(family: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(family["tokenizer"], tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["inputs"]["data"] |= {"path": "fashion-mnist/train"}
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    both = ["eval", "--recipe", "toy/eval", family["tokenizer"], tmp_path / "other", "--dry-run"]
+    assert "they are of different data" in refusal(*both)
+    assert run(*both, "--data", family["photos"]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -10,7 +10,7 @@ from PIL import Image
 from tokcli.artifact import open_artifact
 from tokcli.errors import TokError
 from tokcli.evaluation import published
-from tokcli.evaluation.extractors import Extractor, Seen, load_extractors, look, spread
+from tokcli.evaluation.extractors import Extractor, Seen, chosen, load_extractors, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.references import References
 from tokcli.metrics import frechet_distance
@@ -165,9 +165,16 @@ def test_what_an_extractor_saw_does_not_depend_on_batches(arrive):
 
 
 @pytest.mark.parametrize(("count", "most", "length"), [(10, 4, 4), (12, 4, 4), (3, 4, 3), (10, 0, 0), (9, 1, 1)])
-def test_some_numbers_are_spread_evenly_over_all(count, most, length):
-    assert len(spread(count, most)) == length
-    assert all(0 <= i < count for i in spread(count, most))
+def test_some_numbers_are_chosen_of_all(count, most, length):
+    found = list(chosen(count, most))
+    assert len(found) == length and found == sorted(set(found)) == list(chosen(count, most))
+    assert all(0 <= i < count for i in found)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_images_whose_classes_come_in_turn_are_chosen_of_every_class(classes):
+    found = np.bincount([i % classes for i in chosen(50_000, 10_000)], minlength=classes)
+    assert found.min() > 0.6 * 10_000 / classes
 
 
 # published files

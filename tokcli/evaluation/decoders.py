@@ -21,6 +21,9 @@ from tokcli.networks import build_network
 PIXELS = ("psnr", "ssim", "sharpness", "l1")
 
 
+LPIPS = "vgg16"  # the network that LPIPS compares by
+
+
 class Lpips:
     """LPIPS of uint8 images: VGG16 and the published heads.
 
@@ -29,7 +32,7 @@ class Lpips:
     """
 
     def __init__(self, weights: Path | None, device: torch.device) -> None:
-        self.network = build_network("vgg16", weights, role="lpips", weights_flag="--vgg-weights").to(device)
+        self.network = build_network(LPIPS, weights, role="lpips", weights_flag="--vgg-weights").to(device)
         names = list(self.network.perceptual_layers)
         self.heads = [head.to(device) for head in lpips_heads(names, self.network.layer_names)]
         self.device = device
@@ -55,7 +58,7 @@ class Reconstructions(NamedTuple):
 def judge_decoder(
     tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int,
     extractors: Iterable[Extractor], originals: Callable[[Extractor], Reference], roles: Roles, lpips: Lpips | None,
-    bootstrap: int, worst: int,
+    lpips_roles: tuple[str, ...], worst: int,
 ) -> Reconstructions:  # fmt: skip
     """All metrics of reconstructions of held-out images.
 
@@ -65,11 +68,10 @@ def judge_decoder(
         originals: an extractor's statistics of the same images.
         roles: those that an extractor had in the lineage's training.
         lpips: None where it is not asked for.
-        bootstrap: resampled sets behind the intervals of Fréchet distances; 0: no intervals.
+        lpips_roles: those that its network had there.
         worst: how many of the worst images are named, by LPIPS where it is measured, else by PSNR.
     """
-    kept = range(len(source)) if bootstrap else range(0)
-    seen = [Seen(e, f"reconstructions, {e.name}", kept) for e in extractors]
+    seen = [Seen(e, f"reconstructions, {e.name}", range(0)) for e in extractors]
     numbers: list[int] = []
     values: dict[str, list[Tensor]] = {name: [] for name in (*PIXELS, *(["lpips"] if lpips else []))}
     for batch, images in measure.read(source, measure.evaluation_transform(size)):
@@ -82,11 +84,17 @@ def judge_decoder(
             look([decoded], ours, device)
     table = {name: torch.cat(found) for name, found in values.items()}
     against = Against(source.id, source.name, len(numbers))
-    result = [Measurement(name, float(found.mean()), len(numbers), against=against) for name, found in table.items()]
+    result = [
+        Measurement(
+            name, float(found.mean()), len(numbers), against=against, involved=lpips_roles if name == "lpips" else ()
+        )
+        for name, found in table.items()
+    ]
     for ours in seen:
         real = originals(ours.extractor)
         shared = {"extractor": ours.extractor.name, "involved": roles(ours.extractor)}
-        result.append(frechet("rfd", ours.moments, ours.features, real.gaussian, real.against, bootstrap, shared))
+        # no interval: each reconstruction has its original, and resampling one side alone would make it several times too wide
+        result.append(frechet("rfd", ours.moments, ours.features, real.gaussian, real.against, 0, shared))
     order = -table["lpips"] if lpips else table["psnr"]
     rows = order.argsort(stable=True)[:worst].tolist()
     named = [{"key": source.key(numbers[r]), **{name: float(found[r]) for name, found in table.items()}} for r in rows]

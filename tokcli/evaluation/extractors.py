@@ -93,8 +93,9 @@ class Seen:
         scored: whether logits are kept.
     """
 
-    def __init__(self, extractor: Extractor, name: str, keep: range, *, scored: bool = False) -> None:
-        self.extractor, self.keep, self.scored, self.count = extractor, keep, scored, 0
+    def __init__(self, extractor: Extractor, name: str, keep: Sequence[int], *, scored: bool = False) -> None:
+        self.extractor, self.scored, self.count = extractor, scored, 0
+        self.keep = keep if isinstance(keep, range) else frozenset(keep)
         self.moments, self._spatial = Moments(name), Moments(name)
         self._features: list[Tensor] = []
         self._logits: list[Tensor] = []
@@ -142,6 +143,10 @@ def look(batches: Iterable[Tensor], seen: Seen, device: torch.device) -> Seen:
     return seen
 
 
-def spread(count: int, most: int) -> range:
-    """At most `most` numbers of [0, count), evenly spread: every so many-th."""
-    return range(0, count, -(-count // most)) if most else range(0)
+def chosen(count: int, most: int) -> Sequence[int]:
+    """At most `most` numbers of [0, count) in order, the same ones each time, at random: samples have their classes in turn,
+    and every so many-th of them would be of few classes."""
+    if count <= most:
+        return range(count)
+    draw = torch.Generator().manual_seed(count)
+    return torch.randperm(count, generator=draw)[:most].sort().values.tolist()

@@ -14,7 +14,7 @@ from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import TokError
 from tokcli.evaluation.captions import CLIP, ClipScore
-from tokcli.evaluation.decoders import Lpips, Reconstructions, judge_decoder, worst_sheet
+from tokcli.evaluation.decoders import LPIPS, Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Measured, Measurement
@@ -27,6 +27,7 @@ from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
 COLUMNS = 12  # of the contact sheet
+NOTHING = 236  # grey of a place where there is nothing to show
 RESIZE = "short side bicubic, antialiased, centre crop"
 
 
@@ -42,6 +43,15 @@ class Settings(Protocol):
     manifold: int
     probe_images: int
     worst: int
+
+
+def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[int | None]:
+    """The first sample of each class named, None where there is none; of samples without classes the first `number`."""
+    known, labels = samples.facts["classes"], samples.facts["labels"]
+    if names is None or not known:
+        return [i if i < samples.facts["number"] else None for i in range(number)]
+    asked = [known.index(name) if name in known else None for name in names]
+    return [labels.index(label) if label in labels else None for label in asked]
 
 
 class Judge:
@@ -91,6 +101,10 @@ class Judge:
         """The entries of the report's manifest."""
         whole = self.source(self.spec, self.size)
         found = {"data": {"id": whole.id, "path": whole.name}}
+        used = {f"weights-{e.name}": e.network.sha256 for e in self.extractors}
+        used |= {"weights-lpips": self.lpips.network.sha256} if self.lpips else {}
+        used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}  # of another file it is another report
+        found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
         return found | {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in self.given.values()}
 
@@ -147,6 +161,10 @@ class Judge:
             self._lineage[a.id] = ancestry(a, self.given.values())
         return lambda extractor: involved(self._lineage[a.id], extractor.asked, extractor.network.sha256)
 
+    def _lpips_roles(self, a: Artifact) -> tuple[str, ...]:
+        self._roles(a)
+        return involved(self._lineage[a.id], LPIPS, self.lpips.network.sha256) if self.lpips else ()
+
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
         source = self.held_out(size)
@@ -186,8 +204,8 @@ class Judge:
         tokenizer, source = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device), self.held_out(size)
         self._worst[a.id] = judge_decoder(
             tokenizer, assemble.load_decoder(a, self.device), source, self.device, size=size,
-            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips, bootstrap=settings.bootstrap,
-            worst=settings.worst,
+            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
+            lpips_roles=self._lpips_roles(a), worst=settings.worst,
         )  # fmt: skip
         return self._worst[a.id].measurements
 
@@ -224,37 +242,36 @@ class Judge:
     def sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
         tokenizer_id = decoder.input_id("tokenizer")
-        chosen, images, names = self._examples(decoder.facts["use_size"])
+        images, names = self._examples(decoder.facts["use_size"])
         rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
         for a in self.given.values():
             if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
-                turn = a.facts["labels"]
-                wanted = [turn.index(c) if c in turn else position for position, c in enumerate(chosen)]
-                shown = [number for number in wanted if number < a.facts["number"]]
+                wanted = _like(a, names, len(images))
                 title = f"{a.facts['mode'].upper()} sample"
                 title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
-                if shown:
-                    rows[title] = torch.cat([measure.read_samples(a, range(n, n + 1)) for n in shown])
+                nothing = torch.full_like(images[:1], NOTHING)
+                if set(wanted) != {None}:
+                    rows[title] = torch.cat([nothing if n is None else measure.read_samples(a, [n]) for n in wanted])
         return pictures.comparison_sheet(rows, column_labels=names)
 
     def side_by_side(self, decoders: Sequence[Artifact]) -> Image:
         """Rows original and the same images through each tokenizer; the decoders' images have one size."""
-        _, images, names = self._examples(decoders[0].facts["use_size"])
+        images, names = self._examples(decoders[0].facts["use_size"])
         rows = {"original": images}
         for a in decoders:
             name = a.facts["name"]
             rows[f"{name} {a.id[-6:]}" if name in rows else name] = self._reconstructed(a, images)
         return pictures.comparison_sheet(rows, column_labels=names)
 
-    def _examples(self, size: int) -> tuple[list[int], UInt8[Tensor, "c 3 s s"], list[str] | None]:
-        """Held-out images to show, one of each class with their numbers and names; evenly spread ones where there are no classes."""
+    def _examples(self, size: int) -> tuple[UInt8[Tensor, "c 3 s s"], list[str] | None]:
+        """Held-out images to show, one of each class with the classes' names; evenly spread ones where there are no classes."""
         source = self.held_out(size)
         labels = [source.label(i) for i in range(len(source))]
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
         chosen = [labels.index(c) for c in classes] or list(evenly(len(labels), COLUMNS))
         numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
         names = [source.classes[source.label(i)] for i in numbers] if classes else None
-        return classes or chosen, images, names
+        return images, names
 
     def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
         """What becomes of its `_examples`, for its own sheet and for that of all."""

@@ -12,6 +12,9 @@ from tokcli.networks import READY
 log = logging.getLogger("tok")
 
 
+FILES = ("data", "image", "mask", "checkpoint")  # roles of inputs that are no artifacts
+
+
 def ancestry(a: Artifact, known: Iterable[Artifact] = ()) -> list[Artifact]:
     """The artifact and all that it descends from, itself first; an ancestor that is nowhere is named on stderr.
 
@@ -24,7 +27,7 @@ def ancestry(a: Artifact, known: Iterable[Artifact] = ()) -> list[Artifact]:
     while waiting:
         child = waiting.pop()
         for role, entry in child.inputs.items():
-            if entry["id"] in found or entry["id"].startswith("data-"):
+            if entry["id"] in found or role in FILES or entry["id"].startswith("weights-"):
                 continue
             try:
                 parent = at_hand.get(entry["id"]) or artifact.locate(entry["id"], entry["path"], child.path.parent)

@@ -28,7 +28,14 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
         given: the artifacts measured.
         sheets: names of contact sheets in `folder`.
     """
-    shown = [Picture(folder / name, *SAYS[name.removesuffix(".png").split("-")[0]]) for name in sheets]
+    drawn_by = {a.id: a.facts["name"] for a in given if a.kind == "decoder" or a.facts.get("has_decoder")}
+    shown = []
+    for sheet in sheets:
+        what, _, key = sheet.removesuffix(".png").partition("-")  # the first decoder's have no key
+        title, says = SAYS[what]
+        if len(drawn_by) > 1 and what in ("sheet", "worst"):
+            title += f": {drawn_by.get(key) or next(iter(drawn_by.values()))}"
+        shown.append(Picture(folder / sheet, title, says))
     for a in given:
         with contextlib.suppress(TokError):  # a sheet that was lost or damaged is not shown
             if a.kind == "samples" and "sheet.png" in a.manifest["files"]:

@@ -15,7 +15,7 @@ from tokcli import artifact, measure, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, open_source
 from tokcli.errors import TokError
-from tokcli.evaluation.extractors import Extractor, Seen, look, spread
+from tokcli.evaluation.extractors import Extractor, Seen, chosen, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
 from tokcli.metrics.fid import Gaussian
@@ -131,12 +131,13 @@ class References:
         describes = {
             **_recipe(extractor, self.manifold), "size": size, "resize": "short side bicubic, centre crop",
             "of": len(source),  # a part of a data set has the id of the whole
+            **({"kept": "at random"} if len(source) > self.manifold else {}),
         }  # fmt: skip
         draft = self._begin(source.name, describes, {"id": source.id, "path": source.name}, extractor)
         if isinstance(draft, Artifact):
             return read_statistics(draft)
         batches = (images for _, images in measure.read(source, measure.evaluation_transform(size)))
-        keep = spread(len(source), self.manifold)
+        keep = chosen(len(source), self.manifold)
         seen = look(batches, Seen(extractor, f"--reference {source.name}", keep), self.device)
         state = _state(seen.moments.gaussian(), seen.spatial.gaussian() if seen.spatial else None)
         return read_statistics(_finish(draft, state, seen.features, describes, source.name, seen.moments.count))
@@ -154,7 +155,7 @@ class References:
         pooled, spatial, count = read_npz(path, f"--reference {spec}")
         kept = torch.zeros(0, len(pooled.mean))
         if count is not None:  # the images stand beside their statistics: precision and recall need their features
-            kept = look(read_images(path), Seen(extractor, spec, spread(count, self.manifold)), self.device).features
+            kept = look(read_images(path), Seen(extractor, spec, chosen(count, self.manifold)), self.device).features
         return read_statistics(_finish(draft, _state(pooled, spatial), kept, describes, name, count))
 
     def _begin(self, name: str, describes: dict[str, Any], data: dict[str, str], extractor: Extractor) -> Any:

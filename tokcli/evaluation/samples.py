@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokcli import measure, metrics
 from tokcli.artifact import Artifact
-from tokcli.evaluation.extractors import BATCH, Extractor, Seen, look, spread
+from tokcli.evaluation.extractors import BATCH, Extractor, Seen, chosen, look
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.metrics import named
@@ -44,10 +44,10 @@ def judge_samples(
         return found
     for extractor in extractors:
         pieces = (measure.read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
-        keep = range(number) if bootstrap else spread(number, manifold)
+        keep = range(number) if bootstrap else chosen(number, manifold)
         seen = look(pieces, Seen(extractor, f"{a.path.name}, {extractor.name}", keep, scored=True), device)
         kept = seen.features
-        part = kept[:: spread(number, manifold).step] if bootstrap else kept
+        part = kept[list(chosen(number, manifold))] if bootstrap else kept
         shared: dict[str, Any] = {"extractor": extractor.name, "involved": roles(extractor)}
         found += _score(seen, number, shared)
         for reference in references(extractor):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokcli import measure, metrics
 from tokcli.data import ImageSource
-from tokcli.evaluation.extractors import spread
+from tokcli.evaluation.extractors import chosen
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.metrics.understanding import bags
 from tokcli.models import Tokenizer
@@ -50,9 +50,9 @@ class Told(NamedTuple):
 
 @torch.no_grad()
 def _told(network: Tokenizer, source: ImageSource, most: int, size: int, device: torch.device) -> Told:
-    chosen = [i for i in spread(len(source), most) if source.label(i) >= 0]
+    labelled = [i for i in chosen(len(source), most) if source.label(i) >= 0]
     indices, labels = [], []
-    for numbers, images in measure.read(source, measure.evaluation_transform(size), chosen):
+    for numbers, images in measure.read(source, measure.evaluation_transform(size), labelled):
         indices.append(network.encode(measure.unit(images, device)).cpu())
         labels += [source.label(i) for i in numbers]
     return Told(torch.cat(indices), np.array(labels))
@@ -61,15 +61,21 @@ def _told(network: Tokenizer, source: ImageSource, most: int, size: int, device:
 def judge_understanding(
     network: Tokenizer, train: ImageSource, held_out: ImageSource, device: torch.device, *, size: int, most: int
 ) -> list[Measurement]:
-    """Accuracy of held-out images' classes told from their tokens; none where images have no classes.
+    """Accuracy of held-out images' classes told from their tokens; none where images have no classes, or one, or are the same.
 
     Args:
         train: images that a probe learns from.
-        most: so many of each set at most, evenly spread.
+        most: so many of each set at most, at random.
     """
     if not (most and train.classes and train.classes == held_out.classes):
         return []
+    if train.id == held_out.id:
+        log.warning("no probe: the held-out images are those that it would learn from: %s", train.name)
+        return []
     learnt, asked = (_told(network, source, most, size, device) for source in (train, held_out))
+    if len(set(learnt.labels.tolist())) < 2:
+        log.warning("no probe: %s holds one class", train.name)
+        return []
     grid, k = network.grid(size), network.quantizer.codebook_size
     of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))
     against = Against(train.id, train.name, len(learnt.labels))

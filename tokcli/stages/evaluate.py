@@ -70,6 +70,12 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
             "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="name artifacts, or train some"
         )
     recorded = given[0].inputs["data"]["path"]
+    others = sorted({str(sibling(a.inputs["data"]["path"], "val")) for a in given})
+    if len(others) > 1 and workspace.named_data(options) is None:
+        raise TokError(
+            "ARTIFACT...", "they are of different data", got=", ".join(others),
+            next="name the artifacts of one, or the held-out images for all: --data DIR",
+        )  # fmt: skip
     spec = workspace.named_data(options) or sibling(recorded, "val")
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
