@@ -210,7 +210,9 @@ def test_a_single_sample_is_left_out_and_ends_no_evaluation(tmp_path, samples, c
 
 def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples):
     references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 100, CPU)
-    found = judge_samples(samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0)
+    found = judge_samples(
+        samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0
+    )
     values = {m.metric: m.value for m in found}
     assert values.pop("fd_tiny") < 1e-6 and values.pop("kd_tiny") < 1e-6
     assert values.pop("density_tiny") >= 1
