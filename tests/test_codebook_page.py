@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from browser import Browser, browser  # noqa: F401  the fixture
+from PIL import Image
 
 from tokcli import pictures
 from tokcli.pictures import page as pages
@@ -63,7 +64,7 @@ def test_every_code_and_image_is_there_and_names_are_text(one):
 
 @pytest.mark.parametrize(
     ("text", "fits"),
-    [("3", lambda c, b: c == 3), ("2-4, 7", lambda c, b: c in (2, 3, 4, 7)), ("> 20", lambda c, b: b.counts[c] > 20),
+    [("3", lambda c, b: c == 3), ("5-", lambda c, b: c >= 5), ("7,", lambda c, b: c == 7), ("2-4, 7", lambda c, b: c in (2, 3, 4, 7)), ("> 20", lambda c, b: b.counts[c] > 20),
      ("MOUSE", lambda c, b: b.purity.owner[c] == 0), ("nothing like it", lambda c, b: False)],
 )  # fmt: skip
 def test_search_finds_numbers_ranges_usage_and_classes(one, folder, text, fits):
@@ -160,6 +161,16 @@ def test_numbers_are_packed_in_the_smallest_type_that_holds_them():
     for values, kind in kinds.items():
         assert pages.pack(np.array(values))["type"] == kind
     assert pages.pack(np.array([0.5], np.float32))["type"] == "f4"
+
+
+@pytest.mark.parametrize(("most", "edge", "side"), [(16_383, 2, 8), (20, 1, 6), (14, 0, 4), (7, 0, 2)])
+def test_a_sheet_of_codes_is_never_wider_than_a_webp_may_be(folder, tmp_path, monkeypatch, most, edge, side):
+    first = folder[1][0]  # 9 codes, three in a row, of 4 pixels each
+    monkeypatch.setattr(pages, "WEBP_PX", most)
+    found = pages._code_sheet(tmp_path, "codes.webp", first, 2)
+    assert (found["edge"], found["high"], found["wide"]) == (edge, side, side)
+    with Image.open(tmp_path / "codes.webp") as picture:
+        assert picture.size == (3 * side, 3 * side)
 
 
 def test_sixteen_thousand_codes_keep_few_tiles_in_the_page(browser, tmp_path):  # noqa: F811

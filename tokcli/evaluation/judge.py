@@ -77,7 +77,7 @@ class Judge:
         self.given = {a.id: a for a in given}
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self.size = given[0].facts["use_size"]
-        self.references = References(options, references, settings.manifold, device)
+        self.references = References(options, references, settings.manifold, device, held_out=spec)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
         self.references.check(self.extractors)
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
@@ -218,6 +218,9 @@ class Judge:
         )  # fmt: skip
 
     def _samples(self, a: Artifact) -> list[Measurement]:
+        if a.facts.get("edit"):
+            log.warning("%s: edits of a picture are not compared with a data set", a.path)
+            return []
         found = judge_samples(
             a, self.extractors, lambda e: self.references.of(e, a.facts["use_size"]), self._roles(a), self.device,
             manifold=self.settings.manifold, bootstrap=self.settings.bootstrap,

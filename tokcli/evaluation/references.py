@@ -49,8 +49,16 @@ class References:
         TokError: nothing there, or an artifact that holds no statistics.
     """
 
-    def __init__(self, options: Options, specs: Sequence[str], manifold: int, device: torch.device) -> None:
-        self.options, self.manifold, self.device = options, manifold, device
+    def __init__(
+        self,
+        options: Options,
+        specs: Sequence[str],
+        manifold: int,
+        device: torch.device,
+        *,
+        held_out: str | None = None,
+    ) -> None:
+        self.options, self.manifold, self.device, self.held_out = options, manifold, device, held_out
         self.specs = list(dict.fromkeys(specs))
         self.given = {s: artifact.open_artifact(s, "--reference", ["statistics"]) for s in specs if is_artifact(s)}
         self._sources: dict[tuple[str, int], ImageSource] = {}
@@ -96,7 +104,8 @@ class References:
 
     def _source(self, spec: str, size: int) -> ImageSource:
         if (spec, size) not in self._sources:
-            self._sources[spec, size] = open_source(spec, size=size)
+            labels = self.options.labels if spec == self.held_out else None  # which also choose the images
+            self._sources[spec, size] = open_source(spec, size=size, labels=labels)
         return self._sources[spec, size]
 
     def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:

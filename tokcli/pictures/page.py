@@ -24,6 +24,7 @@ from tokcli.weights import atomic_write, write_text
 WEB = Path(__file__).parent / "web"
 SHEET_PX = 2048  # a sheet of images is at most so wide and high: every browser shows it
 IMAGE_PX = 128  # larger images are shown at this size
+WEBP_PX = 16_383  # no WebP is wider or higher
 LOSSLESS_PX = 96  # up to this size images are small enough to be kept exactly
 STYLES = ("theme.css", "codebook.css")
 SCRIPTS = ("book.js", "tiles.js", "pane.js", "wall.js", "main.js")
@@ -143,9 +144,16 @@ def _image_sheets(folder: Path, images: UInt8[Tensor, "N 3 s s"]) -> tuple[dict[
 
 
 def _code_sheet(folder: Path, name: str, book: Codebook, context: int) -> dict[str, Any]:
-    """Every code's typical patch with the pixels around it, in the order of their numbers."""
+    """Every code's typical patch with the pixels around it, in the order of their numbers; less of those and of its own where
+    there are so many codes that a picture cannot be as wide."""
+    columns = max(1, math.ceil(math.sqrt(len(book.typical))))
+    cell = max(-(-side // count) for side, count in zip(book.images.shape[2:], book.grid, strict=True))
+    most = WEBP_PX // columns
+    context = max(0, min(context, (most - cell) // 2))
     tiles = crop_patches(book.images, book.typical, book.grid, context)
-    columns = max(1, math.ceil(math.sqrt(len(tiles))))
+    if cell > most:
+        shown = torch.from_numpy(tiles).permute(0, 3, 1, 2)
+        tiles = to_array(to_uint8(F.interpolate(shown.float() / 255, (most, most), mode="area")))
     saved = _save(folder, name, _tiled(tiles, columns), lossless=True)
     high, wide = tiles.shape[1:3]
     return {"file": name, "sheet": saved["size"], "high": high, "wide": wide, "edge": context, "columns": columns}

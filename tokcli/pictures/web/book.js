@@ -103,14 +103,15 @@ class Book {
     return [...found.filter((code) => this.counts[code] > 0), ...found.filter((code) => this.counts[code] === 0)];
   }
 
-  // "17", "17-40", "17, 90" are indices; "> 50", "< 3" numbers of tokens; other words are looked for in classes.
+  // "17", "17-40", "17-", "17, 90" are indices; "> 50", "< 3" numbers of tokens; other words are looked for in classes.
   matcher(text) {
     if (!text) return () => true;
     const compare = text.match(/^([<>])\s*(\d+)$/);
     if (compare) return (code) => (compare[1] === ">" ? this.counts[code] > +compare[2] : this.counts[code] < +compare[2]);
     if (/^[\d\s,–-]+$/.test(text)) {
-      const ranges = text.split(",").map((part) => part.trim().split(/\s*[–-]\s*/).map(Number));
-      return (code) => ranges.some(([from, to = from]) => code >= from && code <= to);
+      const parts = text.split(",").map((part) => part.trim()).filter((part) => /\d/.test(part));
+      const ranges = parts.map((part) => part.split(/\s*[–-]\s*/)).map(([from, to = from]) => [+from, to === "" ? Infinity : +to]);
+      return (code) => ranges.some(([from, to]) => code >= from && code <= to);
     }
     const word = text.toLowerCase();
     const fits = new Set(this.images.classes.flatMap((name, i) => (name.toLowerCase().includes(word) ? [i] : [])));
