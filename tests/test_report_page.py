@@ -13,6 +13,7 @@ from tokcli.evaluation.page import read_log
 from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
 from tokcli.evaluation.tables import build_tables
 from tokcli.pictures import charts
+from tokcli.pictures import report as pages
 
 VAL = Against("statistics-1", "set/<val>", 285)
 SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -173,3 +174,18 @@ def test_the_front_holds_what_no_other_beats():
 def test_lines_that_are_no_record_are_passed_over(make_artifact, tmp_path):
     made = make_artifact(tmp_path / "a", log='{"step": 1, "loss": 2}\n{"step": 2, "lo\n[3]\n')
     assert read_log(made) == [{"step": 1, "loss": 2}]
+
+
+def test_samples_of_another_number_or_decoder_are_not_on_one_curve():
+    def sweep(*drawn):
+        artifacts, recipes = [], {}
+        for number, (scale, count, decoder) in enumerate(drawn):
+            key = f"samples-{number}"
+            recipes[key] = {"sample": {"cfg_scale": scale, "number": count}}
+            artifacts.append({
+                "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number}
+            })  # fmt: skip
+        return pages._sweeps({"artifacts": artifacts}, recipes)
+
+    assert sweep((1.0, 100, "d"), (2.0, 5000, "d")) == sweep((1.0, 100, "d"), (2.0, 100, "e")) == ""
+    assert "fd_x over cfg_scale" in sweep((1.0, 100, "d"), (2.0, 100, "d"))

@@ -20,6 +20,8 @@ IMAGES = "arr_0"
 def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | None]:
     """Statistics of Inception's pooled and, in ADM's files, spatial features, and how many images stand beside them.
 
+    They are of a number of images that no file tells: ADM's are of the whole data set, the images beside them 10,000 of it.
+
     Raises:
         TokError: not a whole `.npz`, without mu and sigma, or of other features.
     """
@@ -34,10 +36,10 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
             where, "holds no statistics: mu and sigma", got=", ".join(arrays) or "neither",
             next="python -m pytorch_fid --save-stats makes them",
         )  # fmt: skip
-    pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, images, where)
+    pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, None, where)
     if not {"mu_s", "sigma_s"} <= arrays.keys():
         return pooled, None, images
-    return pooled, _gaussian(arrays["mu_s"], arrays["sigma_s"], SPATIAL, images, where), images
+    return pooled, _gaussian(arrays["mu_s"], arrays["sigma_s"], SPATIAL, None, where), images
 
 
 def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int | None, where: str) -> Gaussian:

@@ -155,6 +155,8 @@ class References:
         """pytorch-fid's or ADM's file, which is of Inception's features."""
         if extractor.asked != "inception":
             return None
+        if extractor.name != "inception":
+            log.warning("--reference %s: made with pytorch-fid's weights, not with those of %s", spec, extractor.name)
         path = _file(spec)
         describes = {**_recipe(extractor, self.manifold), "size": None, "resize": "as published"}
         name = path.stem
@@ -165,7 +167,7 @@ class References:
         kept = torch.zeros(0, len(pooled.mean))
         if count is not None:  # the images stand beside their statistics: precision and recall need their features
             kept = look(read_images(path), Seen(extractor, spec, chosen(count, self.manifold)), self.device).features
-        return read_statistics(_finish(draft, _state(pooled, spatial), kept, describes, name, count))
+        return read_statistics(_finish(draft, _state(pooled, spatial), kept, describes, name, None))
 
     def _begin(self, name: str, describes: dict[str, Any], data: dict[str, str], extractor: Extractor) -> Any:
         short = re.sub(r"[^\w.-]+", "-", f"{_short(name)}-{extractor.name}")

@@ -169,12 +169,13 @@ def _picture(picture: Picture) -> str:
 
 def _sweeps(report: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> str:
     """Charts of every proposal network of which several samples are here and differ in how they were drawn."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for a in report["artifacts"]:
-        if a["kind"] == "samples":
-            groups.setdefault(a["inputs"].get("proposal", ""), []).append(a)
+        if a["kind"] == "samples":  # only of one decoder and number are their distances comparable
+            alike = a["inputs"].get("decoder", ""), recipes.get(a["id"], {}).get("sample", {}).get("number")
+            groups.setdefault((a["inputs"].get("proposal", ""), *alike), []).append(a)
     parts = []
-    for proposal, samples in groups.items():
+    for (proposal, *_), samples in groups.items():
         drawn = [recipes.get(a["id"], {}).get("sample", {}) for a in samples]
         keys = [key for key in SWEPT if len({str(one.get(key)) for one in drawn}) > 1]
         if len(samples) > 1 and keys:
