@@ -102,13 +102,12 @@ def _entry(book: Codebook) -> dict[str, Any]:
     k = len(book.counts)
     nothing = np.full(k, -1), np.zeros(k, np.float32)
     owner, purity = (book.purity.owner, book.purity.purity) if book.purity is not None else nothing
-    order, unused = along_curve(book.xy), book.counts.cpu().numpy() == 0
     return {
         "name": book.name,
         "size": k,
         "grid": list(book.grid),
         "indices": pack(book.indices.cpu().numpy()),
-        "order": pack(order[np.argsort(unused[order], kind="stable")]),  # grey tiles last
+        "order": pack(along_curve(book.xy)),
         "near": pack(book.near),
         "owner": pack(owner),
         "purity": pack(purity.astype(np.float32)),
