@@ -151,8 +151,9 @@ if [ -n "$only" ]; then
 fi
 [ "$suite$toy" != fashion-mnist ] || python scripts/fetch_embedded.py squeezenet vits14 fashion-mnist >&2
 jobs="${TOK_JOBS:-1}"
-[ "$jobs" = 1 ] || export OMP_NUM_THREADS=$(($(nproc) > jobs ? $(nproc) / jobs : 1))
-printf '%s\n' "${methods[@]}" | xargs -P "$jobs" -I{} bash scripts/benchmark.sh "${again[@]}" --row {}
+threads=() # of each row; the evaluation has them all
+[ "$jobs" = 1 ] || threads=("OMP_NUM_THREADS=$(($(nproc) > jobs ? $(nproc) / jobs : 1))")
+printf '%s\n' "${methods[@]}" | env "${threads[@]}" xargs -P "$jobs" -I{} bash scripts/benchmark.sh "${again[@]}" --row {}
 made=()
 for method in "${methods[@]}"; do
     mapfile -t -O "${#made[@]}" made < "$TOK_WORKSPACE/rows/${method/:/-}"
