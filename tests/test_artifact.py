@@ -161,10 +161,10 @@ def test_artifact_that_another_process_completed_meanwhile_is_found(
 ) -> None:
     take_lock = drafts._take_lock
 
-    def late(path: Path) -> Any:
+    def late(path: Path, wait: bool) -> Any:
         monkeypatch.setattr(drafts, "_take_lock", take_lock)
         make_artifact(path, recipe=RECIPE)
-        return take_lock(path)
+        return take_lock(path, wait)
 
     monkeypatch.setattr(drafts, "_take_lock", late)
     assert isinstance(start(tmp_path / "a"), Artifact)

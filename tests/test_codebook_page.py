@@ -129,6 +129,37 @@ def test_the_keyboard_alone_finds_and_opens_codes_and_cells(one, folder):
     assert one.run("return document.activeElement.dataset.item") == "2"
 
 
+FOCUSED = "const n = document.activeElement; return [n.tagName, n.dataset.stays || '', n.textContent]"
+
+
+def test_the_focus_is_not_lost_where_what_is_known_of_a_code_is_drawn_anew(one, folder):
+    first = folder[1][0]
+    code = int(first.counts.argmax())
+    assert first.counts[code] > 24  # more than are shown at first
+    one.click(f".codes .tile[data-item='{code}']")
+    one.choose(".code select", "5")
+    one.run("document.querySelector('.code select').focus()")
+    one.press("DOWN")
+    assert one.run("return document.querySelector('.code select').value") == "all"
+    assert one.run(FOCUSED)[:2] == ["SELECT", "around"]
+    one.run("document.querySelector('.strip + button').focus()")
+    one.press("ENTER")
+    place = "return [...document.querySelectorAll('.patch')].indexOf(document.activeElement)"
+    assert one.run(place) == 24
+    one.run("document.querySelector('.near button').focus()")
+    one.press("ENTER")
+    assert one.run(FOCUSED) == ["H2", "", f"Code {first.near[code][0]}"]
+
+
+def test_what_a_code_s_section_showed_stays_in_view_when_more_is_shown(one, folder):
+    one.click(f".codes .tile[data-item='{int(folder[1][0].counts.argmax())}']")
+    one.run("const n = document.querySelector('.code'); n.style.maxHeight = '200px'; n.scrollTop = 150")
+    one.run("const n = document.querySelector('.code select'); n.value = '5'; n.dispatchEvent(new Event('change'))")
+    assert one.run("return document.querySelector('.code').scrollTop") == 150
+    one.run("document.querySelector('.near button').click()")
+    assert one.run("return document.querySelector('.code').scrollTop") == 0
+
+
 def test_an_address_names_the_code(browser, folder):  # noqa: F811
     browser.open(folder[0] / "two" / "index.html", "#7,3")
     assert browser.texts(".code h2") == ["A: Code 7", "B: Code 3"]

@@ -79,6 +79,22 @@ def test_unlike_protocols_are_never_in_one_column(other):
     assert [list(row.cells) for row in found.paper.rows] == [["fd_vits14_ar (a)"], ["fd_vits14_ar (b)"]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric", "mode", "key"),
+    [("tokenizer", "feature_loss", None, "feature_loss"), ("samples", "clip_score", "t2i", "clip_score_t2i"), ("samples", "fd_vits14", "t2i", "fd_vits14_t2i")],
+)  # fmt: skip
+@pytest.mark.parametrize("other", ["first", "second"])
+def test_features_of_other_teachers_and_other_captions_are_never_in_one_column(kind, metric, mode, key, other):
+    rows = [
+        measured(kind, Measurement(metric, 0.5, 100, against=VAL, by=by), tokenizer=name, name=name, id=name, mode=mode)
+        for name, by in (("one", "first"), ("other", other))
+    ]
+    found = build_tables(rows).whole
+    wanted = [{f"{key} (a)"}, {f"{key} (b)"}] if other == "second" else [{key}, {key}]
+    assert [set(row.cells) for row in found.rows] == wanted
+    assert all(any(note.endswith(f"64 px, {by}") for note in found.notes) for by in ("first", other))
+
+
 def test_another_image_size_is_another_protocol():
     rows = [measured("samples", fd(8.0), tokenizer=f"tokenizer-{s}", mode="ar", size=s, id=str(s)) for s in (32, 64)]
     assert sum("vits14" in heading for heading in headings(build_tables(rows).paper)) == 2
@@ -115,7 +131,7 @@ def test_the_table_in_json_carries_each_cell_s_provenance():
     found = build_tables([measured("samples", fd(8.0, involved=("teacher",)), mode="ar")])
     (row,) = json.loads(json.dumps(found.as_json))["rows"]
     assert row["cells"]["fd_vits14_ar"] == {
-        "value": 8.0, "text": "8.00*", "artifact": "samples-x", "involved": ["teacher"], "interval": [7.0, 9.0]
+        "value": 8.0, "text": "8.00*", "artifact": "samples-x", "measurement": 0, "involved": ["teacher"], "interval": [7.0, 9.0]
     }  # fmt: skip
     (column,) = [c for c in found.as_json["columns"] if c["key"] == "fd_vits14_ar"]
     assert column["better"] == "lower" and column["protocol"].startswith("500 images against 100")

@@ -374,6 +374,7 @@ def test_artifacts_of_different_data_are_not_measured_on_one_of_them(family: dic
     [
         (["--vgg-weights", "v"], "nothing here reads it"), (["--text-weights", "t"], "nothing here reads it"), (["--data", ""], "--data: is empty"),
         (["--set", "eval.bootstrap=1"], "eval.bootstrap: one resampled set has no spread"),
+        (["--reference", "photos"], "--reference photos: samples are compared with it, and the artifacts hold none"),
     ],
 )  # fmt: skip
 def test_an_evaluation_that_would_ignore_a_flag_is_refused(

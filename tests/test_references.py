@@ -1,6 +1,8 @@
 """Reference statistics: made once from images of any kind or a published file, named by what they are, refused where they do not fit."""
 
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -68,6 +70,24 @@ def test_statistics_are_made_once_and_say_what_they_are(tmp_path, images):
     assert facts["resize"] == "short side bicubic, centre crop"
 
 
+def test_statistics_that_another_process_makes_are_waited_for(tmp_path, images):
+    class Slow(Tiny):
+        def pooled(self, pixels):
+            begun.set()
+            assert not waiting or waiting[0].is_alive()  # it is still there, and made nothing itself
+            time.sleep(0.3)
+            return super().pooled(pixels)
+
+    begun, waiting, found = threading.Event(), [], []
+    judge = Extractor("tiny", Slow(), "tiny")
+    second = threading.Thread(target=lambda: begun.wait() and found.extend(references(tmp_path, images).of(tiny(), 8)))
+    second.start()
+    waiting.append(second)
+    (first,) = references(tmp_path, images).of(judge, 8)
+    second.join(timeout=60)
+    assert [one.artifact for one in found] == [first.artifact] and len(list((tmp_path / "ws").iterdir())) == 1
+
+
 @pytest.mark.parametrize("change", [{"size": 16}, {"extractor": "other"}, {"manifold": 3}])
 def test_other_size_extractor_or_manifold_are_other_statistics(tmp_path, images, change):
     one, other = {"size": 8, "extractor": "tiny", "manifold": 100}, change
@@ -95,14 +115,16 @@ def test_statistics_can_be_named_as_a_reference_for_their_own_extractor_only(tmp
 def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images):
     references(tmp_path, images).of(tiny(), 8)
     (folder,) = (tmp_path / "ws").iterdir()
-    references(tmp_path, folder, images).check([tiny(), tiny("other")])
+    references(tmp_path, folder, images).check([tiny(), tiny("other")], {8})
     with pytest.raises(TokError, match=r"is of tiny, which is no extractor of this recipe. eval.extractors: other"):
-        references(tmp_path, images, folder).check([tiny("other")])
+        references(tmp_path, images, folder).check([tiny("other")], ())
+    with pytest.raises(TokError, match="its size is 8. here it is 16"):
+        references(tmp_path, images, folder).check([tiny("other"), tiny()], {8, 16})
     with pytest.raises(TokError, match=r"x.npz: holds features of Inception, which is no extractor"):
-        references(tmp_path, tmp_path / "x.npz").check([tiny()])
+        references(tmp_path, tmp_path / "x.npz").check([tiny()], ())
     (tmp_path / "x.npz").write_text("no zip")
     with pytest.raises(TokError, match=r"x.npz: is not a whole .npz file"):
-        references(tmp_path, tmp_path / "x.npz").check([tiny("inception")])
+        references(tmp_path, tmp_path / "x.npz").check([tiny("inception")], ())
 
 
 def test_a_report_is_no_reference(tmp_path, make_artifact):

@@ -111,6 +111,20 @@ def test_a_number_tells_where_it_comes_from_when_it_has_the_focus(shown):
     assert box["left"] >= 0 and box["bottom"] <= 900
 
 
+def test_of_two_references_with_equal_values_each_cell_names_its_own(report):
+    twice = drawn(0, 1.0)
+    twice.measurements[0] = replace(twice.measurements[0], by="12 captions (abc)")
+    twice.measurements.append(replace(twice.measurements[0], against=replace(VAL, id="statistics-2", name="set/train")))
+    told = {**report[0], "artifacts": [twice.as_json()]}
+    (row,) = build_tables([twice]).as_json["rows"]
+    tips = [pages.provenance(told, cell) for key, cell in row["cells"].items() if key.startswith("fd_")]
+    assert [tip[3] for tip in tips] == [
+        "reference: set/<val> (statistics-1), 285 images",
+        "reference: set/train (statistics-2), 285 images",
+    ]
+    assert all("12 captions (abc)" in tip for tip in tips)
+
+
 def test_nothing_sticks_out_of_a_small_screen(browser, page):  # noqa: F811
     browser.open(page, width=360, height=640)
     assert browser.run("return document.documentElement.scrollWidth") <= 360

@@ -1,6 +1,7 @@
 """`tok sample`: how many images of what, formats, sweeps, edits, and that only (seed, number) decides on a picture."""
 
 import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ from tokcli.data import samples as store
 from tokcli.data.prompts import read_prompts
 from tokcli.draft import Draft, locked
 from tokcli.errors import Misuse, TokError
-from tokcli.generation import sheets
+from tokcli.generation import neighbours, sheets
 from tokcli.generation.edits import Edit, rows_kept
 from tokcli.generation.generator import Generator
 from tokcli.generation.neighbours import Nearest, features_of, nearest, report
 from tokcli.generation.request import point_name, sweep_points
 from tokcli.proposals import Proposal
+from tokcli.stages import sample as stage
 
 
 @pytest.fixture(scope="module")
@@ -544,3 +546,33 @@ def test_neighbours_stand_in_the_artifact(flags: Any) -> None:
     a = open_artifact(made(*flags("ar"), "-n", 5, "--neighbours", "pixels"))
     assert (a.path / "neighbours.png").exists() and a.manifest["files"]["neighbours.png"]["payload"] is False
     assert set(a.manifest["metrics"]) == {"nearest_pixels", "nearest_pixels_held_out", "nearer_than_held_out_pixels"}
+
+
+def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_once_for_all_points(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["--recipe", "toy/tokens", "--tokenizer", family["tokenizer"], "--set", "tokens.images=3"]
+    k = made("tokenize", *few, "--out", tmp_path / "k")
+    p = made(
+        "train-proposal",
+        "--recipe",
+        "toy/proposal-ar",
+        "--tokens",
+        k,
+        "--set",
+        "train.steps=1",
+        "--out",
+        tmp_path / "p",
+    )
+    opened, seen = [], []
+    monkeypatch.setattr(stage, "open_source", lambda spec, **keys: opened.append(spec) or open_source(spec, **keys))
+    monkeypatch.setattr(
+        neighbours, "nearest", lambda q, source, *rest: seen.append(len(source)) or nearest(q, source, *rest)
+    )
+    command = ["sample", "--recipe", "toy/sample-ar", "--proposal", p, "--decoder", family["decoder"], "-n", 2]
+    command += ["--neighbours", "pixels", "--workspace", tmp_path / "ws"]
+    run(*command, "--sweep", "temperature=1,0.5")
+    assert seen == [3, 3] and sum(spec.endswith("train") for spec in opened) == 1
+    shutil.rmtree(k)
+    said = run(*command, "-n", 3).stderr
+    assert seen[2] == 12 and "among all images of" in said

@@ -7,6 +7,7 @@ step. Repeating the command finds the draft again and resumes it.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import IO, Any
 from tokcli.artifact import MANIFEST, SCHEMA, Artifact, content_id, open_artifact, read_manifest
 from tokcli.errors import TokError
 from tokcli.weights import disk_error, sha256, write_text
+
+log = logging.getLogger("tok")
 
 
 class Draft:
@@ -95,17 +98,25 @@ def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
             yield True
 
 
-def _take_lock(path: Path) -> IO[str]:
+def _take_lock(path: Path, wait: bool) -> IO[str]:
     file = open(path / ".lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
         holder = file.read().strip() or "another process"
+        if wait:
+            log.info("%s is being written by %s: waiting for it", path, holder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return _held(file)
         file.close()
         raise TokError(
             str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
         ) from None
+    return _held(file)
+
+
+def _held(file: IO[str]) -> IO[str]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -120,6 +131,7 @@ def begin(
     provenance: Mapping[str, Any],
     *,
     exclusive: bool = True,
+    wait: bool = False,
 ) -> Draft | Artifact:
     """Start, resume or find an artifact.
 
@@ -130,6 +142,7 @@ def begin(
         inputs: role -> {id, path}.
         provenance: how it is made.
         exclusive: hold the folder's lock; bulk commands lock shard by shard instead.
+        wait: for another process that holds the lock, since it makes the very same; else that is an error.
 
     Returns:
         The complete artifact where the same command finished here before, else a draft (`resumed` says which).
@@ -144,7 +157,7 @@ def begin(
         if occupied and not (path / MANIFEST).exists():
             raise TokError(where, "is not empty and not an artifact", next="choose another folder")
         # the lock comes before the manifest is read: whoever holds it may be about to replace it
-        lock = _take_lock(path) if exclusive and os.access(path, os.W_OK) else None
+        lock = _take_lock(path, wait) if exclusive and os.access(path, os.W_OK) else None
     except OSError as error:
         raise disk_error(path, error) from None
     started: dict[str, Any] = {

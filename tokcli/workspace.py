@@ -313,8 +313,9 @@ def begin(
     device: torch.device,
     *,
     exclusive: bool = True,
+    wait: bool = False,
 ) -> Draft | Artifact:
-    """Open the output folder: `--out`, or `<workspace>/<kind>-<name>-<6 hex>` of recipe and inputs.
+    """Open the output folder: `--out`, or `<workspace>/<kind>-<name>-<6 hex>` of recipe and inputs; the last are `draft.begin`'s.
 
     With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer, or all stop.
     """
@@ -326,7 +327,7 @@ def begin(
     refused: TokError | None = None
     if distributed.is_main() or not exclusive:
         try:
-            answer = draft.begin(path, kind, resolved, inputs, facts, exclusive=exclusive)
+            answer = draft.begin(path, kind, resolved, inputs, facts, exclusive=exclusive, wait=wait)
         except TokError as error:
             refused = error
     if distributed.any_rank(refused is not None):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -79,7 +80,7 @@ class Judge:
         self.size = given[0].facts["use_size"]
         self.references = References(options, references, settings.manifold, device, held_out=spec)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
-        self.references.check(self.extractors)
+        self.references.check(self.extractors, {a.facts["use_size"] for a in given if a.kind == "samples"})
         self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = ClipScore(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
@@ -225,9 +226,11 @@ class Judge:
             a, self.extractors, lambda e: self.references.of(e, a.facts["use_size"]), self._roles(a), self.device,
             manifold=self.settings.manifold, bootstrap=self.settings.bootstrap,
         )  # fmt: skip
-        if self.clip is None:
-            return found
-        return found + self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
+        if self.clip is not None:
+            found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
+        prompts = a.recipe.get("sample", {}).get("prompts")
+        by = f"{len(prompts):,} captions ({artifact.canonical_hash(prompts)[:8]})" if prompts else None
+        return [replace(m, by=by) for m in found]
 
     # --- pictures ---
 

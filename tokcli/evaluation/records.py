@@ -6,13 +6,14 @@
   `mask_ratio`;
 - `artifacts`: a list of {id, kind, name, path, tokenizer (id), mode ("ar", "nar", "t2i" or null), size (px), inputs {role: id},
   metrics {reported name: value, of the first reference}, measurements [...]}; decoders also `worst` [{key, psnr, ssim, ...}];
-- a measurement: {metric, value, count, of, against, extractor, interval, deviation, involved}. `count` things of kind `of`
-  ("images", "tokens") were measured, against {id, name, images} or null; `interval` is [low, high] at 95 % or null; `deviation`
+- a measurement: {metric, value, count, of, against, extractor, by, interval, deviation, involved}. `count` things of kind `of`
+  ("images", "tokens") were measured, against {id, name, images} or null; `by` says in words what else the number is of (a
+  teacher's features, captions), without which two are not comparable, or is null; `interval` is [low, high] at 95 % or null; `deviation`
   is over splits or subsets, or null; `involved` lists the roles ("teacher", "perceptual loss", "discriminator") that the extractor
   had in training the artifact or its ancestors;
 - `table`: `columns` (the paper's) and `more`, lists of {key, title, better ("higher", "lower", "neither"), metric, protocol (words or
-  null)}; `rows` [{name, tokenizer, cells {column key: {value, text, artifact, involved, interval}}}], a key that is absent was not
-  measured; `notes`, lines of text.
+  null)}; `rows` [{name, tokenizer, cells {column key: {value, text, artifact, measurement (its place in the artifact's list), involved, interval}}}],
+  a key that is absent was not measured; `notes`, lines of text.
 """
 
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ class Measurement:
     of: str = "images"
     against: Against | None = None
     extractor: str | None = None
+    by: str | None = None
     interval: tuple[float, float] | None = None
     deviation: float | None = None
     involved: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,11 +64,11 @@ class References:
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self._made: dict[tuple[str, str, int], Reference | None] = {}
 
-    def check(self, extractors: Sequence[Extractor]) -> None:
-        """Refuse, before anything is measured, what none of these extractors could compare with.
+    def check(self, extractors: Sequence[Extractor], sizes: Collection[int]) -> None:
+        """Refuse, before anything is measured, what samples of these sizes in pixels could not be compared with.
 
         Raises:
-            TokError: statistics of another extractor, or a `.npz` that is damaged or not of theirs.
+            TokError: statistics of another extractor, size or weights, or a `.npz` that is damaged or of no extractor here.
         """
         names = f"eval.extractors: {', '.join(e.asked for e in extractors) or 'none'}"
         for spec in self.specs:
@@ -83,6 +83,9 @@ class References:
                 if all(e.name != theirs for e in extractors):
                     raise TokError(where, f"is of {theirs}, which is no extractor of this recipe", got=names,
                                    next=f"--set 'eval.extractors=[{theirs.partition('-')[0]}]', or name images")  # fmt: skip
+                for size in sizes:
+                    for e in extractors:
+                        self._refuse_unfit(spec, e, size)
 
     def inputs(self, size: int) -> list[dict[str, str]]:
         """An entry of the report's manifest for each."""
@@ -120,16 +123,22 @@ class References:
         return self._made[key]
 
     def _fitting(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
+        if self.given[spec].facts["extractor"] != extractor.name:
+            return None  # statistics of another extractor, beside which this one has its own or none
+        self._refuse_unfit(spec, extractor, size)
+        return read_statistics(self.given[spec])
+
+    def _refuse_unfit(self, spec: str, extractor: Extractor, size: int) -> None:
+        """Statistics that bear this extractor's name, of other weights or another size."""
         facts = self.given[spec].facts
         if facts["extractor"] != extractor.name:
-            return None  # statistics of another extractor, beside which this one has its own or none
+            return
         for fact, wanted in (("extractor_sha256", extractor.network.sha256), ("size", size)):
             if facts[fact] not in (wanted, None):
                 raise TokError(
                     f"--reference {spec}", f"its {fact.replace('_', ' ')} is {facts[fact]}", got=f"here it is {wanted}",
                     next="name the images: --reference DATA",
                 )  # fmt: skip
-        return read_statistics(self.given[spec])
 
     def images(self, source: ImageSource, extractor: Extractor, size: int) -> Reference:
         """The statistics of a source, made now where nobody has made them yet.
@@ -174,7 +183,7 @@ class References:
         recipe = {"stage": "statistics", "statistics": describes}
         log.info("reference %s: statistics of %s", name, extractor.name)
         options = replace(self.options, out=None)
-        return workspace.begin(options, "statistics", short, recipe, {"data": data}, self.device)
+        return workspace.begin(options, "statistics", short, recipe, {"data": data}, self.device, wait=True)
 
 
 def is_artifact(spec: str) -> bool:

@@ -38,7 +38,7 @@ class Entry:
         """What two numbers of one column must share."""
         m, against = self.measurement, self.measurement.against
         compared = None if against is None else (against.id, against.images)
-        return (m.count, m.of, compared, self.artifact.size)
+        return (m.count, m.of, compared, self.artifact.size, m.by)
 
 
 def small_sets(measured: Iterable[Measured]) -> list[str]:
@@ -158,8 +158,9 @@ def build_tables(measured: Sequence[Measured]) -> Tables:
 def _cell(e: Entry, columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
     m, column = e.measurement, columns[e.metric, e.protocol]
     text = cell_text(column, Cell(m.value, bool(m.involved)))
-    found = {"value": m.value, "text": text, "artifact": e.artifact.id, "involved": list(m.involved)}
-    return found | {"interval": None if m.interval is None else list(m.interval)}
+    place = next(i for i, one in enumerate(e.artifact.measurements) if one is m)
+    found = {"value": m.value, "text": text, "artifact": e.artifact.id, "measurement": place}
+    return found | {"involved": list(m.involved), "interval": None if m.interval is None else list(m.interval)}
 
 
 def _column_json(column: Column, entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
@@ -197,4 +198,4 @@ def _words(e: Entry) -> str:
             if m.of == "images"
             else f" of {against.name} ({against.id})"
         )
-    return f"{what}, {e.artifact.size} px"
+    return f"{what}, {e.artifact.size} px{f', {m.by}' if m.by else ''}"

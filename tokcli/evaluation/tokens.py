@@ -37,8 +37,16 @@ def judge_tokenizer(
             continue
         tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
         count, of = (len(source), "images") if name == "feature_loss" else (tokens, "tokens")
-        result.append(Measurement(name, value, count, of, against))
+        by = _features(teacher) if teacher is not None and name == "feature_loss" else None
+        result.append(Measurement(name, value, count, of, against, by=by))
     return result
+
+
+def _features(teacher: Teacher) -> str:
+    """What a feature loss is of: every setting that makes other features."""
+    layers, norm = ", ".join(map(str, teacher.layers)), "" if teacher.norm else " without norm"
+    weights = f", sha256 {str(teacher.sha256)[:8]}"
+    return f"features of {teacher.name} (layer {layers}{norm}, at {teacher.image_size} px{weights})"
 
 
 class Told(NamedTuple):

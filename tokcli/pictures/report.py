@@ -104,7 +104,7 @@ def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> s
     head = "".join(f'<th scope="col" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>' for c in columns)
     lines = [
         f'<tr><th scope="row">{_text(row["name"])}</th>'
-        + "".join(_cell(report, c, row["cells"].get(c["key"])) for c in columns) + "</tr>"
+        + "".join(_cell(report, row["cells"].get(c["key"])) for c in columns) + "</tr>"
         for row in report["table"]["rows"]
     ]  # fmt: skip
     head = f'<thead><tr><th scope="col">tokenizer</th>{head}</tr></thead>'
@@ -117,27 +117,30 @@ def _turned(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> 
     names = "".join(f'<th scope="col">{_text(row["name"])}</th>' for row in rows)
     lines = [
         f'<tr><th scope="row" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>'
-        + "".join(_cell(report, c, row["cells"].get(c["key"])) for row in rows) + "</tr>"
+        + "".join(_cell(report, row["cells"].get(c["key"])) for row in rows) + "</tr>"
         for c in columns
     ]  # fmt: skip
     head = f'<thead><tr><th scope="col">metric</th>{names}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _cell(report: Mapping[str, Any], column: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
+def _cell(report: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return '<td class="none">-</td>'
-    tip = "".join(f"<span>{_text(line)}</span>" for line in provenance(report, column, cell))
+    tip = "".join(f"<span>{_text(line)}</span>" for line in provenance(report, cell))
     mark = " marked" if cell["involved"] else ""
     return f'<td><span class="number{mark}" tabindex="0">{_text(cell["text"])}<span class="tip" role="tooltip">{tip}</span></span></td>'
 
 
-def provenance(report: Mapping[str, Any], column: Mapping[str, Any], cell: Mapping[str, Any]) -> list[str]:
+def provenance(report: Mapping[str, Any], cell: Mapping[str, Any]) -> list[str]:
     """Where a cell's number comes from: exact value, artifact, what was counted, reference, extractor, interval, roles."""
     owner = next(a for a in report["artifacts"] if a["id"] == cell["artifact"])
-    base = column["metric"].removesuffix(f"_{owner['mode']}") if owner["kind"] == "samples" else column["metric"]
-    found = next(m for m in owner["measurements"] if m["metric"] == base and m["value"] == cell["value"])
-    return [f"{base} = {found['value']!r}", f"of {owner['id']}, {owner['path']}", *_circumstances(report, owner, found)]
+    found = owner["measurements"][cell["measurement"]]
+    return [
+        f"{found['metric']} = {found['value']!r}",
+        f"of {owner['id']}, {owner['path']}",
+        *_circumstances(report, owner, found),
+    ]
 
 
 def _circumstances(report: Mapping[str, Any], owner: Mapping[str, Any], m: Mapping[str, Any]) -> list[str]:
@@ -149,6 +152,8 @@ def _circumstances(report: Mapping[str, Any], owner: Mapping[str, Any], m: Mappi
         known = report["protocol"]["extractors"].get(m["extractor"])
         weights = f" (sha256 {str(known['sha256'])[:8]}, {known['size']} px, {known['resize']})" if known else ""
         lines.append(f"extractor: {m['extractor']}{weights}")
+    if m["by"] is not None:
+        lines.append(m["by"])
     if m["interval"] is not None:
         lines.append(f"95 % interval: {m['interval'][0]:.6g} to {m['interval'][1]:.6g}")
     if m["deviation"] is not None:

@@ -83,6 +83,9 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
     read = {name for a in given for name in assemble.weights_read(a.recipe)} & {"teacher", "text"}
     workspace.check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
+    if references and not any(a.kind == "samples" for a in given):
+        raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
+                       next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
     if options.dry_run:
         return plan.describe(
             options, recipe, {}, reads={"data": spec, **{a.id: str(a.path) for a in given}}, writes="report"

@@ -6,9 +6,10 @@ are made and written while the next batch's tokens are drawn.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 
 from tokcli import artifact, assemble, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, evenly, open_source, sibling
+from tokcli.data import ImageSource, evenly, limited, open_source, sibling
 from tokcli.data import samples as store
 from tokcli.draft import Draft, locked, write_listing
 from tokcli.errors import Misuse, TokError
@@ -54,6 +55,7 @@ class Request:
     settings: Sampling
     labels: Sequence[int]
     edit: Edit | None
+    training: Callable[[], ImageSource]  # for `--neighbours`; opened once for all points
 
 
 def main(
@@ -73,7 +75,8 @@ def main(
     workspace.check_weights(options, assemble.weights_read(proposal_artifact.recipe))
     decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
-    requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
+    training = functools.cache(lambda: _training_images(proposal_artifact))
+    requests = [_request(options, point, proposal_artifact, edit, mask, training) for point in points]
     reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
     if options.dry_run:
         return "\n".join(plan.describe(r.options, r.recipe, {}, reads=reads, writes="samples") for r in requests)
@@ -104,8 +107,9 @@ def main(
 
 
 def _request(
-    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
-) -> Request:
+    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None,
+    training: Callable[[], ImageSource],
+) -> Request:  # fmt: skip
     """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
     facts, sets = proposal.facts, one_number({**options.sets, **point})
     if sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
@@ -121,7 +125,7 @@ def _request(
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     check_prompts(asked.prompts, facts)
     if asked.neighbours:
-        _training_images(proposal)
+        training()
         if asked.neighbours != neighbours.PIXELS:
             network_class(asked.neighbours, role="extractor")
     with torch.device("meta"):
@@ -136,7 +140,7 @@ def _request(
         flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
         raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
     network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
-    return Request(options, recipe, settings, labels, picture)
+    return Request(options, recipe, settings, labels, picture, training)
 
 
 def _for_edit(
@@ -261,7 +265,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.de
         pictures.save_png(sheet, folder / "sheet.png")
         extras, metrics = ["sheet.png"], {}
         if asked.neighbours:
-            metrics = _compare(made, proposal, asked.neighbours, device)
+            metrics = _compare(made, request.training(), asked.neighbours, device)
             extras.append("neighbours.png")
         done = draft.finish(facts, payload=payload, extras=extras, metrics=metrics)
         store.clean(folder)
@@ -269,17 +273,24 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.de
 
 
 def _training_images(proposal: Artifact) -> ImageSource:
-    """The data set that the network's tokens are of, whichever of its images were tokenized."""
+    """The images that the network's tokens are of; all of their data set where the tokens are not at hand to say which."""
     recorded = proposal.inputs["data"]
     source = open_source(recorded["path"], size=proposal.facts["use_size"])
     if source.id != recorded["id"]:
         log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
-    return source
+    tokens = proposal.inputs["tokens"]
+    try:
+        made = artifact.locate(tokens["id"], tokens["path"], proposal.path.parent)
+    except TokError as error:
+        log.warning(
+            "--neighbours: among all images of %s, for its tokens cannot say which were used: %s", source.name, error
+        )
+        return source
+    return limited(source, made.recipe["tokens"]["images"])
 
 
-def _compare(samples: Artifact, proposal: Artifact, name: str, device: torch.device) -> dict[str, float]:
+def _compare(samples: Artifact, training: ImageSource, name: str, device: torch.device) -> dict[str, float]:
     """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
-    training = _training_images(proposal)
     size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
     images, beside = measure.read_samples(samples, range(number)), sibling(training.name, "val")
     queries, features = [images], neighbours.features_of(name, device)

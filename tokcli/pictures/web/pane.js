@@ -54,10 +54,26 @@ class Pane {
     this.tiles.select(code);
     this.tiles.show(code);
     this.describe();
+    this.code.scrollTop = 0;
     if (tell) this.page.pickedIn(this);
   }
 
   describe() {
+    const within = this.code.contains(document.activeElement), kept = document.activeElement.dataset.stays;
+    const top = this.code.scrollTop;
+    this.draw();
+    this.code.scrollTop = top;
+    if (within) this.refocus(kept);
+  }
+
+  // What had the focus was drawn anew: it goes to the same control, or to the heading where that is gone.
+  refocus(kept) {
+    const control = kept && this.code.querySelector(`[data-stays="${kept}"]`), heading = this.code.querySelector("h2");
+    if (!control) heading.tabIndex = -1;
+    (control || heading).focus({ preventScroll: true });
+  }
+
+  draw() {
     const { book, page, picked: code } = this;
     const letter = page.books.length > 1 ? `${"AB"[this.number]}: ` : "";
     if (code === null) {
@@ -76,7 +92,6 @@ class Pane {
       ...(tokens ? [make("div", { class: "facts" }, make("figure", {}, make("div", { class: "big" }, tile), make("figcaption", {}, "nearest to the code, with surroundings")),
         this.heat(code), this.bars(code)), ...this.patches(code)] : []),
       ...this.nearest(code));
-    this.code.scrollTop = 0;
   }
 
   heat(code) {
@@ -112,13 +127,21 @@ class Pane {
       drawPatch(node, this.book, token, cells, 64);
       return node;
     }));
-    const choice = make("select", { onchange: (event) => { this.around = event.target.value; this.describe(); } },
+    const choice = make("select", { "data-stays": "around", onchange: (event) => { this.around = event.target.value; this.describe(); } },
       ...[["1", "the cell"], ["3", "3 x 3 cells"], ["5", "5 x 5 cells"], ["all", "the whole image"]].map(([value, text]) =>
         make("option", { value, selected: value === this.around }, text)));
     const more = tokens.length > this.more
-      ? [make("button", { onclick: () => { this.more += 96; this.describe(); } }, `more of ${tokens.length.toLocaleString("en")}`)] : [];
+      ? [make("button", { "data-stays": "more", onclick: () => this.unfold() }, `more of ${tokens.length.toLocaleString("en")}`)] : [];
     return [make("h3", {}, "Its patches"), make("p", {}, "Places that the tokenizer calls by this code, from as many images as possible."),
       make("div", { class: "controls" }, make("label", {}, "show", choice)), box, ...more];
+  }
+
+  // More patches, and the focus, where the button had it, on the first of them.
+  unfold() {
+    const first = this.more;
+    this.more += 96;
+    this.describe();
+    if (this.code.contains(document.activeElement)) this.code.querySelectorAll(".patch")[first].focus({ preventScroll: true });
   }
 
   nearest(code) {
