@@ -574,5 +574,7 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
     run(*command, "--sweep", "temperature=1,0.5")
     assert seen == [3, 3] and sum(spec.endswith("train") for spec in opened) == 1
     shutil.rmtree(k)
-    said = run(*command, "-n", 3).stderr
-    assert seen[2] == 12 and "among all images of" in said
+    told: list[str] = []
+    monkeypatch.setattr(stage.log, "warning", lambda text, *values: told.append(text % values))
+    made(*command, "-n", 3)
+    assert seen[2] == 12 and "among all images of" in told[0]
