@@ -226,3 +226,31 @@ def test_sixteen_thousand_codes_keep_few_tiles_in_the_page(browser, tmp_path):  
     browser.open(tmp_path / "index.html", "#16000")
     assert browser.texts(".code h2") == ["Code 16000"] and browser.errors() == []
     assert 0 < browser.run("return document.querySelectorAll('.codes .tile').length") < 1000
+
+
+def test_what_is_lit_is_the_code_picked_wherever_the_pointer_was(one, folder):
+    first = folder[1][0]
+    code = int(first.counts.argmax())
+    one.click(f".codes .tile[data-item='{code}']")
+    one.run("document.querySelector('.patch').focus()")
+    assert one.run("return page.lit") == [code]
+    one.run("document.querySelector('.near button').focus()")
+    one.press("ENTER")
+    near = int(first.near[code][0])
+    assert one.run("return [page.picked.code, ...page.lit]") == [near, near]
+    one.hover(".photo[data-item='1']", across=0.1, down=0.1)
+    cell = one.run("return page.pointed.cells[0]")
+    one.click(".photo[data-item='1']", across=0.1, down=0.1)
+    assert one.run("return [page.pointed.image, page.pointed.cells[0]]") == [
+        1,
+        cell,
+    ]  # what was clicked stays pointed at
+
+
+def test_on_a_small_screen_the_heading_of_a_neighbour_picked_comes_into_view(browser, folder):  # noqa: F811
+    browser.open(folder[0] / "one" / "index.html", width=480, height=700)
+    browser.click(".codes .tile[data-item='2']")
+    browser.run("document.querySelector('.near button').focus()")
+    browser.press("ENTER")
+    box = browser.box(".code h2")
+    assert box["top"] >= 0 and box["bottom"] <= 700

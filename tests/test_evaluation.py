@@ -1,10 +1,12 @@
 """Rows by lineage, columns by protocol, marks of judges that took part in a training."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
+from tokcli.evaluation.judge import asked_for
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Against, Measured, Measurement
 from tokcli.evaluation.tables import build_tables, small_sets
@@ -116,6 +118,61 @@ def test_a_second_artifact_in_one_place_gets_its_own_row_named_by_what_differs()
     found = build_tables([measured("tokenizer", usage(0.5)), *sweep])
     assert [row.name for row in found.paper.rows] == ["vqkd", "vqkd: sample.cfg_scale=2.0"]
     assert [row.cells["fd_vits14_ar"].value for row in found.paper.rows] == [8.0, 7.0]
+
+
+def drawn(proposal, decoder, mode="ar", value=8.0, **recipe):
+    one = measured(
+        "samples", fd(value), mode=mode, recipe={"sample": recipe}, id=f"{mode}-{proposal}-{decoder}-{value}"
+    )
+    return replace(one, inputs={"proposal": f"proposal-{proposal}", "decoder": f"decoder-{decoder}"})
+
+
+def network(kind, id, metric, mode=None, **recipe):
+    return measured(kind, Measurement(metric, float(ord(id[0])), 100, against=VAL), mode=mode, id=id, recipe=recipe)
+
+
+def test_a_row_holds_samples_of_its_own_networks_only():
+    ppl = lambda id, **recipe: network("proposal", id, "proposal_ppl", "ar", **recipe)  # noqa: E731
+    family = [
+        measured("tokenizer", usage(0.5)), network("decoder", "d", "psnr"), network("decoder", "e", "psnr", widths=2), ppl("a", seed=0),
+        ppl("b", seed=5), drawn("b", "d", value=2.0), drawn("a", "e", value=3.0), drawn("n", "d", "nar", value=4.0), drawn("a", "d", value=1.0),
+        drawn("n", "d", "nar", value=5.0, cfg_scale=2),
+    ]  # fmt: skip
+    rows = {row.name: {k: c.value for k, c in row.cells.items()} for row in build_tables(family).whole.rows}
+    assert rows == {
+        "vqkd": {"codebook_usage": 0.5, "psnr": 100.0, "proposal_ppl": 98.0, "fd_vits14_ar": 2.0, "fd_vits14_nar": 4.0},
+        "vqkd: widths=2; seed=0": {"psnr": 101.0, "proposal_ppl": 97.0, "fd_vits14_ar": 3.0},
+        "vqkd: seed=0": {"fd_vits14_ar": 1.0},
+        "vqkd: sample.cfg_scale=2": {"fd_vits14_nar": 5.0},
+    }
+
+
+def test_a_decoder_beside_one_that_the_tokenizer_holds_has_its_own_row():
+    t = measured("tokenizer", usage(0.5), Measurement("psnr", 20.0, 100, against=VAL), id="t")
+    family = [t, network("decoder", "d", "psnr"), drawn("a", "d")]
+    found = build_tables(family).whole.rows
+    assert [set(row.cells) for row in found] == [{"codebook_usage", "psnr"}, {"psnr", "fd_vits14_ar"}]
+    assert found[0].cells["psnr"].value == 20.0
+
+
+def test_samples_asked_for_otherwise_have_a_row_of_their_own():
+    other = replace(drawn("a", "d", value=2.0, classes=["Flags"]), measurements=[replace(fd(2.0), by="classes Flags")])
+    found = build_tables([measured("tokenizer", usage(0.5)), drawn("a", "d"), other]).whole
+    assert [list(row.cells) for row in found.rows] == [["codebook_usage", "fd_vits14_ar (a)"], ["fd_vits14_ar (b)"]]
+    assert found.rows[1].name == "vqkd: sample.classes=['Flags']"
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        ({}, None), ({"classes": None, "prompts": None}, None), ({"classes": "data"}, "classes as in the data"),
+        ({"classes": ["Flags", 2]}, "classes Flags, 2"), ({"prompts": ["a dog", "a cat"]}, "captions a dog, a cat"),
+        ({"prompts": ["a dog"] * 99}, r"99 captions \(........\)"),
+    ],
+)  # fmt: skip
+def test_what_samples_were_asked_to_show_is_said(sample, said):
+    found = asked_for(sample)
+    assert found is None if said is None else re.fullmatch(said, found)
 
 
 def test_a_cell_is_marked_where_its_judge_took_part():

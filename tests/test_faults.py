@@ -406,3 +406,35 @@ def test_a_recorded_recipe_that_describes_no_network_is_damage(
     assert "manifest.json: its recipe or facts do not describe a network" in refusal(
         *sample, "--proposal", tmp_path / "p"
     )
+
+
+def test_files_that_cannot_be_read_cost_no_evaluation_and_are_not_counted(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    for number in range(8):
+        draw(tmp_path / "held" / ("cat", "dog")[number % 2] / f"{number}.png", shade=20 * number)
+    for name in ("cat", "dog"):
+        (tmp_path / "held" / name / "0-first.png").write_bytes(b"\x89PNG broken")
+    where = ["--data", tmp_path / "held", "--workspace", tmp_path / "ws"]
+    found = made("eval", "--recipe", "toy/eval", family["tokenizer"], family["decoder"], family["proposal"], *where)
+    told = json.loads((found / "metrics.json").read_text())
+    assert (found / "sheet.png").exists() and told["protocol"]["held_out"]["images"] == 8
+    held = [m for a in told["artifacts"] for m in a["measurements"] if m["against"]["name"].endswith("held")]
+    assert len(held) > 8 and {m["against"]["images"] for m in held} == {8}
+    assert {m["count"] for m in held if m["of"] == "images"} == {8}
+
+
+def test_one_held_out_image_has_no_distance_but_all_else(family: dict[str, Path], tmp_path: Path) -> None:
+    draw(tmp_path / "held" / "cat" / "0.png")
+    where = ["--data", tmp_path / "held", "--workspace", tmp_path / "ws"]
+    found = made("eval", "--recipe", "toy/eval", family["tokenizer"], family["decoder"], *where)
+    measured = json.loads((found / "metrics.json").read_text())["artifacts"][1]["metrics"]
+    assert "psnr" in measured and not any(name.startswith("rfd") for name in measured)
+
+
+def test_the_dry_run_of_an_evaluation_names_its_references(
+    family: dict[str, Path], sample: list[Any], tmp_path: Path
+) -> None:
+    command = ["eval", "--recipe", "toy/eval", made(*sample), "--data", family["photos"], "--dry-run", "--reference"]
+    assert f"# reads   reference 1: {family['photos']}" in run(*command, family["photos"]).stdout
+    assert refusal(*command, tmp_path / "gone").startswith(f"--reference {tmp_path}/gone: no such folder")

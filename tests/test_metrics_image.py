@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tokcli.errors import TokError
-from tokcli.metrics.image import PSNR_CAP, l1, psnr, sharpness, ssim
+from tokcli.metrics.image import PSNR_CAP, l1, mean_of, psnr, sharpness, ssim
 
 
 def pair(side=20, count=2):
@@ -74,9 +74,12 @@ def test_sharpness_of_a_ramp_by_hand():
     assert float(sharpness(ramp, 2 * ramp)) == pytest.approx((0.08 + 1e-4) / (0.16 + 1e-4), rel=1e-6)
 
 
-def test_flat_images_have_a_finite_sharpness():
-    flat = torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)
-    assert float(sharpness(flat, flat)) == 1
+def test_a_flat_target_has_no_sharpness_and_does_not_decide_over_a_set():
+    noisy = pair()[0]
+    flat = torch.full_like(noisy[:1], 7)
+    found = sharpness(noisy, torch.cat([flat, noisy[1:]]))
+    assert found.isnan().tolist() == [True, False] and mean_of(found) == 1
+    assert mean_of(sharpness(flat, flat)) is None
 
 
 def test_values_outside_the_range_are_clamped_as_a_screen_would():

@@ -120,11 +120,25 @@ def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images
         references(tmp_path, images, folder).check([tiny("other")], ())
     with pytest.raises(TokError, match="its size is 8. here it is 16"):
         references(tmp_path, images, folder).check([tiny("other"), tiny()], {8, 16})
+    whole = (folder / "features.safetensors").read_bytes()
+    (folder / "features.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(TokError, match="features.safetensors"):
+        references(tmp_path, folder).check([tiny()], {8})
+    (folder / "features.safetensors").write_bytes(whole)
     with pytest.raises(TokError, match=r"x.npz: holds features of Inception, which is no extractor"):
         references(tmp_path, tmp_path / "x.npz").check([tiny()], ())
     (tmp_path / "x.npz").write_text("no zip")
     with pytest.raises(TokError, match=r"x.npz: is not a whole .npz file"):
         references(tmp_path, tmp_path / "x.npz").check([tiny("inception")], ())
+
+
+def test_a_reference_that_is_not_there_is_named_by_its_flag_and_one_of_two_spellings_is_read(
+    tmp_path, images, monkeypatch
+):
+    with pytest.raises(TokError, match=r"^--reference .*/gone: no such folder"):
+        references(tmp_path, tmp_path / "gone").of(tiny(), 8)
+    monkeypatch.chdir(images.parent)
+    assert len(references(tmp_path, "val", "./val", images).of(tiny(), 8)) == 1
 
 
 def test_a_report_is_no_reference(tmp_path, make_artifact):

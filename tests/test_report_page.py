@@ -190,16 +190,19 @@ def test_lines_that_are_no_record_are_passed_over(make_artifact, tmp_path):
     assert read_log(made) == [{"step": 1, "loss": 2}]
 
 
-def test_samples_of_another_number_or_decoder_are_not_on_one_curve():
+def test_samples_of_another_number_decoder_or_request_are_not_on_one_curve():
     def sweep(*drawn):
         artifacts, recipes = [], {}
-        for number, (scale, count, decoder) in enumerate(drawn):
+        for number, (scale, count, decoder, by) in enumerate(drawn):
             key = f"samples-{number}"
-            recipes[key] = {"sample": {"cfg_scale": scale, "number": count}}
+            recipes[key] = {"sample": {"cfg_scale": scale, "per_class": 1}}
             artifacts.append({
-                "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number}
+                "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number},
+                "measurements": [{"count": count, "by": by}],
             })  # fmt: skip
         return pages._sweeps({"artifacts": artifacts}, recipes)
 
-    assert sweep((1.0, 100, "d"), (2.0, 5000, "d")) == sweep((1.0, 100, "d"), (2.0, 100, "e")) == ""
-    assert "fd_x over cfg_scale" in sweep((1.0, 100, "d"), (2.0, 100, "d"))
+    first = (1.0, 100, "d", None)
+    for other in ((2.0, 5000, "d", None), (2.0, 100, "e", None), (2.0, 100, "d", "classes Flags")):
+        assert sweep(first, other) == ""
+    assert "fd_x over cfg_scale" in sweep(first, (2.0, 100, "d", None))

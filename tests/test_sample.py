@@ -1,6 +1,7 @@
 """`tok sample`: how many images of what, formats, sweeps, edits, and that only (seed, number) decides on a picture."""
 
 import itertools
+import json
 import shutil
 import signal
 import subprocess
@@ -573,8 +574,38 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
     command += ["--neighbours", "pixels", "--workspace", tmp_path / "ws"]
     run(*command, "--sweep", "temperature=1,0.5")
     assert seen == [3, 3] and sum(spec.endswith("train") for spec in opened) == 1
+    manifest = json.loads((k / "manifest.json").read_text())
+    del manifest["recipe"]["tokens"]["images"]  # as in tokens made before there was such a key
+    (k / "manifest.json").write_text(json.dumps(manifest))
+    made(*command, "-n", 1)
+    assert seen.pop() == 12
     shutil.rmtree(k)
     told: list[str] = []
     monkeypatch.setattr(stage.log, "warning", lambda text, *values: told.append(text % values))
     made(*command, "-n", 3)
     assert seen[2] == 12 and "among all images of" in told[0]
+
+
+def test_what_neighbours_lack_is_said_before_anything_is_drawn(
+    flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> None:
+        raise TokError("extractor squeezenet", "weights not found")
+
+    monkeypatch.setattr(neighbours, "features_of", missing)
+    assert "weights not found" in refusal(*flags("nar"), "-n", 3, "--neighbours", "squeezenet")
+    assert list(tmp_path.glob("ws/*")) and not list(tmp_path.glob("ws/*/images"))
+
+
+def test_finished_neighbours_are_found_again_where_the_training_images_are_gone(
+    flags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*flags("nar"), "-n", 2, "--neighbours", "pixels"]
+    first = made(*command)
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise TokError("--data photos", "no such folder")
+
+    monkeypatch.setattr(stage, "open_source", gone)
+    assert made(*command) == first
+    assert "no such folder" in refusal(*command, "--seed", 9)

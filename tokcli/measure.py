@@ -18,6 +18,7 @@ from tokcli.data.batches import read_all
 from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
+from tokcli.metrics.image import mean_of
 from tokcli.metrics.proposal import masked_ce_name
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal
@@ -79,6 +80,21 @@ def read(
         raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
 
 
+def first_readable(
+    source: ImageSource, size: int, groups: Iterable[Sequence[int]]
+) -> tuple[list[int], list[UInt8[Tensor, "3 s s"]]]:
+    """The first readable image of each group of sample numbers, with its number; a group without one is left out."""
+    numbers: list[int] = []
+    images: list[Tensor] = []
+    for group in groups:
+        tried = ((i, read_all(source, evaluation_transform(size), indices=[i])) for i in group)
+        found = next(((i, image) for i, one in tried for _, image in one if not isinstance(image, BadImage)), None)
+        if found:
+            numbers.append(found[0])
+            images.append(found[1])
+    return numbers, images
+
+
 def unit(images: UInt8[Tensor, "b 3 h w"], device: torch.device) -> Float[Tensor, "b 3 h w"]:
     """uint8 images as float in [0, 1] on the device."""
     return images.to(device, non_blocking=True).float() / 255
@@ -132,8 +148,10 @@ def tokenizer(
     network.eval()
     counts = Counts(network.quantizer.codebook_size)
     losses: list[Tensor] = []
+    seen = 0
     for _, images in read(source, evaluation_transform(size)):
         pixels = unit(images, device)
+        seen += len(images)
         quantized = network(pixels)
         counts.add(quantized.indices.cpu(), images, grid)
         if teacher is not None and network.feature_decoder is not None:
@@ -144,7 +162,7 @@ def tokenizer(
     found = counts.report() if network.quantizer.discrete else {}
     if losses:
         found["feature_loss"] = float(torch.cat(losses).mean())
-    return found
+    return found | {"images": seen}
 
 
 @torch.no_grad()
@@ -166,8 +184,9 @@ def decoder(
         decoded = reconstruct(network, pixel_decoder, images, device)
         for name, per_image in values.items():
             per_image.append(metrics.METRICS[name].function(decoded, images))
-    found = {name: float(torch.cat(per_image).mean()) for name, per_image in values.items()}
-    return found | {"images": sum(map(len, values["l1"]))}
+    found = {name: mean_of(torch.cat(per_image)) for name, per_image in values.items()}
+    measured = {name: value for name, value in found.items() if value is not None}
+    return measured | {"images": sum(map(len, values["l1"]))}
 
 
 class HeldOut(NamedTuple):
@@ -218,7 +237,7 @@ def proposal(
     Args:
         mask_ratio: share of the tokens that a masked network has to predict.
     """
-    total, right, count = 0.0, 0.0, 0
+    total, right, count, images = 0.0, 0.0, 0, 0
     masked = not hasattr(network, "nll")
     training = network.training
     network.eval()
@@ -229,7 +248,7 @@ def proposal(
         else:
             nats, hits = network.judged(indices, condition)  # type: ignore[operator]
         total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
-        count += nats.numel()
+        count, images = count + nats.numel(), images + len(indices)
     network.train(training)
     accuracy = metrics.token_accuracy(right, count)
     if masked:
@@ -237,9 +256,10 @@ def proposal(
         return {
             masked_ce_name(mask_ratio): metrics.masked_ce(total, count),
             f"masked_accuracy_{at}": accuracy,
-            "images": count,
+            "images": images,
         }
-    return {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy, "tokens": count}
+    found = {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy}
+    return found | {"tokens": count, "images": images}
 
 
 def read_samples(samples: Artifact, numbers: Sequence[int]) -> UInt8[Tensor, "n 3 s s"]:

@@ -1,5 +1,6 @@
 """Reconstructions against their originals: pixels, LPIPS, Fréchet distances, and which images come out worst."""
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.evaluation.samples import Roles, frechet
 from tokcli.losses.perceptual import lpips_heads
+from tokcli.metrics.image import mean_of
 from tokcli.models import Tokenizer
 from tokcli.networks import build_network
 
+log = logging.getLogger("tok")
 PIXELS = ("psnr", "ssim", "sharpness", "l1")
 
 
@@ -86,18 +89,22 @@ def judge_decoder(
     against = Against(source.id, source.name, len(numbers))
     result = [
         Measurement(
-            name, float(found.mean()), len(numbers), against=against, involved=lpips_roles if name == "lpips" else ()
+            name, value, int((~found.isnan()).sum()), against=against, involved=lpips_roles if name == "lpips" else ()
         )
         for name, found in table.items()
+        if (value := mean_of(found)) is not None
     ]
-    for ours in seen:
+    if len(numbers) < 2:
+        log.warning("--data %s: one image has no distribution: no Fréchet distance", source.name)
+    for ours in seen if len(numbers) > 1 else ():
         real = originals(ours.extractor)
         shared = {"extractor": ours.extractor.name, "involved": roles(ours.extractor)}
         # no interval: each reconstruction has its original, and resampling one side alone would make it several times too wide
         result.append(frechet("rfd", ours.moments, ours.features, real.gaussian, real.against, 0, shared))
     order = -table["lpips"] if lpips else table["psnr"]
     rows = order.argsort(stable=True)[:worst].tolist()
-    named = [{"key": source.key(numbers[r]), **{name: float(found[r]) for name, found in table.items()}} for r in rows]
+    known = lambda r: {name: float(found[r]) for name, found in table.items() if not found[r].isnan()}  # noqa: E731
+    named = [{"key": source.key(numbers[r]), **known(r)} for r in rows]
     return Reconstructions(
         result, named, *_pictures([numbers[r] for r in rows], tokenizer, decoder, source, size, device)
     )

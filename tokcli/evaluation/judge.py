@@ -1,8 +1,9 @@
 """One evaluation: artifacts measured one after another; networks, sources and references are made once."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,23 @@ def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[i
     return [labels.index(label) if label in labels else None for label in asked]
 
 
+def asked_for(sample: Mapping[str, Any]) -> str | None:
+    """What samples were asked to show, in words, where it is not each class in turn: others are not comparable."""
+    for kind in ("prompts", "classes"):
+        asked = sample.get(kind)
+        if isinstance(asked, str):
+            return f"{kind} as in the {asked}"
+        if asked:
+            said = ", ".join(map(str, asked))
+            called = {"prompts": "captions", "classes": "classes"}[kind]
+            return (
+                f"{called} {said}"
+                if len(said) <= 60
+                else f"{len(asked):,} {called} ({artifact.canonical_hash(asked)[:8]})"
+            )
+    return None
+
+
 class Judge:
     """Measures artifacts of one family after another.
 
@@ -86,6 +104,7 @@ class Judge:
         self._lineage: dict[str, list[Artifact]] = {}
         self._reconstructions_shown: dict[str, Tensor] = {}
         self._worst: dict[str, Reconstructions] = {}
+        self._readable: dict[int, int] = {}  # held-out images that could be read, by size
 
     def source(self, spec: str, size: int) -> ImageSource:
         """Images of a data set at `size` pixels, opened once."""
@@ -112,7 +131,7 @@ class Judge:
     def protocol(self) -> dict[str, Any]:
         """What holds for all numbers, as data."""
         source = self.held_out(self.size)
-        held_out = {"id": source.id, "name": source.name, "images": len(source)}
+        held_out = {"id": source.id, "name": source.name, "images": self._readable.get(self.size, len(source))}
         references = [
             {"id": one["id"], "name": one["path"]}
             for role, one in self.inputs().items()
@@ -169,7 +188,9 @@ class Judge:
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
         source = self.held_out(size)
-        found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
+        found = self._noted(
+            judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network)), size
+        )
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
             if train is not None:
@@ -208,15 +229,22 @@ class Judge:
             extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
             lpips_roles=self._lpips_roles(a), worst=settings.worst,
         )  # fmt: skip
-        return self._worst[a.id].measurements
+        return self._noted(self._worst[a.id].measurements, size)
 
     def _proposal(self, a: Artifact) -> list[Measurement]:
         size = a.facts["use_size"]
-        return judge_proposal(
+        found = judge_proposal(
             assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
             self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
             classes=a.facts["classes"], captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
+        return self._noted(found, size)
+
+    def _noted(self, found: list[Measurement], size: int) -> list[Measurement]:
+        """Measurements on held-out images, of which the first says how many could be read."""
+        if found and found[0].against and found[0].against.images:
+            self._readable[size] = found[0].against.images
+        return found
 
     def _samples(self, a: Artifact) -> list[Measurement]:
         if a.facts.get("edit"):
@@ -228,9 +256,7 @@ class Judge:
         )  # fmt: skip
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
-        prompts = a.recipe.get("sample", {}).get("prompts")
-        by = f"{len(prompts):,} captions ({artifact.canonical_hash(prompts)[:8]})" if prompts else None
-        return [replace(m, by=by) for m in found]
+        return [replace(m, by=asked_for(a.recipe.get("sample", {}))) for m in found]
 
     # --- pictures ---
 
@@ -274,10 +300,11 @@ class Judge:
         source = self.held_out(size)
         labels = [source.label(i) for i in range(len(source))]
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
-        chosen = [labels.index(c) for c in classes] or list(evenly(len(labels), COLUMNS))
-        numbers, images = next(measure.read(source, measure.evaluation_transform(size), chosen))
+        of_class: list[Sequence[int]] = [[i for i, label in enumerate(labels) if label == c] for c in classes]
+        starts = [*evenly(len(labels), COLUMNS), len(labels)]
+        numbers, images = measure.first_readable(source, size, of_class or [range(*two) for two in pairwise(starts)])
         names = [source.classes[source.label(i)] for i in numbers] if classes else None
-        return images, names
+        return torch.stack(images), names
 
     def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
         """What becomes of its `_examples`, for its own sheet and for that of all."""

@@ -28,7 +28,9 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
         given: the artifacts measured.
         sheets: names of contact sheets in `folder`.
     """
-    drawn_by = {a.id: a.facts["name"] for a in given if a.kind == "decoder" or a.facts.get("has_decoder")}
+    decoders = [a for a in given if a.kind == "decoder" or a.facts.get("has_decoder")]
+    names = [a.facts["name"] for a in decoders]
+    drawn_by = {a.id: name if names.count(name) == 1 else a.path.name for a, name in zip(decoders, names, strict=True)}
     shown = []
     for sheet in sheets:
         what, _, key = sheet.removesuffix(".png").partition("-")  # the first decoder's have no key

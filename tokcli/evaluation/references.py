@@ -59,8 +59,8 @@ class References:
         held_out: str | None = None,
     ) -> None:
         self.options, self.manifold, self.device, self.held_out = options, manifold, device, held_out
-        self.specs = list(dict.fromkeys(specs))
-        self.given = {s: artifact.open_artifact(s, "--reference", ["statistics"]) for s in specs if is_artifact(s)}
+        self.specs = list({Path(s).resolve() if Path(s).exists() else s: s for s in specs}.values())
+        self.given = {s: artifact.open_artifact(s, "--reference", ["statistics"]) for s in self.specs if is_artifact(s)}
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self._made: dict[tuple[str, str, int], Reference | None] = {}
 
@@ -85,7 +85,7 @@ class References:
                                    next=f"--set 'eval.extractors=[{theirs.partition('-')[0]}]', or name images")  # fmt: skip
                 for size in sizes:
                     for e in extractors:
-                        self._refuse_unfit(spec, e, size)
+                        self._one(spec, e, size)  # reads them, hashes checked
 
     def inputs(self, size: int) -> list[dict[str, str]]:
         """An entry of the report's manifest for each."""
@@ -108,7 +108,12 @@ class References:
     def _source(self, spec: str, size: int) -> ImageSource:
         if (spec, size) not in self._sources:
             labels = self.options.labels if spec == self.held_out else None  # which also choose the images
-            self._sources[spec, size] = open_source(spec, size=size, labels=labels)
+            try:
+                self._sources[spec, size] = open_source(spec, size=size, labels=labels)
+            except TokError as error:  # which calls it --data
+                if spec == self.held_out or not error.where.startswith("--data"):
+                    raise
+                raise TokError(f"--reference {spec}", error.what, got=error.got, next=error.next) from None
         return self._sources[spec, size]
 
     def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
@@ -123,22 +128,16 @@ class References:
         return self._made[key]
 
     def _fitting(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
-        if self.given[spec].facts["extractor"] != extractor.name:
-            return None  # statistics of another extractor, beside which this one has its own or none
-        self._refuse_unfit(spec, extractor, size)
-        return read_statistics(self.given[spec])
-
-    def _refuse_unfit(self, spec: str, extractor: Extractor, size: int) -> None:
-        """Statistics that bear this extractor's name, of other weights or another size."""
         facts = self.given[spec].facts
         if facts["extractor"] != extractor.name:
-            return
+            return None  # statistics of another extractor, beside which this one has its own or none
         for fact, wanted in (("extractor_sha256", extractor.network.sha256), ("size", size)):
             if facts[fact] not in (wanted, None):
                 raise TokError(
                     f"--reference {spec}", f"its {fact.replace('_', ' ')} is {facts[fact]}", got=f"here it is {wanted}",
                     next="name the images: --reference DATA",
                 )  # fmt: skip
+        return read_statistics(self.given[spec])
 
     def images(self, source: ImageSource, extractor: Extractor, size: int) -> Reference:
         """The statistics of a source, made now where nobody has made them yet.

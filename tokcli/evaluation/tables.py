@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tokcli.draft import differing_keys
@@ -51,8 +51,58 @@ def small_sets(measured: Iterable[Measured]) -> list[str]:
     return [f"{name} ({images:,})" for name, images in found.items() if images is not None and images < ENOUGH_IMAGES]
 
 
+@dataclass
+class Line:
+    """A row in the making: artifacts that belong together.
+
+    Args:
+        made: one each, by role: `decoder`, the mode of a proposal network, `samples` with their mode.
+        holds: those whose measurements stand here, in the order given.
+        beside: the samples whose place was taken, so that these have a line of their own.
+    """
+
+    made: dict[str, str]
+    holds: list[Measured] = field(default_factory=list)
+    beside: Measured | None = None
+
+
+def _lines(found: Sequence[Measured]) -> list[Line]:
+    """The artifacts of one tokenizer by lineage: samples with the networks that drew them; the tokenizer's line comes first."""
+    modes = {one.id: str(one.mode) for one in found if one.kind == "proposal"}
+    lines: list[Line] = []
+    for one in (one for one in found if one.kind == "samples"):
+        drawn_by, decoder = one.inputs.get("proposal"), one.inputs.get("decoder")
+        networks = {"decoder": decoder, modes.get(str(drawn_by), str(one.mode)): drawn_by}
+        known = {role: id for role, id in networks.items() if id is not None}
+        same = [
+            line for line in lines if line.beside is None and all(line.made.get(r) == id for r, id in known.items())
+        ]
+        taken = [other for line in same for other in line.holds if other.mode == one.mode]
+        fits = [
+            line for line in lines if line.beside is None and all(line.made.get(r, id) == id for r, id in known.items())
+        ]
+        if taken or not fits:
+            lines.append(Line(known, [one], taken[0] if taken else None))
+        else:
+            best = max(fits, key=lambda line: sum(line.made.get(role) == id for role, id in known.items()))
+            best.made |= known
+            best.holds.append(one)
+    for one in (one for one in found if one.kind != "samples"):
+        decodes = one.kind == "decoder" or any(m.metric == "psnr" for m in one.measurements)
+        role = str(one.mode) if one.kind == "proposal" else "decoder" if decodes else one.kind
+        here = [line for line in lines if line.made.get(role) == one.id]
+        free = [line for line in lines if line.beside is None and role not in line.made]
+        line = next(iter([*here, *free]), None)
+        if line is None:
+            lines.append(line := Line({}))
+        line.made[role] = one.id
+        line.holds.append(one)
+    lines.sort(key=lambda line: all(one.kind != "tokenizer" for one in line.holds))
+    return lines
+
+
 def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:
-    """(name, tokenizer, entries): a row per tokenizer, and one more for each artifact whose place is taken."""
+    """(name, tokenizer, entries): a row per tokenizer, and one more for other networks over it and for other samples of them."""
     of: dict[str, list[Measured]] = defaultdict(list)
     for one in measured:
         of[one.tokenizer].append(one)
@@ -60,18 +110,28 @@ def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:
     rows = []
     for tokenizer, found in of.items():
         name = found[0].name if names.count(found[0].name) == 1 else f"{found[0].name} {tokenizer[-6:]}"
-        first: dict[tuple[str, Any], Entry] = {}
-        extra: list[tuple[str, str, list[Entry]]] = []
-        for one in found:
-            entries = {
-                (e.metric, e.protocol): e for e in (Entry(one, m) for m in one.measurements if is_known(m.metric))
-            }
-            if taken := [first[key].artifact for key in entries if key in first]:
-                extra.append((f"{name}: {_difference(one, taken[0])}", tokenizer, list(entries.values())))
-            else:
-                first |= entries
-        rows += [(name, tokenizer, list(first.values())), *extra]
+        first, *others = _lines(found)
+        rows.append((name, tokenizer, _entries(first, found)))
+        rows += [(f"{name}: {_what_differs(line, first, found)}", tokenizer, _entries(line, found)) for line in others]
     return rows
+
+
+def _entries(line: Line, order: Sequence[Measured]) -> list[Entry]:
+    found = {(e.metric, e.protocol): e for one in order if one in line.holds for m in one.measurements if is_known(m.metric)
+             for e in (Entry(one, m),)}  # fmt: skip
+    return list(found.values())
+
+
+def _what_differs(line: Line, first: Line, found: Sequence[Measured]) -> str:
+    """What the samples' recipes, or those of the networks behind a line, have that the first line's have not."""
+    if line.beside is not None:
+        return _difference(line.holds[0], line.beside)
+    by_id = {one.id: one for one in found}
+    pairs = [
+        (by_id.get(id), by_id.get(first.made[role])) for role, id in line.made.items() if first.made.get(role, id) != id
+    ]
+    said = [_difference(one, other) for one, other in pairs if one is not None and other is not None]
+    return "; ".join(said) or line.holds[0].path.rsplit("/", 1)[-1]
 
 
 def _difference(one: Measured, other: Measured) -> str:

@@ -30,13 +30,13 @@ def judge_tokenizer(
 ) -> list[Measurement]:
     """Codebook use and feature loss on held-out images."""
     found = measure.tokenizer(network, source, device, size=size, teacher=teacher)
-    against = Against(source.id, source.name, len(source))
+    against = Against(source.id, source.name, int(found["images"]))
     result = []
     for name, value in found.items():
         if name in UNITS:
             continue
         tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
-        count, of = (len(source), "images") if name == "feature_loss" else (tokens, "tokens")
+        count, of = (int(found["images"]), "images") if name == "feature_loss" else (tokens, "tokens")
         by = _features(teacher) if teacher is not None and name == "feature_loss" else None
         result.append(Measurement(name, value, count, of, against, by=by))
     return result
@@ -109,7 +109,7 @@ def judge_proposal(
                     source.name, ", ".join(unknown))  # fmt: skip
     tokens = measure.held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
     found = measure.proposal(network, tokens, device, mask_ratio=mask_ratio)
-    against = Against(source.id, source.name, len(source))
+    against = Against(source.id, source.name, int(found["images"]))
     of = "tokens" if "tokens" in found else "images"
     count = int(found[of])
     return [Measurement(name, value, count, of, against) for name, value in found.items() if name not in UNITS]

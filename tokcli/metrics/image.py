@@ -1,4 +1,4 @@
-"""Pixel metrics, one value per image in float64; the number of a data set is the mean of its images'.
+"""Pixel metrics, one value per image in float64; the number of a data set is the mean of its images' (`mean_of`).
 
 Images are uint8 or float in [0, 1] (values outside are clamped, as a screen would). All but sharpness are symmetric.
 """
@@ -12,7 +12,8 @@ from tokcli.errors import TokError
 # An exact reconstruction has infinite PSNR and would make the mean of a set useless. 100 dB is a mean squared
 # error of 1e-10: about one level in one value of a 256 px image, the smallest error that 8 bits can show.
 PSNR_CAP = 100.0
-FLAT = 1e-4  # added to both sides of a ratio of edges: flat images have none
+FLAT = 1e-4  # added to both sides of a ratio of edges
+FLATTEST = 0.5 / 255  # mean step between pixels under which a target has no edges that a ratio could be over
 
 # Wang et al. 2004, section III-C
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
@@ -57,14 +58,21 @@ def psnr(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) 
 def sharpness(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) -> Float64[Tensor, " b"]:
     """Mean absolute difference of neighbouring pixels over that of the target: below 1 is blurred, above 1 noisy.
 
-    It says what PSNR hides, that a mean of plausible images scores best where none of them would be taken for real; it does
+    NaN where the target is flat (a mean step under half a grey level), so that one such image does not decide over a set; see
+    `mean_of`. It says what PSNR hides, that a mean of plausible images scores best where none of them would be taken for real; it does
     not say that edges are in their places.
 
     Raises:
         TokError: the shapes differ.
     """
     x, y = (_edges(side) for side in _pair(images, targets))
-    return (x + FLAT) / (y + FLAT)
+    return torch.where(y < FLATTEST, torch.nan, (x + FLAT) / (y + FLAT))
+
+
+def mean_of(values: Float64[Tensor, " b"]) -> float | None:
+    """The mean over the images that have a value; None where none has."""
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 def _edges(x: Tensor) -> Tensor:

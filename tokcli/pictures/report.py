@@ -176,9 +176,9 @@ def _sweeps(report: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]])
     """Charts of every proposal network of which several samples are here and differ in how they were drawn."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for a in report["artifacts"]:
-        if a["kind"] == "samples":  # only of one decoder and number are their distances comparable
-            alike = a["inputs"].get("decoder", ""), recipes.get(a["id"], {}).get("sample", {}).get("number")
-            groups.setdefault((a["inputs"].get("proposal", ""), *alike), []).append(a)
+        if a["kind"] == "samples":  # only of one decoder, number and request are their distances comparable
+            alike = next(((m["count"], m["by"]) for m in a["measurements"]), (0, None))
+            groups.setdefault((a["inputs"].get("proposal", ""), a["inputs"].get("decoder", ""), *alike), []).append(a)
     parts = []
     for (proposal, *_), samples in groups.items():
         drawn = [recipes.get(a["id"], {}).get("sample", {}) for a in samples]

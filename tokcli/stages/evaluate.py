@@ -16,6 +16,7 @@ from tokcli.errors import TokError
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
+from tokcli.evaluation.references import References
 from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.metrics import table
 from tokcli.metrics.fid import ENOUGH_IMAGES
@@ -87,9 +88,14 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
                        next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
     if options.dry_run:
-        return plan.describe(
-            options, recipe, {}, reads={"data": spec, **{a.id: str(a.path) for a in given}}, writes="report"
+        compared = References(
+            options, list(references) or [spec], recipe.eval.manifold, torch.device("cpu"), held_out=spec
         )
+        reads = {
+            f"reference {i}": entry["path"] for i, entry in enumerate(compared.inputs(given[0].facts["use_size"]), 1)
+        }
+        reads = {"data": spec, **(reads if any(a.kind == "samples" for a in given) else {})}
+        return plan.describe(options, recipe, {}, reads=reads | {a.id: str(a.path) for a in given}, writes="report")
     given = list({a.id: a for a in given}.values())
     with workspace.session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)

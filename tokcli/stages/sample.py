@@ -6,13 +6,12 @@ are made and written while the next batch's tokens are drawn.
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,7 +54,13 @@ class Request:
     settings: Sampling
     labels: Sequence[int]
     edit: Edit | None
-    training: Callable[[], ImageSource]  # for `--neighbours`; opened once for all points
+
+
+class Beside(NamedTuple):
+    """What `--neighbours` compares with: training images, and the features by which they are near."""
+
+    training: ImageSource
+    features: Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(
@@ -75,9 +80,10 @@ def main(
     workspace.check_weights(options, assemble.weights_read(proposal_artifact.recipe))
     decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
-    training = functools.cache(lambda: _training_images(proposal_artifact))
-    requests = [_request(options, point, proposal_artifact, edit, mask, training) for point in points]
+    requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
     reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
+    if any(r.recipe.sample.neighbours for r in requests):
+        reads["training images"] = proposal_artifact.inputs["data"]["path"]
     if options.dry_run:
         return "\n".join(plan.describe(r.options, r.recipe, {}, reads=reads, writes="samples") for r in requests)
     with workspace.session(options) as device:
@@ -99,17 +105,24 @@ def main(
         shared = workspace.share_of(share)
         # all points first: a rank that is ahead must not wait at the next one for a rank that still puts the last together
         drafts = [_begin(r, proposal_artifact, decoder_artifact, device) for r in requests]
+        todo = [r.recipe.sample.neighbours for d, r in zip(drafts, requests, strict=True) if isinstance(d, Draft)]
+        named = dict.fromkeys(name for name in todo if name)
+        training = (
+            _training_images(proposal_artifact) if named else None
+        )  # now, for what is missing must not show at the end
+        beside = {
+            name: Beside(training, neighbours.features_of(name, device)) for name in named if training is not None
+        }
         made = [
-            d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, shared, device)
+            d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, beside, shared, device)
             for d, r in zip(drafts, requests, strict=True)
         ]
     return made if sweep else made[0]
 
 
 def _request(
-    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None,
-    training: Callable[[], ImageSource],
-) -> Request:  # fmt: skip
+    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
+) -> Request:
     """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
     facts, sets = proposal.facts, one_number({**options.sets, **point})
     if sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
@@ -124,10 +137,8 @@ def _request(
     settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
     labels = image_labels(recipe, facts["classes"], facts["class_counts"])
     check_prompts(asked.prompts, facts)
-    if asked.neighbours:
-        training()
-        if asked.neighbours != neighbours.PIXELS:
-            network_class(asked.neighbours, role="extractor")
+    if asked.neighbours not in (None, neighbours.PIXELS):
+        network_class(str(asked.neighbours), role="extractor")
     with torch.device("meta"):
         network = assemble.proposal_of(proposal)
     picture = None
@@ -140,7 +151,7 @@ def _request(
         flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
         raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
     network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
-    return Request(options, recipe, settings, labels, picture, training)
+    return Request(options, recipe, settings, labels, picture)
 
 
 def _for_edit(
@@ -174,8 +185,9 @@ def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torc
 
 
 def _sample(
-    draft: Draft, request: Request, proposal: Artifact, generator: Any, share: tuple[int, int], device: torch.device
-) -> Artifact:
+    draft: Draft, request: Request, proposal: Artifact, generator: Any, beside: Mapping[str, Beside], share: tuple[int, int],
+    device: torch.device,
+) -> Artifact:  # fmt: skip
     recipe, asked = request.recipe, request.recipe.sample
     number, size = len(request.labels), asked.batch_size
     batches = -(-number // size)
@@ -206,7 +218,7 @@ def _sample(
     if missing:
         log.info("%s: %d of %d batches are still to come from other jobs", draft.path, missing, batches)
         return Artifact(draft.path, draft.manifest)
-    return _finish(draft, proposal, request, device)
+    return _finish(draft, proposal, request, beside)
 
 
 def _write(
@@ -224,7 +236,7 @@ def _completed(folder: Path) -> bool:
     return artifact.read_manifest(folder, str(folder))["status"] == "complete"
 
 
-def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.device) -> Artifact:
+def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[str, Beside]) -> Artifact:
     asked, labels, folder = request.recipe.sample, request.labels, draft.path
     prompts = asked.prompts or []
     with locked(folder, ".finish.lock") as got:
@@ -265,7 +277,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, device: torch.de
         pictures.save_png(sheet, folder / "sheet.png")
         extras, metrics = ["sheet.png"], {}
         if asked.neighbours:
-            metrics = _compare(made, request.training(), asked.neighbours, device)
+            metrics = _compare(made, asked.neighbours, *beside[asked.neighbours])
             extras.append("neighbours.png")
         done = draft.finish(facts, payload=payload, extras=extras, metrics=metrics)
         store.clean(folder)
@@ -286,14 +298,16 @@ def _training_images(proposal: Artifact) -> ImageSource:
             "--neighbours: among all images of %s, for its tokens cannot say which were used: %s", source.name, error
         )
         return source
-    return limited(source, made.recipe["tokens"]["images"])
+    return limited(source, made.recipe["tokens"].get("images", 0))  # which the first of them do not have
 
 
-def _compare(samples: Artifact, training: ImageSource, name: str, device: torch.device) -> dict[str, float]:
+def _compare(
+    samples: Artifact, name: str, training: ImageSource, features: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, float]:
     """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
     size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
     images, beside = measure.read_samples(samples, range(number)), sibling(training.name, "val")
-    queries, features = [images], neighbours.features_of(name, device)
+    queries = [images]
     if beside is not None:
         held_out = open_source(beside, size=size)
         some = evenly(len(held_out), COMPARED)

@@ -86,7 +86,8 @@ class Page {
   pickedIn(pane) {
     this.picked = { book: pane.number, code: pane.picked };
     this.wall.fill();
-    if (!this.pointed) this.unlight();
+    const { pointed } = this; // at the code picked it stays; another's light would go on as if it were this one's
+    if (!pointed || pane.book.at(pointed.image, pointed.cells[pane.number]) !== pane.picked) this.unlight();
     const address = `#${this.panes.map((each) => each.picked ?? "").join(",")}`;
     if (location.hash !== address) history.replaceState(null, "", address);
   }

@@ -70,7 +70,8 @@ class Pane {
   refocus(kept) {
     const control = kept && this.code.querySelector(`[data-stays="${kept}"]`), heading = this.code.querySelector("h2");
     if (!control) heading.tabIndex = -1;
-    (control || heading).focus({ preventScroll: true });
+    if (control) control.focus({ preventScroll: true });
+    else heading.focus(); // which scrolls to it
   }
 
   draw() {
