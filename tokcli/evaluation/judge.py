@@ -29,6 +29,7 @@ from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
 COLUMNS = 12  # of the contact sheet
+LEGIBLE = 60  # characters of captions or classes that are said, and not counted
 NOTHING = 236  # grey of a place where there is nothing to show
 RESIZE = "short side bicubic, antialiased, centre crop"
 
@@ -65,11 +66,8 @@ def asked_for(sample: Mapping[str, Any]) -> str | None:
         if asked:
             said = ", ".join(map(str, asked))
             called = {"prompts": "captions", "classes": "classes"}[kind]
-            return (
-                f"{called} {said}"
-                if len(said) <= 60
-                else f"{len(asked):,} {called} ({artifact.canonical_hash(asked)[:8]})"
-            )
+            many = f"{len(asked):,} {called} ({artifact.canonical_hash(asked)[:8]})"
+            return f"{called} {said}" if len(said) <= LEGIBLE else many
     return None
 
 

@@ -106,13 +106,7 @@ def main(
         # all points first: a rank that is ahead must not wait at the next one for a rank that still puts the last together
         drafts = [_begin(r, proposal_artifact, decoder_artifact, device) for r in requests]
         todo = [r.recipe.sample.neighbours for d, r in zip(drafts, requests, strict=True) if isinstance(d, Draft)]
-        named = dict.fromkeys(name for name in todo if name)
-        training = (
-            _training_images(proposal_artifact) if named else None
-        )  # now, for what is missing must not show at the end
-        beside = {
-            name: Beside(training, neighbours.features_of(name, device)) for name in named if training is not None
-        }
+        beside = _beside(todo, proposal_artifact, device)  # now: what is missing must not show when all is drawn
         made = [
             d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, beside, shared, device)
             for d, r in zip(drafts, requests, strict=True)
@@ -299,6 +293,15 @@ def _training_images(proposal: Artifact) -> ImageSource:
         )
         return source
     return limited(source, made.recipe["tokens"].get("images", 0))  # which the first of them do not have
+
+
+def _beside(names: Sequence[str | None], proposal: Artifact, device: torch.device) -> dict[str, Beside]:
+    """What samples are compared with by each name, opened once for all points of a sweep; {} where nothing is to be compared."""
+    asked = dict.fromkeys(name for name in names if name)
+    if not asked:
+        return {}
+    training = _training_images(proposal)
+    return {name: Beside(training, neighbours.features_of(name, device)) for name in asked}
 
 
 def _compare(
