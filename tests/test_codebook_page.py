@@ -254,3 +254,15 @@ def test_on_a_small_screen_the_heading_of_a_neighbour_picked_comes_into_view(bro
     browser.press("ENTER")
     box = browser.box(".code h2")
     assert box["top"] >= 0 and box["bottom"] <= 700
+
+
+def test_the_code_picked_is_outlined_in_the_atlas_from_the_start_and_after_scrolling(one):
+    outlined = "return [...document.querySelectorAll('.codes .tile')].filter(n => getComputedStyle(n).outlineStyle === 'solid').map(n => +n.dataset.item)"
+    assert one.run(outlined) == [one.run("return page.picked === null ? page.panes[0].picked : page.picked.code")]
+    one.click(".codes .tile[data-item='3']")
+    one.choose(".codes label:nth-of-type(2) select", "index")  # all tiles are made anew
+    one.hover("h1")
+    assert one.run(
+        "return [...document.querySelectorAll('.codes [aria-selected=true]')].map(n => +n.dataset.item)"
+    ) == [3]
+    assert 3 in one.run(outlined)

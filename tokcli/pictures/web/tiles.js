@@ -131,7 +131,7 @@ class Tiles {
   add(place, step) {
     const item = this.items[place];
     const node = make("div", { class: this.kind, role: "option", "data-place": place, "data-item": item,
-      "aria-label": this.name(item), "aria-selected": item === this.selected });
+      "aria-label": this.name(item), "aria-selected": String(item === this.selected) });
     node.style.left = `${this.gap + (place % this.columns) * step}px`;
     node.style.top = `${this.gap + Math.floor(place / this.columns) * step}px`;
     this.draw(node, item, this.side);
