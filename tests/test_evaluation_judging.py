@@ -1,6 +1,7 @@
 """What is measured of decoders, tokenizers and samples, on networks small enough to reckon by hand."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tokcli.evaluation.judge import _like
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
 from tokcli.evaluation.samples import judge_samples
-from tokcli.evaluation.tokens import judge_proposal, judge_understanding
+from tokcli.evaluation.tokens import _features, judge_proposal, judge_understanding
 from tokcli.metrics import METRICS
 from tokcli.workspace import Options
 
@@ -256,3 +257,10 @@ def test_several_decoders_stand_side_by_side(tmp_path, photos):
         assert ("compared.png" in report.manifest["files"]) == (len(given) > 1)
     with Image.open(report.file("compared.png")) as picture:
         assert picture.height > 3 * 16  # originals and two tokenizers
+
+
+def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with():
+    inside = SimpleNamespace(name="efflite0", layers=["head"], norm=True, image_size=256, sha256="random")
+    assert _features(inside, "57934424abcd") == "features of efflite0 (layer head, at 256 px, sha256 57934424)"
+    inside.norm = False
+    assert _features(inside, None) == "features of efflite0 (layer head without norm, at 256 px, sha256 random)"

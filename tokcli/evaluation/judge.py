@@ -187,8 +187,12 @@ class Judge:
         network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
         source = self.held_out(size)
         found = self._noted(
-            judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network)), size
-        )
+            judge_tokenizer(
+                network, source, self.device, size=size, teacher=self._teacher(a, network),
+                weights=a.facts["teacher"]["sha256"] if isinstance(network.encoder, TeacherEncoder) else None,
+            ),
+            size,
+        )  # fmt: skip
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
             if train is not None:
