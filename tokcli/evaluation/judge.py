@@ -59,13 +59,12 @@ def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[i
 
 def asked_for(sample: Mapping[str, Any]) -> str | None:
     """What samples were asked to show, in words, where it is not each class in turn: others are not comparable."""
-    for kind in ("prompts", "classes"):
-        asked = sample.get(kind)
+    for key, called in (("prompts", "captions"), ("classes", "classes")):
+        asked = sample.get(key)
         if isinstance(asked, str):
-            return f"{kind} as in the {asked}"
+            return f"{called} as in the {asked}"
         if asked:
             said = ", ".join(map(str, asked))
-            called = {"prompts": "captions", "classes": "classes"}[kind]
             many = f"{len(asked):,} {called} ({artifact.canonical_hash(asked)[:8]})"
             return f"{called} {said}" if len(said) <= LEGIBLE else many
     return None
@@ -160,6 +159,10 @@ class Judge:
             "tokenizer": self._tokenizer, "decoder": self._decoder, "proposal": self._proposal, "samples": self._samples,
         }  # fmt: skip
         found = ways[a.kind](a)
+        if (
+            a.kind != "samples" and found and found[0].against and found[0].against.images
+        ):  # the first is of held-out images
+            self._readable[a.facts["use_size"]] = found[0].against.images
         worst = self._worst[a.id].worst if a.id in self._worst else []
         mode = "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
         return Measured(
@@ -186,13 +189,7 @@ class Judge:
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
         source = self.held_out(size)
-        found = self._noted(
-            judge_tokenizer(
-                network, source, self.device, size=size, teacher=self._teacher(a, network),
-                weights=a.facts["teacher"]["sha256"] if isinstance(network.encoder, TeacherEncoder) else None,
-            ),
-            size,
-        )  # fmt: skip
+        found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
             if train is not None:
@@ -231,22 +228,15 @@ class Judge:
             extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
             lpips_roles=self._lpips_roles(a), worst=settings.worst,
         )  # fmt: skip
-        return self._noted(self._worst[a.id].measurements, size)
+        return self._worst[a.id].measurements
 
     def _proposal(self, a: Artifact) -> list[Measurement]:
         size = a.facts["use_size"]
-        found = judge_proposal(
+        return judge_proposal(
             assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
             self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
             classes=a.facts["classes"], captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
-        return self._noted(found, size)
-
-    def _noted(self, found: list[Measurement], size: int) -> list[Measurement]:
-        """Measurements on held-out images, of which the first says how many could be read."""
-        if found and found[0].against and found[0].against.images:
-            self._readable[size] = found[0].against.images
-        return found
 
     def _samples(self, a: Artifact) -> list[Measurement]:
         if a.facts.get("edit"):
@@ -258,7 +248,8 @@ class Judge:
         )  # fmt: skip
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
-        return [replace(m, by=asked_for(a.recipe.get("sample", {}))) for m in found]
+        by = asked_for(a.recipe.get("sample", {}))
+        return [replace(m, by=by) for m in found]
 
     # --- pictures ---
 

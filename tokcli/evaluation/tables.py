@@ -56,7 +56,7 @@ class Line:
     """A row in the making: artifacts that belong together.
 
     Args:
-        made: one each, by role: `decoder`, the mode of a proposal network, `samples` with their mode.
+        made: ids, one each by role: `decoder`, the mode of a proposal network, `tokenizer` where it does not decode.
         holds: those whose measurements stand here, in the order given.
         beside: the samples whose place was taken, so that these have a line of their own.
     """
@@ -74,17 +74,13 @@ def _lines(found: Sequence[Measured]) -> list[Line]:
         drawn_by, decoder = one.inputs.get("proposal"), one.inputs.get("decoder")
         networks = {"decoder": decoder, modes.get(str(drawn_by), str(one.mode)): drawn_by}
         known = {role: id for role, id in networks.items() if id is not None}
-        same = [
-            line for line in lines if line.beside is None and all(line.made.get(r) == id for r, id in known.items())
-        ]
+        fits = [line for line in lines if line.beside is None and known.items() <= {**known, **line.made}.items()]
+        same = [line for line in fits if known.items() <= line.made.items()]
         taken = [other for line in same for other in line.holds if other.mode == one.mode]
-        fits = [
-            line for line in lines if line.beside is None and all(line.made.get(r, id) == id for r, id in known.items())
-        ]
         if taken or not fits:
             lines.append(Line(known, [one], taken[0] if taken else None))
         else:
-            best = max(fits, key=lambda line: sum(line.made.get(role) == id for role, id in known.items()))
+            best = max(fits, key=lambda line: len(known.items() & line.made.items()))
             best.made |= known
             best.holds.append(one)
     for one in (one for one in found if one.kind != "samples"):
@@ -117,9 +113,8 @@ def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:
 
 
 def _entries(line: Line, order: Sequence[Measured]) -> list[Entry]:
-    found = {(e.metric, e.protocol): e for one in order if one in line.holds for m in one.measurements if is_known(m.metric)
-             for e in (Entry(one, m),)}  # fmt: skip
-    return list(found.values())
+    found = [Entry(one, m) for one in order if one in line.holds for m in one.measurements if is_known(m.metric)]
+    return list({(e.metric, e.protocol): e for e in found}.values())
 
 
 def _what_differs(line: Line, first: Line, found: Sequence[Measured]) -> str:

@@ -26,10 +26,9 @@ UNITS = (
 
 
 def judge_tokenizer(
-    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None,
-    weights: str | None = None,
-) -> list[Measurement]:  # fmt: skip
-    """Codebook use and feature loss on held-out images; `weights`: SHA-256 of the teacher's, where it came with the tokenizer."""
+    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None
+) -> list[Measurement]:
+    """Codebook use and feature loss on held-out images."""
     found = measure.tokenizer(network, source, device, size=size, teacher=teacher)
     against = Against(source.id, source.name, int(found["images"]))
     result = []
@@ -38,16 +37,15 @@ def judge_tokenizer(
             continue
         tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
         count, of = (int(found["images"]), "images") if name == "feature_loss" else (tokens, "tokens")
-        by = _features(teacher, weights) if teacher is not None and name == "feature_loss" else None
+        by = _features(teacher) if teacher is not None and name == "feature_loss" else None
         result.append(Measurement(name, value, count, of, against, by=by))
     return result
 
 
-def _features(teacher: Teacher, sha256: str | None) -> str:
+def _features(teacher: Teacher) -> str:
     """What a feature loss is of: every setting that makes other features."""
     layers, norm = ", ".join(map(str, teacher.layers)), "" if teacher.norm else " without norm"
-    weights = f", sha256 {str(sha256 or teacher.sha256)[:8]}"
-    return f"features of {teacher.name} (layer {layers}{norm}, at {teacher.image_size} px{weights})"
+    return f"features of {teacher.name} (layer {layers}{norm}, at {teacher.image_size} px, sha256 {str(teacher.sha256)[:8]})"
 
 
 class Told(NamedTuple):

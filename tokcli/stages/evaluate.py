@@ -84,17 +84,17 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
     read = {name for a in given for name in assemble.weights_read(a.recipe)} & {"teacher", "text"}
     workspace.check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
-    if references and not any(a.kind == "samples" for a in given):
+    sizes = [a.facts["use_size"] for a in given if a.kind == "samples"]
+    if references and not sizes:
         raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
                        next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
     if options.dry_run:
-        compared = References(
-            options, list(references) or [spec], recipe.eval.manifold, torch.device("cpu"), held_out=spec
-        )
-        reads = {
-            f"reference {i}": entry["path"] for i, entry in enumerate(compared.inputs(given[0].facts["use_size"]), 1)
-        }
-        reads = {"data": spec, **(reads if any(a.kind == "samples" for a in given) else {})}
+        reads = {"data": spec}
+        if sizes:
+            compared = References(
+                options, references or [spec], recipe.eval.manifold, torch.device("cpu"), held_out=spec
+            )
+            reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared.inputs(sizes[0]), 1)}
         return plan.describe(options, recipe, {}, reads=reads | {a.id: str(a.path) for a in given}, writes="report")
     given = list({a.id: a for a in given}.values())
     with workspace.session(options) as device:

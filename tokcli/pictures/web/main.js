@@ -1,7 +1,7 @@
 "use strict";
 // The page: what is pointed at, what is lit and what is picked, told to all views.
 
-const colourOf = (number) => getComputedStyle(document.documentElement).getPropertyValue(number ? "--b" : "--a").trim();
+const colourOf = (number, where = "") => getComputedStyle(document.documentElement).getPropertyValue((number ? "--b" : "--a") + where).trim();
 
 class Page {
   constructor(data, root) {

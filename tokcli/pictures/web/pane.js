@@ -69,9 +69,9 @@ class Pane {
   // What had the focus was drawn anew: it goes to the same control, or to the heading where that is gone.
   refocus(kept) {
     const control = kept && this.code.querySelector(`[data-stays="${kept}"]`), heading = this.code.querySelector("h2");
-    if (!control) heading.tabIndex = -1;
-    if (control) control.focus({ preventScroll: true });
-    else heading.focus(); // which scrolls to it
+    if (control) return control.focus({ preventScroll: true });
+    heading.tabIndex = -1;
+    heading.focus(); // which scrolls to it
   }
 
   draw() {

@@ -2,7 +2,6 @@
 // All images: pointing at one shows its codes, and the same code lights up in every other.
 
 const LENS = 128;
-const ON_IMAGES = ["#1a63c6", "#b44a00"]; // the tokenizers' colours where the ground is an image, mostly white, in dark pages too
 
 class Wall {
   constructor(page) {
@@ -154,7 +153,7 @@ class Wall {
     brush.imageSmoothingEnabled = false;
     brush.scale(2, 2);
     draw(brush);
-    for (const [width, colour] of [[5, "#fff"], [2.5, ON_IMAGES[number]]]) {
+    for (const [width, colour] of [[5, "#fff"], [2.5, colourOf(number, "-on-image")]]) {
       brush.lineWidth = width;
       brush.strokeStyle = colour;
       brush.strokeRect(...this.box(books[number], pointed.cells[number], LENS));
