@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop as TorchvisionCrop
-from torchvision.transforms import InterpolationMode, Resize
+from torchvision.transforms import InterpolationMode, Resize, TenCrop
 
 from tokcli.data.randomness import generator
 from tokcli.data.transforms import (
     TRANSFORMS,
     CenterCrop,
+    CropViews,
     RandomCrop,
     RandomResizedCrop,
     crop_views,
@@ -107,3 +108,26 @@ def test_a_view_depends_on_seed_and_sample_only() -> None:
     assert torch.equal(some, more[:2])
     assert not torch.equal(some[1], crop_views(16, crops=1)(image, 4)[1])
     assert not torch.equal(some[1], crop_views(16, crops=1, seed=1)(image, 3)[1])
+
+
+def test_scale_of_one_crops_at_random_places_without_zoom() -> None:
+    image = photo(16, 40)  # its short side is the size already, so that each crop must be a window of it
+    crops = crop_views(16, crops=6, scale=(1.0, 1.0))(image, 0)[1:]
+    windows = [image[:, :, x : x + 16] for x in range(25)]
+    places = [next(x for x, window in enumerate(windows) if torch.equal(crop, window)) for crop in crops]
+    assert len(set(places)) > 2
+
+
+def test_corners_are_torchvisions_ten_crops_of_the_central_square() -> None:
+    views, image = CropViews(20, corners=[1.1, 1.05], flip=True), photo(22, 40)
+    ten = TenCrop(20)(image[:, :, 9:31])  # 1.1 x 20 = 22 pixels, so that nothing is resized
+    in_our_order = [ten[number] for number in (4, 9, 0, 6, 1, 5, 2, 8, 3, 7)]  # a mirrored left corner is its right one
+    assert views.names[:4] == ["center-1.1", "center-1.1-flip", "top-left-1.1", "top-left-1.1-flip"]
+    assert torch.equal(views(image, 0)[:10], torch.stack(in_our_order)) and len(views.names) == 20
+    assert torch.equal(views(image, 0)[10], CenterCrop(21)(image, torch.Generator())[:, :20, :20])  # round(0.5) is 0
+
+
+def test_corners_within_the_view_or_beside_random_crops_are_refused() -> None:
+    for settings in ({"corners": [1.0]}, {"corners": [1.1], "crops": 1}):
+        with pytest.raises(ValueError, match="corners must be over 1 and without random crops"):
+            CropViews(8, **settings)  # type: ignore[arg-type]

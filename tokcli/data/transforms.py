@@ -1,6 +1,7 @@
 """Images of any size to uint8 squares, which stay uint8 until a batch is on its device."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -165,17 +166,25 @@ TRANSFORMS: dict[str, type[CenterCrop] | type[RandomCrop] | type[RandomResizedCr
 }
 
 
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
+
+
 class CropViews:
     """Several squares of one image, the same whenever and wherever made: what `tok tokenize` encodes.
 
-    View 0 is the centre crop; crop j is a function of (seed, sample number, j) and keeps the aspect.
+    View 0 is the centre crop; crop j is a function of (seed, sample number, j) and keeps the aspect. With `corners` the views are
+    instead, for each range, the centre and the four corners of the central square: with flips LlamaGen's ten crops.
 
     Args:
         size: side of each view in pixels.
         crops: random crops beside the centre crop.
         flip: follow each view by its mirror image.
-        scale: range of a crop's area, as a share of the largest square in the image; it may lie anywhere.
+        scale: range of a crop's area, as a share of the largest square in the image; it may lie anywhere. (1, 1): no zoom.
+        corners: sides of the central square, in units of `size`, rounded down to pixels; each over 1.
         seed: of the crops.
+
+    Raises:
+        ValueError: a scale or a range outside its bounds, or random crops beside corners.
     """
 
     def __init__(
@@ -185,25 +194,39 @@ class CropViews:
         crops: int = 0,
         flip: bool = False,
         scale: tuple[float, float] = (0.8, 1.0),
+        corners: Sequence[float] = (),
         seed: int = 0,
     ) -> None:
-        self.size, self.crops, self.flip, self.seed = size, crops, flip, seed
+        self.size, self.crops, self.flip, self.corners, self.seed = size, crops, flip, tuple(corners), seed
         self.center = CenterCrop(size)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
+        if corners and (crops or min(corners) <= 1):
+            raise ValueError(f"corners must be over 1 and without random crops, not {list(corners)} and {crops}")
         # Of the largest square, not of the image: 0.8 of a 3:2 photo's area is no square inside it.
         self.crop = RandomCrop(size, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
-        bases = ["center", *(f"crop{j}" for j in range(1, crops + 1))]
+        bases = [f"{place}-{times:g}" for times in self.corners for place in ("center", *CORNERS)]
+        bases = bases or ["center", *(f"crop{j}" for j in range(1, crops + 1))]
         self.names = [name for base in bases for name in ([base, f"{base}-flip"] if flip else [base])]
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], index: int) -> UInt8[Tensor, "views 3 s s"]:
         """All views of sample number `index`, in the order of `names`."""
-        views = [self.center(image, torch.Generator())]
+        views = []
+        for times in self.corners:
+            views += self._five(image, int(self.size * times))
+        if not self.corners:
+            views = [self.center(image, torch.Generator())]
         for j in range(1, self.crops + 1):
             views.append(self.crop(image, generator(self.seed, "crop", index, j)))
         if self.flip:
             views = [turned for view in views for turned in (view, view.flip(2))]
         return torch.stack(views).contiguous()
+
+    def _five(self, image: UInt8[Tensor, "3 h w"], side: int) -> list[Tensor]:
+        """The centre and the corners of the central square, which is resized to `side` pixels."""
+        square, last = _centre(resize_short_side(image, side), side, side), side - self.size
+        corners = [square[:, y : y + self.size, x : x + self.size] for y in (0, last) for x in (0, last)]
+        return [_centre(square, self.size, self.size), *corners]
 
 
 def crop_views(

@@ -27,8 +27,12 @@ BATCH = 64  # views at a time
 class Tokens(Section):
     """Which views of each image are tokenized."""
 
-    crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random (scale, 3/4..4/3)
-    scale: tuple[float, float] = (0.8, 1.0)  # share of the area that a random crop keeps
+    crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random squares
+    scale: tuple[float, float] = (
+        0.8,
+        1.0,
+    )  # share of the largest square's area that a random crop keeps; [1, 1]: no zoom
+    corners: list[float] = []  # instead: centre and corners of the central square of so many times the size, for each
     flip: bool = False  # every crop also mirrored
     images: int = Field(0, ge=0)  # at most so many, evenly spread over the data; 0: all
     shard_size: int = Field(1024, ge=1)  # images per file, the unit of resuming and sharing
@@ -38,6 +42,10 @@ class Tokens(Section):
     def _check(self) -> "Tokens":
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1: got {list(self.scale)}")
+        if self.corners and (self.crops > 1 or min(self.corners) <= 1):
+            raise ValueError(
+                f"corners must each be over 1, and crops 1 beside them: got {self.corners} and {self.crops}"
+            )
         return self
 
 
@@ -63,8 +71,10 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
         draft = workspace.begin(options, "tokens", facts["name"], resolved(recipe), inputs, device, exclusive=False)
         if isinstance(draft, Artifact):
             return draft
-        crops = recipe.tokens.crops - 1  # beside the centre
-        views = CropViews(size, crops=crops, flip=recipe.tokens.flip, scale=recipe.tokens.scale, seed=recipe.seed)
+        wanted = recipe.tokens
+        views = CropViews(
+            size, crops=wanted.crops - 1, flip=wanted.flip, scale=wanted.scale, corners=wanted.corners, seed=recipe.seed
+        )
         shards = -(-len(source) // recipe.tokens.shard_size)
         index, number = workspace.share_of(share)
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
