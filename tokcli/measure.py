@@ -1,5 +1,6 @@
 """Measure networks on images: what training stages report at their end and `tok eval` reports of any artifact."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,13 +39,17 @@ def check_expected(expected: Expects, **actual: Any) -> None:
         TokError: naming every fact that differs.
     """
     facts = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in actual.items()}
-    wrong = [
-        f"expects.{name}: {wanted}, not {facts[name]}"
-        for name, wanted in expected
-        if wanted is not None and name in facts and facts[name] != wanted
-    ]
+    wrong = [name for name, value in facts.items() if not expected.accepts(name, value)]
     if wrong:
-        raise TokError("recipe", "its expectations are not met", got="; ".join(wrong))
+        said = "; ".join(f"expects.{name}: {_either(getattr(expected, name))}, not {facts[name]}" for name in wrong)
+        ways = " ".join(f"--set 'expects.{name}={json.dumps(facts[name])}'" for name in wrong)
+        raise TokError(
+            "recipe", "its expectations are not met", got=said, next=f"to train on these all the same: {ways}"
+        )
+
+
+def _either(wanted: Any) -> str:
+    return " or ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
 
 
 def evaluation_transform(size: int) -> CenterCrop:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -82,12 +82,31 @@ class GAN(Section):
 
 
 class Expects(Section):
-    """Facts of inputs, so that `--dry-run` works without them; checked against the real ones."""
+    """Facts of inputs, so that `--dry-run` works without them; checked against the real ones.
 
-    codebook_size: int | None = None
-    code_dim: int | None = None
-    grid: tuple[int, int] | None = None
-    classes: int | None = None
+    A list names every value that the recipe accepts; a plan without inputs takes its first.
+    """
+
+    codebook_size: int | list[int] | None = None  # at least 1
+    code_dim: int | list[int] | None = None  # at least 1
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+    classes: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("codebook_size", "code_dim")
+    @classmethod
+    def _check(cls, value: int | list[int] | None) -> int | list[int] | None:
+        if value is not None and min(value if isinstance(value, list) else [value], default=0) < 1:
+            raise ValueError(f"should be at least 1, or a list of such numbers. Got {value}")
+        return value
+
+    def accepts(self, name: str, value: Any) -> bool:
+        """Whether an input with that value of a fact fits; it does where the recipe says nothing of it."""
+        wanted = getattr(self, name)
+        return wanted is None or value in (wanted if isinstance(wanted, list) else [wanted])
+
+    def planned(self) -> dict[str, Any]:
+        """One value for each fact, for a plan without inputs; None where the recipe says nothing."""
+        return {name: value[0] if isinstance(value, list) else value for name, value in self}
 
 
 class Recipe(Section):

@@ -71,7 +71,7 @@ def _recipe(options: Options, spec: str) -> DecoderRecipe:
 
 
 def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None) -> str:
-    facts = tokenizer.facts if tokenizer else recipe.expects.model_dump()
+    facts = tokenizer.facts if tokenizer else recipe.expects.planned()
     if facts["code_dim"] is None or facts["grid"] is None:
         raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
     size = recipe.data.size

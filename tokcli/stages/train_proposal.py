@@ -99,12 +99,12 @@ def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
 
 
 def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> str:
-    expected = recipe.expects
+    expected = recipe.expects.planned()
     if tokens:
-        _check_expected(expected, tokens)
+        _check_expected(recipe.expects, tokens)
         size, grid, classes = tokens.facts["codebook_size"], tuple(tokens.facts["grid"]), len(tokens.facts["classes"])
-    elif expected.codebook_size and expected.grid and expected.classes is not None:
-        size, grid, classes = expected.codebook_size, expected.grid, expected.classes
+    elif expected["codebook_size"] and expected["grid"] and expected["classes"] is not None:
+        size, grid, classes = expected["codebook_size"], expected["grid"], expected["classes"]
     else:
         raise TokError("--dry-run", "needs --tokens, or expects.codebook_size, .grid and .classes in the recipe")
     with torch.device("meta"):
