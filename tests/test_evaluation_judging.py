@@ -13,7 +13,7 @@ from test_references import Tiny
 from tokcli import assemble
 from tokcli.artifact import Artifact, open_artifact
 from tokcli.data import open_source
-from tokcli.evaluation.decoders import judge_decoder, worst_sheet
+from tokcli.evaluation.decoders import Lpips, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.judge import _like
 from tokcli.evaluation.records import Against
@@ -21,6 +21,7 @@ from tokcli.evaluation.references import References
 from tokcli.evaluation.samples import judge_samples
 from tokcli.evaluation.tokens import _features, judge_proposal, judge_understanding
 from tokcli.metrics import METRICS
+from tokcli.weights import sha256
 from tokcli.workspace import Options
 
 CPU, SIZE = torch.device("cpu"), 16
@@ -105,15 +106,43 @@ def test_the_worst_images_are_named_the_worst_first(tmp_path, pictures):
     assert worst_sheet(found).width > 2 * SIZE
 
 
-def test_lpips_chooses_the_worst_where_it_is_measured(tmp_path, pictures):
-    source, found = judged(
-        tmp_path, pictures, lpips=lambda a, b: b.double().mean((1, 2, 3)), lpips_roles=("perceptual loss",)
-    )
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """VGG16 as torchvision publishes it, classifier and all, with random weights; and the package lpips over the same."""
+    lpips = pytest.importorskip("lpips")
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    state = {"classifier.0.bias": torch.zeros(4096)}
+    for name, tensor in theirs.net.state_dict().items():  # its slices keep torchvision's numbers
+        state["features." + name.split(".", 1)[1]] = tensor
+    torch.save(state, file := tmp_path_factory.mktemp("vgg") / "vgg16.pth")
+    return file, theirs
+
+
+def of_the_package(theirs, images, targets):
+    with torch.no_grad():
+        return theirs(*(x.float() / 127.5 - 1 for x in (images, targets))).flatten().double()
+
+
+def test_lpips_of_uint8_images_is_that_of_its_package(vgg):
+    file, theirs = vgg
+    images, targets = torch.randint(0, 256, (2, 6, 3, 40, 56), dtype=torch.uint8)
+    targets[0] = images[0]
+    found = Lpips(file, CPU)(images, targets)
+    torch.testing.assert_close(found, of_the_package(theirs, images, targets), rtol=1e-4, atol=1e-7)
+    assert found[0] == 0 and found[1:].min() > 0.01
+
+
+def test_lpips_chooses_the_worst_where_it_is_measured(tmp_path, pictures, vgg):
+    file, theirs = vgg
+    source, found = judged(tmp_path, pictures, lpips=Lpips(file, CPU), lpips_roles=("perceptual loss",))
     roles = {m.metric: m.involved for m in found.measurements}
     assert roles["lpips"] == ("perceptual loss",) and roles["psnr"] == ()
-    brightest = max(range(16), key=lambda i: float(source.image(i).double().mean()))
-    assert found.worst[0]["key"] == source.key(brightest)
-    assert "lpips" in {m.metric for m in found.measurements}
+    images = torch.stack([source.image(i) for i in range(16)])
+    decoded = (Copy()(images.float() / 255) * 255).round().to(torch.uint8)
+    expected = of_the_package(theirs, decoded, images)
+    (measured,) = (m.value for m in found.measurements if m.metric == "lpips")
+    assert measured == pytest.approx(float(expected.mean()), rel=1e-4)
+    assert [w["key"] for w in found.worst] == [source.key(int(i)) for i in expected.argsort(descending=True)[:2]]
 
 
 def test_no_worst_images_where_none_are_asked_for(tmp_path, pictures):
@@ -258,6 +287,19 @@ def test_several_decoders_stand_side_by_side(tmp_path, photos):
         assert ("compared.png" in report.manifest["files"]) == (len(given) > 1)
     with Image.open(report.file("compared.png")) as picture:
         assert picture.height > 3 * 16  # originals and two tokenizers
+
+
+def test_tok_eval_measures_lpips_with_the_file_of_vgg_weights(tmp_path, photos, vgg):
+    brief = ["--set", "gan=null", "--set", "train.steps=1", "--set", "data.size=16", "--set", "encoder.image_size=16"]
+    told = ["--recipe", "toy/tokenizer-vqgan", "--set", "train.batch_size=2", "--data", photos / "train"]
+    t = made("train-tokenizer", *told, *brief, "--out", tmp_path / "t")
+    plain = ["--recipe", "toy/eval", "--set", "eval.extractors=[]", "--set", "eval.lpips=true"]
+    report = open_artifact(
+        made("eval", t, *plain, "--vgg-weights", vgg[0], "--data", photos / "val", "--out", tmp_path / "r")
+    )
+    (measured,) = report.manifest["metrics"].values()
+    assert measured["lpips"] > 0
+    assert report.inputs["weights-lpips"]["id"] == f"weights-{sha256(vgg[0])[:12]}"
 
 
 def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with(tmp_path):

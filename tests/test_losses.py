@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES, L1Loss, L2Loss, PerceptualLoss, cosine
+from tokcli.metrics.lpips import lpips
 
 
 def photo(size: int = 64) -> torch.Tensor:
@@ -118,6 +119,16 @@ def test_vgg16_is_lpips():
     a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     expected = theirs(a, b, normalize=True).mean()
     torch.testing.assert_close(ours(a, b), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_the_loss_is_the_metric_also_where_features_are_faint(scale):
+    loss, a, b = PerceptualLoss("random", network="vgg16"), torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    for p in loss.network.parameters():
+        p.mul_(scale)
+    heads = [loss.get_buffer(name) for name in loss.heads]
+    measured = lpips(loss.network.maps(a, loss.layers), loss.network.maps(b, loss.layers), heads)
+    assert loss(a, b).item() == pytest.approx(measured.item(), rel=1e-4, abs=0)
 
 
 def test_layers_and_image_size_change_the_distance():

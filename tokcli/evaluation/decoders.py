@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float64, UInt8
 from PIL.Image import Image
 from torch import Tensor, nn
 
@@ -22,13 +23,12 @@ from tokcli.networks import build_network
 
 log = logging.getLogger("tok")
 PIXELS = ("psnr", "ssim", "sharpness", "l1")
-
-
 LPIPS = "vgg16"  # the network that LPIPS compares by
+PAIRS = 4  # whose maps are held at once: of 256 px the first layer's alone take 17 MB an image, twice that in float64
 
 
 class Lpips:
-    """LPIPS of uint8 images: VGG16 and the published heads.
+    """LPIPS of uint8 images: VGG16's five maps and the published heads, as the package lpips computes it (`net="vgg"`).
 
     Raises:
         TokError: their weights are not at hand.
@@ -36,14 +36,18 @@ class Lpips:
 
     def __init__(self, weights: Path | None, device: torch.device) -> None:
         self.network = build_network(LPIPS, weights, role="lpips", weights_flag="--vgg-weights").to(device)
-        names = list(self.network.perceptual_layers)
-        self.heads = [head.to(device) for head in lpips_heads(names, self.network.layer_names)]
+        self.layers = list(self.network.perceptual_layers)
+        self.heads = [head.to(device) for head in lpips_heads(self.layers, self.network.layer_names)]
         self.device = device
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One number a pair, float64 (b,), on the CPU."""
-        with torch.no_grad():
-            ours, theirs = (self.network.maps(measure.unit(x, self.device)) for x in (images, targets))
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"], targets: UInt8[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
+        """One number a pair, on the CPU."""
+        pairs = zip(images.split(PAIRS), targets.split(PAIRS), strict=True)
+        return torch.cat([self._few(*pair) for pair in pairs])
+
+    @torch.no_grad()
+    def _few(self, images: Tensor, targets: Tensor) -> Tensor:
+        ours, theirs = (self.network.maps(measure.unit(x, self.device), self.layers) for x in (images, targets))
         found: Tensor = metrics.METRICS["lpips"].function(ours, theirs, self.heads)
         return found
 

@@ -19,7 +19,9 @@ from tokcli.networks import build_network
 from tokcli.networks.sources import package_folder
 from tokcli.weights import load_tensors
 
-TINY = 1e-10  # inside the root, so that the gradient of an all-zero feature is 0 and not NaN
+# Beside the squared norm: the package lpips and our metric have its root, 1e-10, beside the norm. Inside the root, so that the
+# gradient of an all-zero feature is not NaN.
+TINY = 1e-20
 
 
 def lpips_heads(names: list[str], known: tuple[str, ...]) -> list[Tensor]:
