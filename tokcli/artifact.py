@@ -82,6 +82,11 @@ class Artifact:
         recipe: Mapping[str, Any] = self.manifest["recipe"]
         return recipe
 
+    @property
+    def class_count(self) -> int | None:
+        """How many classes its images have, 0 for none; None where a plan does not know."""
+        return len(self.facts["classes"])
+
     def input_id(self, role: str) -> str | None:
         """The id of the input in that role, or of the artifact itself where the role is its own kind."""
         if role == self.kind:

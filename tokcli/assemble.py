@@ -114,18 +114,36 @@ def _recorded(artifact: Artifact) -> Iterator[None]:
         ) from None  # fmt: skip
 
 
+def tokenizer_of(artifact: Artifact) -> Tokenizer:
+    """The tokenizer that an artifact describes, with fresh weights."""
+    with _recorded(artifact):
+        teacher = artifact.facts["teacher"]
+        if artifact.recipe["method"] == "cluster":
+            return build_clustering(artifact.recipe, "random")
+        return build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
+
+
+def check_discrete(artifact: Artifact) -> None:
+    """Refuse a tokenizer without codes where indices are needed.
+
+    Raises:
+        TokError: its quantizer is the yardstick.
+    """
+    if not QUANTIZERS[artifact.recipe["quantizer"]["name"]].discrete:
+        raise TokError(
+            f"--tokenizer {artifact.path}",
+            "was trained without a quantizer and has no indices",
+            next="train one with codes",
+        )
+
+
 def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
     """A trained tokenizer, in eval mode, its weights' hash checked.
 
     Raises:
         TokError: the weights are damaged or do not fit the recipe.
     """
-    with _recorded(artifact):
-        teacher = artifact.facts["teacher"]
-        if artifact.recipe["method"] == "cluster":
-            tokenizer = build_clustering(artifact.recipe, "random")
-        else:
-            tokenizer = build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
+    tokenizer, teacher = tokenizer_of(artifact), artifact.facts["teacher"]
     tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     if isinstance(tokenizer.encoder, TeacherEncoder):
         tokenizer.encoder.teacher.network.sha256 = teacher["sha256"]  # whose weights these were
@@ -186,7 +204,8 @@ def proposal_of(artifact: Artifact) -> Proposal:
     """The proposal network that an artifact describes, with fresh weights."""
     facts = artifact.facts
     with _recorded(artifact):
-        return build_proposal(artifact.recipe, facts["codebook_size"], tuple(facts["grid"]), len(facts["classes"]))
+        grid, classes = tuple(facts["grid"]), artifact.class_count or 0
+        return build_proposal(artifact.recipe, facts["codebook_size"], grid, classes)
 
 
 def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:

@@ -28,6 +28,10 @@ class TokError(Exception):
         super().__init__(f"{printable(where)}: {' '.join(sentences)}")
 
 
+class NotFound(TokError):
+    """Data that is not on this machine; a dry run goes on without it."""
+
+
 class Misuse(TokError):
     """Flags that cannot go together; exits with 2."""
 

@@ -1,17 +1,27 @@
-"""What `--dry-run` prints: the resolved recipe, what is read and written, parameters, memory, time."""
+"""What `--dry-run` says: the resolved recipe, what is read and written, facts, parameters, memory, time."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from tokcli.artifact import Artifact
+from tokcli.data import ImageSource, evenly, limited, open_source
+from tokcli.errors import NotFound
 from tokcli.models import ConvDecoder, ConvEncoder
+from tokcli.planned import Plan, plan_document
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Recipe, Train
 from tokcli.workspace import Options
 
+log = logging.getLogger("tok")
+LOOKED_AT = 256  # images that are asked for captions
+TOLD = ("classes", "rows")  # facts of which the text says that they are unknown
 PROBE = 2  # samples of the first trial
 CHEAP = 15.0  # seconds: a slower step is reckoned from the trial, not run
 
@@ -23,26 +33,93 @@ def parameter_count(module: nn.Module | None, trainable: bool | None = None) -> 
     return sum(p.numel() for p in module.parameters() if trainable is None or p.requires_grad == trainable)
 
 
+@dataclass(frozen=True)
+class Images:
+    """What a dry run knows of the images that `--data` names.
+
+    Args:
+        spec: how they are named.
+        source: they themselves; None where they are not on this machine.
+    """
+
+    spec: str
+    source: ImageSource | None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of their classes; None where nobody knows."""
+        return None if self.source is None else self.source.classes
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """As an input."""
+        known = self.source
+        return {"id": "data-unknown", "path": self.spec} if known is None else {"id": known.id, "path": known.name}
+
+    def captioned(self) -> bool | None:
+        """Whether any image has a caption; None where none of those looked at has."""
+        if self.source is None:
+            return None
+        looked_at = evenly(len(self.source), LOOKED_AT)
+        found = any(self.source.captions(i) for i in looked_at)
+        return found or (False if len(looked_at) == len(self.source) else None)
+
+
+def find_images(spec: str, size: int, labels: Path | None, most: int = 0) -> Images:
+    """The images that `--data spec` names; what is not on this machine need not be for a plan.
+
+    Args:
+        size, labels: see `open_source`.
+        most: how many of them are taken; 0: all.
+
+    Raises:
+        TokError: what is there is not a data set.
+    """
+    try:
+        return Images(spec, limited(open_source(spec, size=size, labels=labels), most))
+    except NotFound as error:
+        log.info("%s The plan knows neither its classes nor its captions nor how many images it has.", error)
+        return Images(spec, None)
+
+
+def known(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Those facts that a plan knows."""
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def describe(
     options: Options,
     recipe: Recipe,
     modules: Mapping[str, nn.Module | None],
     *,
-    reads: Mapping[str, str],
+    reads: Mapping[str, Artifact | str],
     writes: str,
-    seconds: str = "",
-) -> str:
-    """The plan of a command as text.
+    facts: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]],
+    seconds: Callable[[], str] = str,
+) -> Plan:
+    """The plan of a command.
 
     Args:
         modules: built on the meta device.
-        reads: role -> path or name of each input.
+        reads: role -> artifact, or name, of each input.
         writes: the kind of artifact.
-        seconds: what `step_time` said, where it was asked.
+        facts, inputs: of its manifest, as far as they are known; None for the others.
+        seconds: `step_time`, where a step can be timed; only for the text.
     """
+    document = plan_document(writes, facts, resolved(recipe), inputs)
+    return Plan(document, lambda: _text(options, recipe, modules, reads, writes, document, seconds()))
+
+
+def _text(
+    options: Options, recipe: Recipe, modules: Mapping[str, nn.Module | None], reads: Mapping[str, Artifact | str],
+    writes: str, document: Mapping[str, Any], seconds: str,
+) -> str:  # fmt: skip
     lines = [to_yaml(recipe).rstrip(), ""]
-    lines += [f"# reads   {role}: {path}" for role, path in reads.items()]
+    lines += [f"# reads   {role}: {path.path if isinstance(path, Artifact) else path}" for role, path in reads.items()]
     lines += [f"# writes  {writes}: {options.out or options.workspace / (writes + '-...')}"]
+    unknown = [name for name, value in document["facts"].items() if value is None and name in TOLD]
+    lines += [f"# unknown {', '.join(unknown)}"] if unknown else []
     if modules:
         lines += ["#", f"# {'module':<18}{'trainable':>15}{'frozen':>15}"]
     for name, module in modules.items():

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tokcli import __version__, artifact, distributed, draft, recipe
+from tokcli import __version__, artifact, distributed, draft, planned, recipe
 from tokcli.artifact import Artifact
 from tokcli.draft import Draft
 from tokcli.errors import Misuse, TokError
@@ -208,6 +208,16 @@ def check_weights(options: Options, read: Collection[str]) -> None:
             raise TokError(f"--{name}-weights {file}", "nothing here reads it", next=hint)
 
 
+def open_input(options: Options, flag: str, given: Path, kinds: Sequence[str]) -> Artifact:
+    """The artifact that a flag names; in a dry run it may be the plan of one.
+
+    Raises:
+        TokError: see `artifact.open_artifact` and `planned.open_planned`.
+    """
+    plan = planned.open_planned(given, flag, kinds, dry_run=options.dry_run)
+    return plan or artifact.open_artifact(given, flag, kinds)
+
+
 def choose(
     options: Options,
     flag: str,
@@ -229,7 +239,7 @@ def choose(
         TokError: none or several fit.
     """
     if given is not None:
-        return artifact.open_artifact(given, flag, kinds)
+        return open_input(options, flag, given, kinds)
     found = [a for a in artifact.scan(options.workspace) if a.kind in kinds and fits(a)]
     if len(found) == 1:
         log.info("%s %s (the only one that fits)", flag, found[0].path)
@@ -250,7 +260,7 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
     """
     kinds = ["decoder", "tokenizer"]
     if given is not None:
-        chosen = artifact.open_artifact(given, "--decoder", kinds)
+        chosen = open_input(options, "--decoder", given, kinds)
         if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
             raise TokError(
                 f"--decoder {given}", "is a tokenizer without a pixel decoder",

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from tokcli.artifact import Artifact
+    from tokcli.planned import Plan
     from tokcli.workspace import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,7 +52,7 @@ COMMON = [
     click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory; write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics)."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; a dry run: its plan)."),
 ]  # fmt: skip
 DATA = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="openmoji/train, fashion-mnist/train, a folder of images, or "
@@ -126,22 +127,29 @@ def quiet_stdout() -> Any:
 def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bool) -> None:
     """Run one stage and print its artifact's path (a sweep's one a line), the manifest with --json, or the plan of a dry run."""
     from tokcli import distributed
+    from tokcli.planned import Plan
 
     with quiet_stdout():
         if not distributed.is_main():
             logging.getLogger("tok").setLevel(logging.WARNING)  # notices once, not once a rank
-        result: Artifact | list[Artifact] | str | None = stage(options)
-    if result is None or not distributed.is_main():
+        result: Artifact | Plan | Sequence[Artifact | Plan] | None = stage(options)
+        listed = [] if result is None else result if isinstance(result, Sequence) else [result]
+        lines: list[str | bytes] = []  # a path that is not UTF-8 too
+        if not as_json:
+            lines = [one.text() if isinstance(one, Plan) else os.fsencode(one.path) for one in listed]
+    if not listed or not distributed.is_main():
         return
-    if isinstance(result, str):
-        click.echo(result)
-    elif as_json:
-        shown = [a.manifest["metrics"] if a.kind == "report" else a.manifest for a in _listed(result)]
-        click.echo(json.dumps(shown if isinstance(result, list) else shown[0], indent=2, ensure_ascii=False))
-    else:
-        for made in _listed(result):
-            click.echo(os.fsencode(made.path))  # a path that is not UTF-8 too
+    if as_json:
+        shown = [_document(one) for one in listed]
+        click.echo(json.dumps(shown if isinstance(result, Sequence) else shown[0], indent=2, ensure_ascii=False))
+    for line in lines:
+        click.echo(line)
 
 
-def _listed(result: "Artifact | list[Artifact]") -> "list[Artifact]":
-    return result if isinstance(result, list) else [result]
+def _document(result: "Artifact | Plan") -> Any:
+    """What --json prints: a plan, metrics, or a manifest."""
+    from tokcli.planned import Plan
+
+    if isinstance(result, Plan):
+        return result.document
+    return result.manifest["metrics"] if result.kind == "report" else result.manifest

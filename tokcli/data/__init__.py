@@ -14,7 +14,7 @@ from tokcli.data.idx import FILES, Idx, find_fashion, idx_splits
 from tokcli.data.openmoji import OpenMoji
 from tokcli.data.subset import evenly, limited
 from tokcli.data.tars import Tars
-from tokcli.errors import TokError
+from tokcli.errors import NotFound, TokError
 from tokcli.registry import nearest
 
 __all__ = ["SOURCES", "BadImage", "ImageSource", "evenly", "limited", "open_source", "sibling"]
@@ -65,7 +65,8 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         labels: a file of lines `relative/path<TAB>class`, for a folder.
 
     Raises:
-        TokError: nothing there, no images in it, several splits to choose from, or a URL.
+        NotFound: nothing there.
+        TokError: no images in it, several splits to choose from, or a URL.
     """
     where = f"--data {spec}"
     source = _open(spec, where, size, labels)
@@ -92,7 +93,9 @@ def _open(spec: str, where: str, size: int, labels: Path | None) -> ImageSource:
     if not path.is_dir():
         known = nearest(name, EMBEDDED)
         hint = known if known.startswith("Did") else f"Embedded: {', '.join(f'{n}/train' for n in EMBEDDED)}"
-        raise TokError(where, "no such folder" if not path.exists() else "not a folder or a tar", next=hint)
+        if not path.exists():
+            raise NotFound(where, "no such folder", next=hint)
+        raise TokError(where, "not a folder or a tar", next=hint)
     if splits := coco_splits(path) or idx_splits(path):
         raise TokError(where, "holds splits", next=f"Give {' or '.join(str(path / one) for one in splits)}")
     return Folder(path, labels=labels)

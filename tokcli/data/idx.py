@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.listing import data_id
-from tokcli.errors import TokError
+from tokcli.errors import NotFound, TokError
 from tokcli.weights import cache_dir
 
 FILES = {"train": "train", "val": "t10k"}
@@ -41,7 +41,7 @@ def find_fashion() -> Path:
     for folder in (cached, cached / PACKAGED, "/" / PACKAGED):
         if idx_splits(folder):
             return folder
-    raise TokError(
+    raise NotFound(
         "--data fashion-mnist",
         f"its idx files are neither in {cached} nor in /{PACKAGED}",
         next='Fetch them, without root: (cd "$(mktemp -d)" && apt-get download dataset-fashion-mnist && '

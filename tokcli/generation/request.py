@@ -109,6 +109,10 @@ def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
         raise TokError("sample.prompts", "an empty caption", next="leave it out")
 
 
+class Unnamed(list[str]):
+    """Classes of which a plan knows the number alone: they are called by it, and a name may be any of them."""
+
+
 def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
     """The classes that images take in turn, as numbers; [-1] where the network knows no classes.
 
@@ -128,6 +132,8 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
             found.append(names.index(text))
         elif text.isdecimal() and int(text) < len(names):
             found.append(int(text))
+        elif isinstance(names, Unnamed) and not text.lstrip("-").isdecimal():
+            found.append(0)
         else:
             known = f"numbers 0 to {len(names) - 1}" if text.lstrip("-").isdecimal() else nearest(text, names)
             raise TokError("--classes", f"no such class '{text}'", next=known)

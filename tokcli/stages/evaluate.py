@@ -20,6 +20,7 @@ from tokcli.evaluation.references import References
 from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.metrics import table
 from tokcli.metrics.fid import ENOUGH_IMAGES
+from tokcli.planned import Plan
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.weights import write_text
@@ -59,10 +60,10 @@ class EvalRecipe(Recipe):
     eval: Evaluation
 
 
-def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[str]) -> Artifact | str:
+def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[str]) -> Artifact | Plan:
     """Evaluate artifacts; see `tok eval --help`."""
     if artifacts:
-        given = [artifact.open_artifact(path, "ARTIFACT", MEASURED) for path in artifacts]
+        given = [workspace.open_input(options, "ARTIFACT", path, MEASURED) for path in artifacts]
     else:
         given = [a for a in artifact.scan(options.workspace) if a.kind in MEASURED]
         log.info("ARTIFACT...: all %d of %s", len(given), options.workspace)
@@ -89,13 +90,16 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
                        next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
     if options.dry_run:
-        reads = {"data": spec}
+        reads: dict[str, Artifact | str] = {"data": spec}
         if sizes:
             compared = References(
                 options, references or [spec], recipe.eval.manifold, torch.device("cpu"), held_out=spec
             )
             reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared.inputs(sizes[0]), 1)}
-        return plan.describe(options, recipe, {}, reads=reads | {a.id: str(a.path) for a in given}, writes="report")
+        inputs = {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in given}
+        facts = {"name": given[0].facts["name"]}
+        reads |= {a.id: a for a in given}
+        return plan.describe(options, recipe, {}, reads=reads, writes="report", facts=facts, inputs=inputs)
     given = list({a.id: a for a in given}.values())
     with workspace.session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)

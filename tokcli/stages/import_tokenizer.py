@@ -6,8 +6,10 @@ from typing import Any
 
 from tokcli import assemble, plan, workspace
 from tokcli.artifact import Artifact
-from tokcli.methods import method_class, resolve
+from tokcli.methods import TokenizerRecipe, method_class, resolve
+from tokcli.models import Tokenizer
 from tokcli.models.foreign import convert
+from tokcli.planned import Plan
 from tokcli.recipe import resolved, to_yaml
 from tokcli.registry import lookup
 from tokcli.weights import load_tensors, save_tensors, sha256, write_text
@@ -47,7 +49,7 @@ FORMATS = {
 }
 
 
-def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None = None) -> Artifact | str:
+def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None = None) -> Artifact | Plan:
     """Import a checkpoint; see `tok import --help`.
 
     Args:
@@ -61,40 +63,48 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
     )
     if options.dry_run:
         tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
+        modules = dict(tokenizer.named_children())
         return plan.describe(
-            options, recipe, dict(tokenizer.named_children()), reads={kind: str(file)}, writes="tokenizer"
-        )
+            options, recipe, modules, reads={kind: str(file)}, writes="tokenizer",
+            facts=_facts(kind, form, recipe, tokenizer, None), inputs=_inputs(options, file, "checkpoint-unknown"),
+        )  # fmt: skip
     with workspace.session(options) as device:
         state = load_tensors(file)
         tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
         tokenizer.load_exported(convert(state, form.layout, tokenizer, str(file)), str(file))
-        use_size = recipe.data.use_size or recipe.data.size
-        grid = tokenizer.grid(use_size)
         digest = sha256(file)
-        # what it was trained on is known by name only; commands that need images ask for --data
-        data = options.data or "imagenet/train"
-        inputs = {
-            "data": {"id": "data-unknown", "path": data},
-            "checkpoint": {"id": digest, "path": str(file.resolve())},
-        }
+        facts, inputs = _facts(kind, form, recipe, tokenizer, digest), _inputs(options, file, digest)
         draft = workspace.begin(options, "tokenizer", kind, resolved(recipe), inputs, device)
         if isinstance(draft, Artifact):
             return draft
         save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-        known = resolved(recipe).get("teacher")
-        facts = {
-            "method": recipe.method,
-            "name": kind,
-            "codebook_size": tokenizer.quantizer.codebook_size,
-            "code_dim": tokenizer.quantizer.code_dim,
-            "train_size": recipe.data.size,
-            "use_size": use_size,
-            "grid": list(grid),
-            "has_decoder": tokenizer.pixel_decoder is not None,
-            "classes": [],
-            "teacher": {"name": known["name"], "sha256": None, "feature_dim": form.feature_dim} if known else None,
-            "imported": {"format": kind, "sha256": digest},
-            "parameters": {name: plan.parameter_count(part) for name, part in tokenizer.named_children()},
-        }
         return draft.finish(facts, payload=[assemble.WEIGHTS], extras=["recipe.yaml"])
+
+
+def _inputs(options: Options, file: Path, digest: str) -> dict[str, dict[str, str]]:
+    # what it was trained on is known by name only; commands that need images ask for --data
+    data = {"id": "data-unknown", "path": options.data or "imagenet/train"}
+    return {"data": data, "checkpoint": {"id": digest, "path": str(file.resolve())}}
+
+
+def _facts(
+    kind: str, form: Format, recipe: TokenizerRecipe, tokenizer: Tokenizer, digest: str | None
+) -> dict[str, Any]:
+    """The facts of the tokenizer; digest: of the file, None where it was not read."""
+    use_size = recipe.data.use_size or recipe.data.size
+    known = resolved(recipe).get("teacher")
+    return {
+        "method": recipe.method,
+        "name": kind,
+        "codebook_size": tokenizer.quantizer.codebook_size,
+        "code_dim": tokenizer.quantizer.code_dim,
+        "train_size": recipe.data.size,
+        "use_size": use_size,
+        "grid": list(tokenizer.grid(use_size)),
+        "has_decoder": tokenizer.pixel_decoder is not None,
+        "classes": [],
+        "teacher": {"name": known["name"], "sha256": None, "feature_dim": form.feature_dim} if known else None,
+        "imported": {"format": kind, "sha256": digest},
+        "parameters": {name: plan.parameter_count(part) for name, part in tokenizer.named_children()},
+    }

@@ -26,6 +26,7 @@ from tokcli.generation.edits import Edit, read_edit
 from tokcli.generation.generator import Generator
 from tokcli.generation.request import (
     SampleRecipe,
+    Unnamed,
     check_prompts,
     image_labels,
     one_number,
@@ -36,6 +37,7 @@ from tokcli.generation.request import (
 )
 from tokcli.networks import network_class
 from tokcli.optim import check_compiler
+from tokcli.planned import Plan
 from tokcli.proposals import Proposal, Sampling
 from tokcli.recipe import resolved
 from tokcli.workspace import Options
@@ -66,7 +68,7 @@ class Beside(NamedTuple):
 def main(
     options: Options, *, mode: str | None, proposal: Path | None, decoder: Path | None, share: tuple[int, int] | None,
     prompts: str | None = None, sweep: Sequence[str] = (), edit: Path | None = None, mask: Path | None = None,
-) -> Artifact | list[Artifact] | str:  # fmt: skip
+) -> Artifact | Plan | list[Artifact] | list[Plan]:  # fmt: skip
     """Generate images; see `tok sample --help`."""
     number = options.sets.get("sample.number")
     if isinstance(number, int) and number < 1:
@@ -81,11 +83,9 @@ def main(
     decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
-    reads = {"proposal": str(proposal_artifact.path), "decoder": str(decoder_artifact.path)}
-    if any(r.recipe.sample.neighbours for r in requests):
-        reads["training images"] = proposal_artifact.inputs["data"]["path"]
     if options.dry_run:
-        return "\n".join(plan.describe(r.options, r.recipe, {}, reads=reads, writes="samples") for r in requests)
+        plans = [_plan(request, proposal_artifact, decoder_artifact) for request in requests]
+        return plans if sweep else plans[0]
     with workspace.session(options) as device:
         if any(r.recipe.sample.compile for r in requests):
             check_compiler("--compile", device)
@@ -114,6 +114,16 @@ def main(
     return made if sweep else made[0]
 
 
+def _plan(request: Request, proposal: Artifact, decoder: Artifact) -> Plan:
+    reads: dict[str, Artifact | str] = {"proposal": proposal, "decoder": decoder}
+    if request.recipe.sample.neighbours:
+        reads["training images"] = proposal.inputs["data"]["path"]
+    return plan.describe(
+        request.options, request.recipe, {}, reads=reads, writes="samples",
+        facts=_facts(request, proposal), inputs=_inputs(request, proposal, decoder),
+    )  # fmt: skip
+
+
 def _request(
     options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
 ) -> Request:
@@ -129,7 +139,7 @@ def _request(
     folder = workspace.recipe_folder(proposal.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
-    labels = image_labels(recipe, facts["classes"], facts["class_counts"])
+    labels = image_labels(recipe, *_classes(proposal))
     check_prompts(asked.prompts, facts)
     if asked.neighbours not in (None, neighbours.PIXELS):
         network_class(str(asked.neighbours), role="extractor")
@@ -146,6 +156,14 @@ def _request(
         raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
     network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
     return Request(options, recipe, settings, labels, picture)
+
+
+def _classes(proposal: Artifact) -> tuple[list[str], list[int]]:
+    """The names of the classes that the network knows, and how many training images each had; of a plan, what it knows."""
+    names, counts = proposal.facts["classes"], proposal.facts["class_counts"]
+    if isinstance(names, int):
+        names = Unnamed(map(str, range(names)))
+    return names, [1] * len(names) if counts is None else counts
 
 
 def _for_edit(
@@ -166,16 +184,32 @@ def _for_edit(
 
 
 def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torch.device) -> Draft | Artifact:
-    options, recipe = request.options, request.recipe
-    inputs = {
+    name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
+    recipe, inputs = resolved(request.recipe), _inputs(request, proposal, decoder)
+    return workspace.begin(request.options, "samples", name, recipe, inputs, device, exclusive=False)
+
+
+def _inputs(request: Request, proposal: Artifact, decoder: Artifact) -> dict[str, dict[str, str]]:
+    return {
         "proposal": workspace.reference(proposal),
         "decoder": workspace.reference(decoder),
         "tokenizer": workspace.tokenizer_reference(proposal),
         "data": dict(proposal.inputs["data"]),
         **(request.edit.inputs if request.edit else {}),
     }
-    name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
-    return workspace.begin(options, "samples", name, resolved(recipe), inputs, device, exclusive=False)
+
+
+def _facts(request: Request, proposal: Artifact) -> dict[str, Any]:
+    """The facts of the samples that are known beforehand: all but their labels, which a plan need not list."""
+    asked, edit = request.recipe.sample, request.edit
+    copied = ("name", "mode", "codebook_size", "grid", "use_size", "classes")
+    return {
+        **{key: proposal.facts[key] for key in copied},
+        "number": len(request.labels),
+        "format": asked.format,
+        "per_file": asked.shard_size,
+        **({"edit": {"drawn": edit.drawn.int().tolist(), "paste": asked.paste}} if edit else {}),
+    }
 
 
 def _sample(
@@ -248,16 +282,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
             files = [str(store.image_path(folder, i).relative_to(folder)) for i in range(len(labels))]
             write_listing(folder, "images.sha256", files)
             payload.append("images.sha256")
-        copied = ("name", "mode", "codebook_size", "grid", "use_size", "classes")
-        facts: dict[str, Any] = {
-            **{key: proposal.facts[key] for key in copied},
-            "number": len(labels),
-            "labels": labels,
-            "format": asked.format,
-            "per_file": asked.shard_size,
-        }
-        if request.edit is not None:
-            facts["edit"] = {"drawn": request.edit.drawn.int().tolist(), "paste": asked.paste}
+        facts = _facts(request, proposal) | {"labels": labels}
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
         shown = sheets.shown(rows, asked.grid)

@@ -3,7 +3,7 @@
 import logging
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from tokcli.data.transforms import CropViews
 from tokcli.draft import Draft, locked
 from tokcli.errors import TokError, printable
 from tokcli.models import Tokenizer
+from tokcli.planned import Plan
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.workspace import Options
@@ -56,25 +57,22 @@ class TokensRecipe(Recipe):
     tokens: Tokens
 
 
-def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | None) -> Artifact | str:
+def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | None) -> Artifact | Plan:
     """Tokenize a data set; see `tok tokenize --help`."""
     made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    assemble.check_discrete(made_by)
     spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, TokensRecipe, "tokens", workspace.recipe_folder(spec), {})
-    facts = made_by.facts
-    size = facts["use_size"]
-    source = limited(open_source(spec, size=size, labels=options.labels), recipe.tokens.images)
     if options.dry_run:
-        return plan.describe(options, recipe, {}, reads={"data": spec, "tokenizer": str(made_by.path)}, writes="tokens")
+        return _plan(options, recipe, made_by, spec)
+    source = limited(open_source(spec, size=made_by.facts["use_size"], labels=options.labels), recipe.tokens.images)
     with workspace.session(options) as device:
         inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(made_by)}
-        draft = workspace.begin(options, "tokens", facts["name"], resolved(recipe), inputs, device, exclusive=False)
+        name = made_by.facts["name"]
+        draft = workspace.begin(options, "tokens", name, resolved(recipe), inputs, device, exclusive=False)
         if isinstance(draft, Artifact):
             return draft
-        wanted = recipe.tokens
-        views = CropViews(
-            size, crops=wanted.crops - 1, flip=wanted.flip, scale=wanted.scale, corners=wanted.corners, seed=recipe.seed
-        )
+        views = _views(recipe, made_by)
         shards = -(-len(source) // recipe.tokens.shard_size)
         index, number = workspace.share_of(share)
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
@@ -83,6 +81,40 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
             log.info("%s: %d of %d shards are still to come from other jobs", draft.path, missing, shards)
             return Artifact(draft.path, draft.manifest)
         return _finish(draft, made_by, source, views, recipe, shards)
+
+
+def _views(recipe: TokensRecipe, made_by: Artifact) -> CropViews:
+    asked, crops = recipe.tokens, recipe.tokens.crops - 1  # beside the centre
+    return CropViews(
+        made_by.facts["use_size"], crops=crops, flip=asked.flip, scale=asked.scale, corners=asked.corners,
+        seed=recipe.seed,
+    )  # fmt: skip
+
+
+def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) -> Plan:
+    images = plan.find_images(spec, made_by.facts["use_size"], options.labels, recipe.tokens.images)
+    rows = len(images.source) if images.source else recipe.tokens.images or None
+    facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)
+    inputs = {"data": images.entry, "tokenizer": workspace.reference(made_by)}
+    return plan.describe(
+        options, recipe, {}, reads={"data": spec, "tokenizer": made_by}, writes="tokens", inputs=inputs,
+        facts=facts | {"captions": images.captioned()},
+    )  # fmt: skip
+
+
+def _facts(
+    recipe: TokensRecipe, made_by: Artifact, classes: list[str] | None, views: CropViews, rows: int | None
+) -> dict[str, Any]:
+    """The facts of the tokens; None for what a plan does not know of its images."""
+    copied = ("name", "codebook_size", "code_dim", "grid", "use_size")
+    shards = None if rows is None else -(-rows // recipe.tokens.shard_size)
+    return {
+        **{key: made_by.facts[key] for key in copied},
+        "classes": classes,
+        "views": views.names,
+        "rows": rows,
+        "shards": shards,
+    }
 
 
 def _write_shards(
@@ -152,13 +184,7 @@ def _finish(
                 f"--data {source.name}", f"{bad} of {listed} images could not be read (named above)",
                 got=f"tokens.max_bad is {recipe.tokens.max_bad}", next="mend them, or raise it: --set tokens.max_bad=0.1",
             )  # fmt: skip
-        facts = {
-            **{key: made_by.facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
-            "classes": source.classes,
-            "views": views.names,
-            "rows": merged.rows,
-            "shards": shards,
-        }
+        facts = _facts(recipe, made_by, source.classes, views, merged.rows) | {"shards": shards}  # some may be short
         payload = [f"indices-{shard:05d}.npy" for shard in range(shards)] + ["labels.npy"]
         extras = [name for name in ("keys.txt", "captions.jsonl", "skipped.jsonl") if (draft.path / name).exists()]
         return draft.finish(facts, payload=payload, extras=extras, provenance={"skipped": bad})

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, open_artifact
+from tokcli.artifact import Artifact
 from tokcli.data import limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
@@ -21,6 +21,7 @@ from tokcli.methods.adversary import Adversary, update
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
 from tokcli.optim import Updater
+from tokcli.planned import Plan, Planned
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
@@ -50,18 +51,20 @@ class DecoderRecipe(Recipe):
     expects: Expects = Expects()
 
 
-def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | str:
+def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | Plan:
     """Train a pixel decoder; see `tok train-decoder --help`."""
+    start = workspace.open_input(options, "--init", init, ["decoder"]) if init else None
     if options.dry_run and tokenizer is None:
         spec = workspace.data_spec(options)
-        return _plan(options, _recipe(options, spec), spec, None)
+        return _plan(options, _recipe(options, spec), spec, None, start)
     source_artifact = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     spec = workspace.data_spec(options, source_artifact.inputs["data"]["path"])
     recipe = _recipe(options, spec)
+    _check(recipe, source_artifact)
     if options.dry_run:
-        return _plan(options, recipe, spec, source_artifact)
+        return _plan(options, recipe, spec, source_artifact, start)
     with workspace.session(options) as device:
-        return _train(options, recipe, source_artifact, spec, init, device)
+        return _train(options, recipe, source_artifact, spec, start, device)
 
 
 def _recipe(options: Options, spec: str) -> DecoderRecipe:
@@ -70,24 +73,67 @@ def _recipe(options: Options, spec: str) -> DecoderRecipe:
     return recipe
 
 
-def _plan(options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None) -> str:
-    facts = tokenizer.facts if tokenizer else recipe.expects.planned()
+def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
+    """Refuse a tokenizer that the recipe is not for."""
+    facts, size = tokenizer.facts, recipe.data.size
+    assemble.check_discrete(tokenizer)
+    if size != facts["use_size"]:
+        raise TokError(
+            "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
+            next=f"--set data.size={facts['use_size']}",
+        )  # fmt: skip
+    seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
+    measure.check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
+
+
+def _inputs(data: dict[str, str], tokenizer: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
+    roles = {"tokenizer": tokenizer, "init": start}
+    return {"data": data, **{role: workspace.reference(a) for role, a in roles.items() if a}}
+
+
+def _facts(
+    recipe: DecoderRecipe, facts: Mapping[str, Any], decoder: nn.Module, tokenizer: nn.Module | None
+) -> dict[str, Any]:
+    """The facts of the decoder of a tokenizer's facts, None for those that a plan without one does not know."""
+    copied = ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")
+    return {
+        **{key: facts[key] for key in copied},
+        "transform": assemble.build_transform(recipe.data).describe(),
+        "losses": {name: dict(section) for name, section in recipe.loss.items()},
+        "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
+        "trainable_parameters": plan.parameter_count(decoder),
+        "frozen_parameters": plan.parameter_count(tokenizer) if tokenizer else None,
+    }
+
+
+def _plan(
+    options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None, start: Artifact | None
+) -> Plan:
+    size = recipe.data.size
+    facts = tokenizer.facts if tokenizer else recipe.expects.planned() | {"name": None, "use_size": size}
     if facts["code_dim"] is None or facts["grid"] is None:
         raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
-    size = recipe.data.size
+    images = plan.find_images(spec, size, options.labels)
     with torch.device("meta"):
+        frozen = assemble.tokenizer_of(tokenizer) if tokenizer else None
         decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
         losses = assemble.build_losses(recipe.loss, None, torch.device("meta"))
         adversary = _adversary(recipe, None, torch.device("meta"))
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     if adversary:
         modules["discriminator"] = adversary.discriminator
-    reads = {"data": spec, "tokenizer": str(tokenizer.path) if tokenizer else "(as the recipe expects)"}
-    seconds = ""
-    if tokenizer:
+
+    def seconds() -> str:
+        assert tokenizer is not None
         with workspace.session(options) as device:
-            seconds = plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
-    return plan.describe(options, recipe, modules, reads=reads, writes="decoder", seconds=seconds)
+            return plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
+
+    return plan.describe(
+        options, recipe, modules, writes="decoder",
+        reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)"} | ({"init": start} if start else {}),
+        facts=_facts(recipe, facts, decoder, frozen), inputs=_inputs(images.entry, tokenizer, start),
+        seconds=str if tokenizer is None or isinstance(tokenizer, Planned) else seconds,
+    )  # fmt: skip
 
 
 def trial(
@@ -147,28 +193,13 @@ def _train(
     recipe: DecoderRecipe,
     tokenizer_artifact: Artifact,
     spec: str,
-    init: Path | None,
+    start: Artifact | None,
     device: torch.device,
 ) -> Artifact:
     facts = tokenizer_artifact.facts
     size, grid = recipe.data.size, tuple(facts["grid"])
-    if size != facts["use_size"]:
-        raise TokError(
-            "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
-            next=f"--set data.size={facts['use_size']}",
-        )  # fmt: skip
-    measure.check_expected(
-        recipe.expects,
-        codebook_size=facts["codebook_size"],
-        code_dim=facts["code_dim"],
-        grid=grid,
-        classes=len(facts["classes"]),
-    )
     source = open_source(spec, size=size, labels=options.labels)
-    inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(tokenizer_artifact)}
-    start = open_artifact(init, "--init", ["decoder"]) if init else None
-    if start:
-        inputs["init"] = workspace.reference(start)
+    inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
     draft = workspace.begin(options, "decoder", facts["name"], resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         return draft
@@ -214,12 +245,4 @@ def _train(
         if held_out:
             measured = measure.decoder(tokenizer, decoder, held_out, device, size=size)
         measure.decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
-    made = {
-        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")},
-        "transform": transform.describe(),
-        "losses": {name: dict(section) for name, section in recipe.loss.items()},
-        "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
-        "trainable_parameters": plan.parameter_count(decoder),
-        "frozen_parameters": plan.parameter_count(tokenizer),
-    }
-    return loop.complete(draft, made, measured, batches.skipped, seconds)
+    return loop.complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, check_lineage, open_artifact
+from tokcli.artifact import Artifact, check_lineage
 from tokcli.data import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import Misuse, TokError
@@ -19,7 +19,16 @@ from tokcli.networks.sources import Source, find_weights
 from tokcli.networks.text import build_text_tower
 from tokcli.networks.text_cache import BytePairTable, FeatureTable
 from tokcli.optim import Updater
-from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Proposal, TextCondition
+from tokcli.planned import Plan, Planned
+from tokcli.proposals import (
+    CONDITIONS,
+    PROPOSALS,
+    ClassCondition,
+    Condition,
+    NoCondition,
+    Proposal,
+    TextCondition,
+)
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Component, Expects, MeasuredTrain, Optim, Recipe
@@ -55,34 +64,55 @@ class Likelihood(nn.Module):
 
 def main(
     options: Options, *, mode: str | None, tokens: Path | None, val: Path | None, init: Path | None
-) -> Artifact | str:
+) -> Artifact | Plan:
     """Train a proposal network; see `tok train-proposal --help`."""
     name = f"proposal-{mode or 'ar'}"
     if options.dry_run and tokens is None:
-        return _plan(options, _recipe(options, name, workspace.data_spec(options)), None)
-    made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
-    recipe = _recipe(options, name, made_by.inputs["data"]["path"])
+        made_by = None
+        recipe = _recipe(options, name, workspace.data_spec(options))
+    else:
+        made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
+        recipe = _recipe(options, name, made_by.inputs["data"]["path"])
+    start = _check(options, recipe, made_by, mode, init)
+    held_out = _held_out(options, val, recipe, made_by) if made_by else None
+    if options.dry_run:
+        return _plan(options, recipe, made_by, start)
+    assert made_by is not None, "no dry run"
+    with workspace.session(options) as device:
+        return _train(options, recipe, made_by, held_out, start, device)
+
+
+def _check(
+    options: Options, recipe: ProposalRecipe, made_by: Artifact | None, mode: str | None, init: Path | None
+) -> Artifact | None:
+    """Refuse what does not go together; the network to start from, where there is one."""
     if mode not in (None, PROPOSALS[recipe.proposal.name].mode):
         raise TokError(
             f"--mode {mode}", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
         )
     if init is not None and "language" in options.weights:
         raise Misuse("--language-weights", "--init says where the weights come from", next="give one of the two")
-    held_out = _held_out(val, recipe, made_by)
-    if options.dry_run:
-        return _plan(options, recipe, made_by)
-    with workspace.session(options) as device:
-        return _train(options, recipe, made_by, held_out, init, device)
+    start = workspace.open_input(options, "--init", init, ["proposal"]) if init else None
+    if made_by is None:
+        return start
+    facts = made_by.facts
+    seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
+    measure.check_expected(recipe.expects, **plan.known(seen | {"classes": made_by.class_count}))
+    if start:
+        check_lineage(start, "--init", made_by, "--tokens")
+        if start.facts["classes"] and start.facts["classes"] != facts["classes"]:
+            log.warning("--init %s: its classes are others, and stay under their numbers", init)
+    return start
 
 
-def _held_out(val: Path | None, recipe: ProposalRecipe, tokens: Artifact) -> Artifact | None:
+def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens: Artifact) -> Artifact | None:
     """The tokens to measure on, which must be of the tokenizer whose tokens the network learns."""
     if val is None:
         if recipe.train.eval_every:
             raise TokError("train.eval_every", "there is nothing to measure on", got=str(recipe.train.eval_every), next=(
                 "give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
         return None
-    found = open_artifact(val, "--val", ["tokens"])
+    found = workspace.open_input(options, "--val", val, ["tokens"])
     ours, theirs = (a.input_id("tokenizer") for a in (tokens, found))
     if ours != theirs:
         raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=(
@@ -98,31 +128,84 @@ def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
     return recipe
 
 
-def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None) -> str:
+def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, start: Artifact | None) -> Plan:
     expected = recipe.expects.planned()
-    if tokens:
-        _check_expected(recipe.expects, tokens)
-        size, grid, classes = tokens.facts["codebook_size"], tuple(tokens.facts["grid"]), len(tokens.facts["classes"])
-    elif expected["codebook_size"] and expected["grid"] and expected["classes"] is not None:
-        size, grid, classes = expected["codebook_size"], expected["grid"], expected["classes"]
-    else:
-        raise TokError("--dry-run", "needs --tokens, or expects.codebook_size, .grid and .classes in the recipe")
+    facts = dict(tokens.facts) if tokens else expected | {"name": None, "use_size": None}
+    if facts["classes"] is None:
+        facts["classes"] = expected["classes"]
+    if isinstance(_condition(recipe), NoCondition | TextCondition) and facts["classes"] is None:
+        facts["classes"] = []  # whatever they are, the network does not read them
+    missing = [key for key in ("codebook_size", "grid", "classes") if facts[key] is None]
+    if missing:
+        raise TokError(
+            "--dry-run", f"nobody knows {' and '.join(missing)}",
+            next="give --tokens of data on this machine, or --set expects." + "=N --set expects.".join(missing) + "=N",
+        )  # fmt: skip
+    size, grid = facts["codebook_size"], tuple(facts["grid"])
+    classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])
     with torch.device("meta"):
         network = assemble.build_proposal(resolved(recipe), size, grid, classes)
-    reads = {"tokens": str(tokens.path) if tokens else "(as the recipe expects)"}
-    seconds = ""
-    if tokens:
+    if tokens and _captioned(tokens) is False:
+        _check_captions(recipe, f"--tokens {tokens.path}", captioned=False)
+
+    def seconds() -> str:
         with workspace.session(options) as device:
-            seconds = plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
-    return plan.describe(options, recipe, {"proposal": network}, reads=reads, writes="proposal", seconds=seconds)
+            return plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
 
-
-def _check_expected(expected: Expects, tokens: Artifact) -> None:
-    facts = tokens.facts
-    measure.check_expected(
-        expected, codebook_size=facts["codebook_size"], code_dim=facts["code_dim"], grid=tuple(facts["grid"]),
-        classes=len(facts["classes"]),
+    return plan.describe(
+        options, recipe, {"proposal": network}, writes="proposal",
+        reads={"tokens": tokens or "(as the recipe expects)"} | ({"init": start} if start else {}),
+        facts=_facts(recipe, facts, network), inputs=_inputs(tokens, start),
+        seconds=str if tokens is None or isinstance(tokens, Planned) else seconds,
     )  # fmt: skip
+
+
+def _inputs(made_by: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
+    found = {"init": workspace.reference(start)} if start else {}
+    if made_by is None:
+        return found
+    return {
+        "tokens": workspace.reference(made_by),
+        "tokenizer": workspace.tokenizer_reference(made_by),
+        "data": dict(made_by.inputs["data"]),
+        **found,
+    }
+
+
+def _facts(recipe: ProposalRecipe, facts: Mapping[str, Any], network: Proposal) -> dict[str, Any]:
+    """The facts of the network over tokens of those facts; None for what is known with the tokens alone."""
+    by_class = isinstance(_condition(recipe), ClassCondition)
+    return {
+        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
+        "mode": network.mode,
+        "condition": recipe.condition.name if facts["classes"] or not by_class else "none",
+        "text_sha256": None,
+        "classes": facts["classes"] if by_class else [],
+        "class_counts": None if by_class else [],
+        "parameters": plan.parameter_count(network),
+    }
+
+
+def _condition(recipe: ProposalRecipe) -> Condition:
+    """What the recipe's network is conditioned on."""
+    return assemble.condition_of(resolved(recipe))
+
+
+def _captioned(tokens: Artifact) -> bool | None:
+    """Whether any image has a caption; None where a plan does not know."""
+    if isinstance(tokens, Planned):
+        captioned: bool | None = tokens.facts["captions"]
+        return captioned
+    return any(TokenStore(tokens.path).captions)
+
+
+def _check_captions(recipe: ProposalRecipe, where: str, *, captioned: bool) -> None:
+    """Refuse images without captions for a network of captions."""
+    if not captioned and isinstance(_condition(recipe), TextCondition):
+        raise TokError(
+            where, "its images have no captions", got="condition.name: text",
+            next="tokenize a data set with captions, or set condition.name=none",
+        )  # fmt: skip
 
 
 def _trial(
@@ -141,23 +224,12 @@ def _trial(
 
 
 def _train(
-    options: Options, recipe: ProposalRecipe, made_by: Artifact, held_out: Artifact | None, init: Path | None,
+    options: Options, recipe: ProposalRecipe, made_by: Artifact, held_out: Artifact | None, start: Artifact | None,
     device: torch.device,
 ) -> Artifact:  # fmt: skip
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
-    _check_expected(recipe.expects, made_by)
-    inputs = {
-        "tokens": workspace.reference(made_by),
-        "tokenizer": workspace.tokenizer_reference(made_by),
-        "data": dict(made_by.inputs["data"]),
-    }
-    start = open_artifact(init, "--init", ["proposal"]) if init else None
-    if start:
-        check_lineage(start, "--init", made_by, "--tokens")
-        if start.facts["classes"] and start.facts["classes"] != facts["classes"]:
-            log.warning("--init %s: its classes are others, and stay under their numbers", init)
-        inputs["init"] = workspace.reference(start)
+    inputs = _inputs(made_by, start)
     mode = PROPOSALS[recipe.proposal.name].mode
     draft = workspace.begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
@@ -176,7 +248,7 @@ def _train(
         _start_from_language(proposal, options.weights.get("language"))
     tables = _caption_tables(options, recipe, device)
     captions = tables(store, f"--tokens {made_by.path}") if tables else None
-    by_class = isinstance(assemble.condition_of(resolved(recipe)), ClassCondition)
+    by_class = isinstance(_condition(recipe), ClassCondition)
     judged = _store(held_out) if held_out else store
     judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
     theirs = measure.class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
@@ -217,15 +289,10 @@ def _train(
     if held_out:
         measured = evaluate(recipe.train.steps)
         draft.manifest["provenance"]["val"] = workspace.reference(held_out)
-    made = {
-        **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
-        "mode": mode,
-        "condition": recipe.condition.name if classes or not by_class else "none",
-        "text_sha256": captions.tower.sha256 if isinstance(captions, FeatureTable) else None,
-        "classes": facts["classes"] if by_class else [],
-        "class_counts": np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist() if by_class else [],
-        "parameters": plan.parameter_count(proposal),
-    }
+    made = _facts(recipe, facts, proposal)
+    made["text_sha256"] = captions.tower.sha256 if isinstance(captions, FeatureTable) else None
+    if by_class:
+        made["class_counts"] = np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist()
     return loop.complete(draft, made, measured, [], seconds)
 
 
@@ -263,18 +330,14 @@ Tables = Callable[[TokenStore, str], Table]
 
 def _caption_tables(options: Options, recipe: ProposalRecipe, device: torch.device) -> Tables | None:
     """For a text-conditional network, what makes the captions of a store conditions by number; the tower is built once."""
-    condition = assemble.condition_of(resolved(recipe))
+    condition = _condition(recipe)
     if not isinstance(condition, TextCondition):
         return None
     tower = build_text_tower(condition.tower, options.weights.get("text")).to(device) if condition.tower else None
 
     def table(store: TokenStore, where: str) -> Table:
         texts = [text for row in store.captions for text in row]
-        if not texts:
-            raise TokError(
-                where, "its images have no captions", got="condition.name: text",
-                next="tokenize a data set with captions, or set condition.name=none",
-            )  # fmt: skip
+        _check_captions(recipe, where, captioned=bool(texts))
         if tower is None:
             return BytePairTable(texts, condition.length)
         found = FeatureTable(tower, texts, condition.length)

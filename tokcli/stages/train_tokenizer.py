@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from tokcli import assemble, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, open_artifact
+from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.optim import Updater
+from tokcli.planned import Plan
 from tokcli.recipe import resolved, to_yaml
 from tokcli.weights import load_tensors, save_tensors, write_text
 from tokcli.workspace import Options
@@ -21,7 +22,7 @@ log = logging.getLogger("tok")
 USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
 
 
-def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | str:
+def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | Plan:
     """Train a tokenizer; see `tok train-tokenizer --help`."""
     spec = workspace.data_spec(options)
     folder = workspace.recipe_folder(spec)
@@ -29,20 +30,61 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
     kind = method_class(chosen)
     recipe = workspace.load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
     workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
+    start = workspace.open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:
-        return _plan(options, kind, recipe, spec)
+        return _plan(options, kind, recipe, spec, start)
     with workspace.session(options) as device:
-        return _train(options, kind, recipe, spec, init, device)
+        return _train(options, kind, recipe, spec, start, device)
 
 
-def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str) -> str:
+def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
+    images = plan.find_images(spec, recipe.data.size, options.labels)
     with torch.device("meta"):
-        modules = kind(recipe, None, torch.device("meta")).modules()
-    seconds = ""
-    if options.data is not None:
+        method = kind(recipe, None, torch.device("meta"))
+    facts = _facts(kind, recipe, method, images.classes)
+    if facts["teacher"]:
+        facts["teacher"]["sha256"] = None  # no weights were read
+
+    def seconds() -> str:
         with workspace.session(options) as device:
-            seconds = plan.step_time(recipe.train, device, trial(kind(recipe, None, device), recipe, device))
-    return plan.describe(options, recipe, modules, reads={"data": spec}, writes="tokenizer", seconds=seconds)
+            return plan.step_time(recipe.train, device, trial(kind(recipe, None, device), recipe, device))
+
+    return plan.describe(
+        options, recipe, method.modules(), reads={"data": spec} | ({"init": start} if start else {}), writes="tokenizer",
+        facts=facts, inputs=_inputs(images.entry, start),
+        seconds=seconds if options.data is not None and images.source is not None else str,
+    )  # fmt: skip
+
+
+def _inputs(data: dict[str, str], start: Artifact | None) -> dict[str, dict[str, str]]:
+    return {"data": data} | ({"init": workspace.reference(start)} if start else {})
+
+
+def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes: list[str] | None) -> dict[str, Any]:
+    """The facts of the tokenizer, before hours of training; classes: None where a plan does not know them.
+
+    Raises:
+        TokError: the network cannot take images of `use_size`, or what the recipe expects is not so.
+    """
+    size, tokenizer = recipe.data.size, method.tokenizer
+    use_size = recipe.data.use_size or size
+    grid, quantizer = tokenizer.grid(use_size), tokenizer.quantizer
+    expected = {"codebook_size": quantizer.codebook_size, "code_dim": quantizer.code_dim, "grid": tokenizer.grid(size)}
+    expected |= {} if classes is None else {"classes": len(classes)}
+    measure.check_expected(recipe.expects, **expected)
+    return {
+        "method": recipe.method,
+        "name": kind.label(recipe),
+        "codebook_size": quantizer.codebook_size,
+        "code_dim": quantizer.code_dim,
+        "train_size": size,
+        "use_size": use_size,
+        "grid": list(grid),
+        "classes": classes,
+        "transform": assemble.build_transform(recipe.data).describe(),
+        **method.facts(),
+        "parameters": {name: plan.parameter_count(part) for name, part in method.modules().items()},
+    }
 
 
 def trial(method: Method, recipe: TokenizerRecipe, device: torch.device) -> Callable[[int], Callable[[], Any]]:
@@ -63,14 +105,16 @@ def trial(method: Method, recipe: TokenizerRecipe, device: torch.device) -> Call
 
 
 def _train(
-    options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, init: Path | None, device: torch.device
+    options: Options,
+    kind: type[Method],
+    recipe: TokenizerRecipe,
+    spec: str,
+    start: Artifact | None,
+    device: torch.device,
 ) -> Artifact:
     size = recipe.data.size
     source = open_source(spec, size=size, labels=options.labels)
-    inputs = {"data": {"id": source.id, "path": source.name}}
-    start = open_artifact(init, "--init", ["tokenizer"]) if init else None
-    if start:
-        inputs["init"] = workspace.reference(start)
+    inputs = _inputs({"id": source.id, "path": source.name}, start)
     draft = workspace.begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         return draft
@@ -79,12 +123,8 @@ def _train(
     tokenizer = method.tokenizer
     if start:
         tokenizer.load_exported(load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
-    use_size = recipe.data.use_size or size
-    grid = tokenizer.grid(use_size)  # refuses a size that the network cannot take, before hours of training
-    measure.check_expected(
-        recipe.expects, codebook_size=tokenizer.quantizer.codebook_size, code_dim=tokenizer.quantizer.code_dim,
-        grid=tokenizer.grid(size), classes=len(source.classes),
-    )  # fmt: skip
+    facts = _facts(kind, recipe, method, source.classes)
+    use_size = facts["use_size"]
     transform = assemble.build_transform(recipe.data)
     method.begin(source, transform)
     updater = Updater(method.objective, recipe.optim, recipe.train, device)
@@ -116,19 +156,6 @@ def _train(
             method.preview(held_out or source, use_size, draft.path / "preview.png")
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
-    facts = {
-        "method": recipe.method,
-        "name": kind.label(recipe),
-        "codebook_size": tokenizer.quantizer.codebook_size,
-        "code_dim": tokenizer.quantizer.code_dim,
-        "train_size": size,
-        "use_size": use_size,
-        "grid": list(grid),
-        "classes": source.classes,
-        "transform": transform.describe(),
-        **method.facts(),
-        "parameters": {name: plan.parameter_count(part) for name, part in method.modules().items()},
-    }
     return loop.complete(draft, facts, measured, batches.skipped, seconds)
 
 

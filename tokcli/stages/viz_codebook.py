@@ -16,6 +16,7 @@ from tokcli.draft import write_listing
 from tokcli.errors import TokError
 from tokcli.metrics.codebook import count_codes
 from tokcli.models import Tokenizer
+from tokcli.planned import Plan
 from tokcli.quantizers import Quantizer
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
@@ -41,7 +42,7 @@ class VizRecipe(Recipe):
     viz: Viz
 
 
-def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> Artifact | str:
+def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> Artifact | Plan:
     """Draw a codebook, and another beside it; see `tok viz-codebook --help`."""
     made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     drawn = {"tokenizer": made_by}
@@ -52,8 +53,12 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
     spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
     recipe = workspace.load_recipe(options, VizRecipe, "viz", workspace.recipe_folder(spec), {})
     if options.dry_run:
-        reads = {"data": spec, **{role: str(a.path) for role, a in drawn.items()}}
-        return plan.describe(options, recipe, {}, reads=reads, writes="viz")
+        images = plan.find_images(spec, made_by.facts["use_size"], options.labels)
+        inputs = {"data": images.entry} | {role: workspace.reference(a) for role, a in drawn.items()}
+        facts = {key: made_by.facts[key] for key in ("name", "codebook_size")}
+        return plan.describe(
+            options, recipe, {}, reads={"data": spec, **drawn}, writes="viz", facts=facts, inputs=inputs
+        )
     with workspace.session(options) as device:
         source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels)
         inputs = {"data": {"id": source.id, "path": source.name}}
