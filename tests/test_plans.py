@@ -217,7 +217,7 @@ def test_each_row_of_the_tables_is_planned_to_its_samples(tmp_path: Path, row: s
     t = plan("train-tokenizer", "--recipe", f"imagenet/tokenizer-{method}", "--data", "imagenet/train", *asked)
     own = read(t)["facts"]["has_decoder"]
     d = t if own else plan("train-decoder", "--recipe", "imagenet/decoder-conv", "--tokenizer", t)
-    k = plan("tokenize", "--recipe", "folder/tokens", "--tokenizer", t)
+    k = plan("tokenize", "--recipe", "imagenet/tokens", "--tokenizer", t)
     for mode, network in (("ar", "ar-medium"), ("nar", "nar")):
         p = plan("train-proposal", "--recipe", f"imagenet/proposal-{network}", "--tokens", k)
         s = plan("sample", "--mode", mode, "-n", "50000", "--proposal", p, "--decoder", d)
