@@ -1,6 +1,8 @@
 """Metrics and Inception's taps against other libraries and formulas written here a second time; see docs/fidelity.md."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,27 @@ def test_the_proposals_perplexity_is_that_of_torchs_mean_cross_entropy() -> None
     logits, targets = draw(20, 9), torch.arange(20) % 9
     total, mean = (float(F.cross_entropy(logits, targets, reduction=r)) for r in ("sum", "mean"))
     assert masked_ce(total, 20) == pytest.approx(mean) and proposal_ppl(total, 20) == pytest.approx(math.exp(mean))
+
+
+@pytest.mark.slow
+def test_the_check_of_the_evaluator_finds_a_set_equal_to_itself(inception_file: Path, tmp_path: Path) -> None:
+    # what a person runs on ADM's published samples, here on a reference made of the samples themselves
+    images = np.random.RandomState(0).randint(0, 256, (12, 40, 40, 3), dtype=np.uint8)
+    pooled, spatial, _ = build_network("inception", inception_file).judged(
+        torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    )
+    statistics = {}
+    for letter, found in (("", pooled), ("_s", spatial)):
+        x = found.double().numpy()
+        statistics |= {f"mu{letter}": x.mean(0), f"sigma{letter}": np.cov(x, rowvar=False)}
+    np.savez(tmp_path / "reference.npz", arr_0=images, **statistics)
+    np.savez(tmp_path / "samples.npz", arr_0=images)
+    script = Path(__file__).parent.parent / "scripts/check_evaluator.py"
+    files = [str(tmp_path / name) for name in ("samples.npz", "reference.npz")]
+    command = [sys.executable, str(script), *files, "--inception-weights", str(inception_file), "--device", "cpu"]
+    said = dict(line.split(maxsplit=1) for line in subprocess.check_output(command, text=True).splitlines())
+    assert (float(said["precision"]), float(said["recall"])) == (1.0, 1.0) and said["images"].startswith(
+        "12 against 12"
+    )
+    spread = float(np.trace(statistics["sigma"]))
+    assert float(said["FID"]) < 0.01 * spread and float(said["sFID"]) < 0.01 * float(np.trace(statistics["sigma_s"]))
