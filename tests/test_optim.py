@@ -68,7 +68,7 @@ def test_an_update_uses_the_rate_of_its_step() -> None:
 
 def test_only_matrices_decay() -> None:
     module = Regression()
-    decayed, undecayed = parameter_groups(module, 0.3)
+    decayed, undecayed = parameter_groups(module, Optim(lr=1.0, weight_decay=0.3))
     assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.3, 0.0)
     assert decayed["params"] == [module.linear.weight]
     kept = [
@@ -88,6 +88,25 @@ def test_decay_shrinks_matrices_and_nothing_else() -> None:
         run.update(0, batch())
     a, b = copy(free.module), copy(decayed.module)
     assert [name for name in a if not torch.equal(a[name], b[name])] == ["linear.weight"]
+
+
+def test_all_that_is_trained_decays_where_the_recipe_says_so() -> None:
+    before = updater().module
+    after = updater({"decay": "all", "weight_decay": 0.5, "lr": 1.0, "eps": 1e9})  # an eps that leaves the decay alone
+    after.update(0, batch())
+    for name, start in copy(before).items():
+        expected = start if name == "frozen" else 0.5 * start  # p - lr * decay * p
+        torch.testing.assert_close(copy(after.module)[name], expected, atol=1e-6, rtol=0)
+
+
+def test_eps_is_added_to_the_root_of_the_second_moment() -> None:
+    run = updater({"lr": 1.0, "eps": 0.1, "weight_decay": 0.0})
+    before = copy(run.module)["linear.weight"]
+    run.update(0, batch())
+    gradient = (
+        run.module.linear.weight.grad
+    )  # at the first step both moments, corrected, are the gradient and its square
+    torch.testing.assert_close(before - run.module.linear.weight, gradient / (gradient.abs() + 0.1))
 
 
 def test_micro_batches_add_up_to_the_whole_batch() -> None:

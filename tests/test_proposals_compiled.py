@@ -15,6 +15,7 @@ from tokcli.proposals.steps import FixedSteps
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "1D": ("ar", {}),
     "2D": ("ar", {"position": "rope-2d", "qk_norm": True}),
+    "LlamaGen": ("ar", {"position": "rope-2d-llamagen"}),
     "learned": ("ar", {"position": "learned", "head": "tied"}),
     "random orders": ("ar", {"random_order": (0.5, 0.75)}),
     "gpt2": ("gpt2", {}),

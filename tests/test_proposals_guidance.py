@@ -19,17 +19,22 @@ def test_guidance_extrapolates_from_the_unconditional() -> None:
     assert torch.allclose(guide(torch.cat([c, u]), 0.0), u)
 
 
-def test_schedules_rise_from_1_to_the_scale() -> None:
+def test_the_constant_and_the_linear_schedule() -> None:
     assert scales(4, 3.0) == [3.0, 3.0, 3.0, 3.0]
-    assert scales(4, 3.0, "linear") == [1.5, 2.0, 2.5, 3.0]
-    cosine = scales(4, 3.0, "power-cosine", 2.0)
-    assert cosine == pytest.approx([1 + (1 - math.cos(math.pi * (t / 4) ** 2)) for t in (1, 2, 3, 4)])
-    assert cosine[0] < scales(4, 3.0, "power-cosine", 1.0)[0] and cosine[-1] == pytest.approx(3.0)
+    assert scales(4, 3.0, "linear") == [1.0, 1.5, 2.0, 2.5]  # 1 + (s / n) (scale - 1)
 
 
-def test_one_step_is_guided_whatever_the_schedule() -> None:
-    for schedule in ("constant", "linear", "power-cosine"):
-        assert scales(1, 2.0, schedule) == [2.0]
+def test_power_cosine_is_rar_s_at_every_position() -> None:
+    published = []
+    for position in range(256):  # RAR-B: scale 16, power 2.75
+        rise = (1 - math.cos(math.pi * (position / 256) ** 2.75)) / 2
+        published.append((16.0 - 1) * rise + 1)
+    assert scales(256, 16.0, "power-cosine", 2.75) == pytest.approx(published)
+    assert published[0] == 1.0 and 15.99 < published[-1] < 16.0
+
+
+def test_a_rising_schedule_starts_without_guidance() -> None:
+    assert [scales(1, 2.0, schedule) for schedule in ("constant", "linear", "power-cosine")] == [[2.0], [1.0], [1.0]]
 
 
 def test_an_interval_switches_guidance_off_outside() -> None:

@@ -69,6 +69,16 @@ def test_a_ratio_has_the_mean_that_the_loss_divides_by(name: str) -> None:
     assert (mask_counts(shares, 16) >= 1).all()
 
 
+def test_cosine_has_muse_s_density_and_arccos_another() -> None:
+    r, x = (torch.arange(100_000).double() + 0.5) / 100_000, torch.linspace(0.1, 0.9, 9).double()
+    below = {name: (RATIOS[name].of(r)[:, None] < x).double().mean(0) for name in ("cosine", "arccos")}
+    grid = (torch.arange(10_000).double() + 0.5) / 10_000
+    muse = (2 / math.pi) * (1 - grid**2) ** -0.5  # its section on masking: the density of the ratio
+    integral = torch.stack([muse[grid < upto].sum() / 10_000 for upto in x])
+    torch.testing.assert_close(below["cosine"], integral, atol=1e-3, rtol=0)
+    torch.testing.assert_close(below["arccos"], 1 - torch.cos(math.pi * x / 2), atol=1e-3, rtol=0)
+
+
 def test_mage_masks_at_least_half_and_most_often_a_little_more() -> None:
     drawn = RATIOS["truncated-normal"].of(torch.rand(100_000, dtype=torch.float64))
     share = lambda a, b: ((drawn >= a) & (drawn < b)).double().mean().item()  # noqa: E731

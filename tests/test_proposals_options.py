@@ -24,6 +24,7 @@ SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
 GUIDED = Sampling(steps=4, cfg_scale=1.75, top_k=9, top_p=0.92)
 OPTIONS: dict[str, dict[str, Any]] = {
     "2D": {"position": "rope-2d"},
+    "LlamaGen": {"position": "rope-2d-llamagen"},
     "learned": {"position": "learned"},
     "1D": {"position": "rope-1d"},
     "qk-norm": {"qk_norm": True},
@@ -67,7 +68,7 @@ def test_every_option_trains_all_it_has(mode: str, option: str) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize("option", ["2D", "learned", "qk-norm"])
+@pytest.mark.parametrize("option", ["2D", "LlamaGen", "learned", "qk-norm"])
 @pytest.mark.parametrize("mode", ["ar", "nar"])
 def test_every_option_changes_the_loss(mode: str, option: str) -> None:
     plain = {"position": "rope-1d"}
@@ -83,6 +84,15 @@ def test_every_dropout_acts_in_training_only(mode: str, key: str) -> None:
     calm = [network.loss(*data)["loss"] for _ in range(2)]
     wild = [network.train().loss(*data)["loss"] for _ in range(2)]
     assert calm[0] == calm[1] and wild[0] != wild[1]
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_what_writes_to_the_residual_stream_starts_smaller_unless_told(mode: str) -> None:
+    sizes = {"width": 64, "depth": 8, "heads": 2, "mlp_width": 96}
+    for scaled, std in ((True, 0.02 / 16**0.5), (False, 0.02)):
+        block = PROPOSALS[mode](K, GRID, CLASSES, **sizes, scale_residual=scaled).transformer.blocks[0]  # type: ignore[arg-type]
+        for matrix, expected in ((block.attention.out, std), (block.mlp.out, std), (block.attention.qkv, 0.02)):
+            assert matrix.weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
 def test_embeddings_are_dropped_as_branches_are_where_nothing_else_is_said() -> None:
@@ -101,7 +111,34 @@ def test_grid_angles_depend_on_distance_in_rows_and_columns() -> None:
     assert not torch.allclose(scores[at(1, 1), at(0, 1)], scores[at(1, 1), at(1, 0)], atol=1e-2)
 
 
-@pytest.mark.parametrize(("position", "of"), [("rope-1d", 2), ("rope-2d", 4)])
+def llamagen_features(network: AutoregressiveProposal, x: Tensor) -> Tensor:
+    """LlamaGen's forward pass of embeddings (n, d) of the class and codes: its table of angles begins with zeros."""
+    e, n = network.width // network.heads, len(x)
+    per_axis = 10_000.0 ** (-torch.arange(0, e // 2, 2) / (e // 2))
+    angles = torch.stack([torch.cat([r * per_axis, c * per_axis]) for r in range(GRID[0]) for c in range(GRID[1])])
+    table = torch.cat([torch.zeros(1, e // 2, dtype=torch.complex64), torch.polar(torch.ones_like(angles), angles)])[:n]
+    rms = lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()  # noqa: E731
+    for block in network.transformer.blocks:
+        q, k, v = block.attention.qkv(rms(x) * block.attention_norm.weight).chunk(3, -1)
+        turned = [torch.complex(*t.view(n, network.heads, 2, e // 2).unbind(2)) * table[:, None] for t in (q, k)]
+        scores = torch.einsum("ihp,jhp->hij", turned[0], turned[1].conj()).real / e**0.5
+        weights = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf).softmax(-1)
+        mixed = torch.einsum("hij,jhe->ihe", weights, v.view(n, network.heads, e))
+        x = x + block.attention.out(mixed.flatten(1))
+        gate, value = block.mlp.up(rms(x) * block.mlp_norm.weight).chunk(2, -1)
+        x = x + block.mlp.out(gate * gate.sigmoid() * value)
+    return rms(x) * network.transformer.norm.weight
+
+
+def test_the_llamagen_position_computes_what_llamagen_computes() -> None:
+    network, (indices, labels, _) = build("ar", position="rope-2d-llamagen"), batch(3)
+    found = network._features(indices[:, :-1], network._prefix(labels))
+    for row in range(3):
+        x = torch.cat([network._prefix(labels)[row], network.embedding(indices[row, :-1])])
+        torch.testing.assert_close(found[row], llamagen_features(network, x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("position", "of"), [("rope-1d", 2), ("rope-2d", 4), ("rope-2d-llamagen", 4)])
 def test_heads_too_narrow_for_rotary_positions_are_refused(position: str, of: int) -> None:
     with pytest.raises(
         TokError, match=f"proposal.heads: width / heads must be a multiple of {of} for position {position}"

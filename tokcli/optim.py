@@ -28,14 +28,16 @@ def learning_rate(step: int, optim: Optim, steps: int) -> float:
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks do not."""
+def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks only where all do."""
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     undecayed = {
         n for n, p in trainable if p.ndim < 2 or any(word in n for word in ("position", "class_token", "codebook"))
     }
+    if optim.decay == "all":
+        undecayed = set()
     return [
-        {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": optim.weight_decay},
         {"params": [p for name, p in trainable if name in undecayed], "weight_decay": 0.0},
     ]
 
@@ -129,7 +131,7 @@ class Updater:
             )  # fmt: skip
         self.module, self.optim, self.train, self.device = module, optim, train, device
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=optim.betas,
+            parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps,
             fused=device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.average = Average(module, train.ema) if train.ema else None

@@ -27,11 +27,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):
-    """AdamW with decoupled weight decay on matrices only, linear warm-up, then cosine or constant."""
+    """AdamW with decoupled weight decay, linear warm-up, then cosine or constant."""
 
     lr: float = Field(gt=0)
     betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)  # added to the root of the second moment
     weight_decay: float = Field(1e-4, ge=0)
+    decay: Literal["matrices", "all"] = "matrices"  # what decays; all: norms, biases, positions, codes too
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr: float = Field(0.0, ge=0)

@@ -57,13 +57,15 @@ class AutoregressiveProposal(Proposal):
         embedding_dropout: float | None = None,
         attention_dropout: float = 0.0,
         checkpointing: bool = False,
+        scale_residual: bool = True,
         label_drop: float = 0.1,
         random_order: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(
             codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
             position=position, qk_norm=qk_norm, head=head, dropout=dropout, embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout, checkpointing=checkpointing, label_drop=label_drop,
+            attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
+            label_drop=label_drop,
         )  # fmt: skip
         if random_order is not None and not 0 <= random_order[0] < random_order[1] <= 1:
             raise TokError(

@@ -14,7 +14,7 @@ from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.sampling import Sampling
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
 
-Position = Literal["rope-1d", "rope-2d", "learned"]
+Position = Literal["rope-1d", "rope-2d", "rope-2d-llamagen", "learned"]
 Head = Literal["zero", "tied"]
 
 
@@ -32,13 +32,16 @@ class Proposal(nn.Module):
         text: what is known of captions, for a text-conditional network.
         width, depth, heads, mlp_width: of the transformer.
         position: `rope-1d`, rotary angles of the place in the sequence; `rope-2d`, half of them of the row and half of the
-            column; or `learned`, one embedding a place.
+            column, the condition standing at place 0; `rope-2d-llamagen`, the same but for the condition, whose queries and
+            keys are zero as by LlamaGen's table of angles, so that its score is 0 wherever it is seen from; or `learned`, one
+            embedding a place.
         qk_norm: normalise queries and keys.
         head: `zero`, a matrix of its own that starts from zero, or `tied`, the embedding table.
         dropout: on the embeddings and on each block's two branches, in [0, 1).
         embedding_dropout: on the embeddings, where it is another one.
         attention_dropout: on attention weights, in [0, 1).
         checkpointing: hold less memory in training for one more forward pass.
+        scale_residual: start the matrices that write to the residual stream from 0.02 / sqrt(2 depth), as GPT-2, not 0.02.
         label_drop: share of training samples whose class or caption is dropped, in [0, 1]; guidance needs it over 0.
 
     Raises:
@@ -73,6 +76,7 @@ class Proposal(nn.Module):
         embedding_dropout: float | None = None,
         attention_dropout: float = 0.0,
         checkpointing: bool = False,
+        scale_residual: bool = True,
         label_drop: float = 0.1,
     ) -> None:
         super().__init__()
@@ -87,7 +91,7 @@ class Proposal(nn.Module):
         for key, value in shares.items():
             if not 0 <= value < 1:
                 raise TokError(f"proposal.{key}", "must be at least 0 and under 1", got=f"Got {value}")
-        of = {"rope-1d": 2, "rope-2d": 4}.get(position, 1)
+        of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(position, 1)
         if width // heads % of:
             raise TokError("proposal.heads", f"width / heads must be a multiple of {of} for position {position}",
                            got=f"Got {width} / {heads}")  # fmt: skip
@@ -99,7 +103,8 @@ class Proposal(nn.Module):
         self.null_row = codebook_size + self.classes
         shape = Shape(
             width=width, depth=depth, heads=heads, mlp_width=mlp_width, causal=self.causal, gated=self.gated,
-            biased=self.biased, qk_norm=qk_norm, checkpointing=checkpointing, **shares,
+            biased=self.biased, qk_norm=qk_norm, checkpointing=checkpointing,
+            scale_residual=scale_residual, **shares,
         )  # fmt: skip
         self.text = TextPrefix(text, shape) if text else None
         self.prefix = text.length if text else 1
@@ -255,7 +260,7 @@ class Proposal(nn.Module):
         return self._prefix(condition)
 
     def _rotation(self) -> Rotation | None:
-        """Rotary angles of the prefix, all of which stand at place 0 of a grid, and of the tokens."""
+        """Rotary angles of the prefix, all of which stands at place 0 of a grid, and of the tokens."""
         device, head_dim = self.embedding.weight.device, self.width // self.heads
         if self.kind == "learned":
             return None
@@ -264,7 +269,11 @@ class Proposal(nn.Module):
         rows, columns = self.grid
         places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device)) + 1
         before = torch.zeros(self.prefix, 2, dtype=torch.int64, device=device)
-        return grid_rotation(torch.cat([before, places]), head_dim)
+        by = grid_rotation(torch.cat([before, places]), head_dim)
+        if self.kind == "rope-2d":
+            return by
+        turned = torch.arange(self.prefix + self.tokens, device=device)[:, None] >= self.prefix
+        return Rotation(by.cos * turned, by.sin * turned)
 
     def _logits(self, features: Tensor, rows: int | None = None) -> Float[Tensor, "... k"]:
         """The head's first rows, those of the codes where not said, in float32 even under autocast: bfloat16 moves a logit of 10 by 0.03."""

@@ -1,9 +1,10 @@
 """Classifier-free guidance (arXiv 2207.12598) on logits, and how strong it is at each step of decoding.
 
 Early tokens fix the layout and late ones the detail, so that one scale for all trades variety for fidelity more than it must.
-`linear` is Muse's schedule (arXiv 2301.00704, section 2.7), `power-cosine` MDT's (arXiv 2303.14389, section 3.4), which RAR (arXiv
-2411.00776) uses over positions; both rise from 1, so that the last step has the whole scale. An interval switches guidance off
-outside of it (arXiv 2404.07724).
+`power-cosine` is RAR's schedule over positions (arXiv 2411.00776, official code), MDT's over diffusion time (arXiv 2303.14389, section
+3.4); `linear` is Muse's (arXiv 2301.00704, section 2.7), which says that it starts low and rises linearly and not from where to
+where: here as in 1d-tokenizer's public code. Both are functions of the share of steps done before: the first step has
+no guidance and the last not quite the whole scale. An interval switches guidance off outside of it (arXiv 2404.07724).
 """
 
 import math
@@ -17,7 +18,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "linear": lambda done, power: done,
     "power-cosine": lambda done, power: (1 - math.cos(math.pi * done**power)) / 2,
 }
-"""Name -> share of the guidance, of the share of steps done after this one, in (0, 1], and the power."""
+"""Name -> share of the guidance, of the share of steps done before this one, in [0, 1), and the power."""
 
 
 def scales(
@@ -34,7 +35,7 @@ def scales(
     """
     share, (start, stop) = SCHEDULES[schedule], interval
     return [
-        1 + share((step + 1) / steps, power) * (scale - 1) if start <= (step + 0.5) / steps < stop else 1.0
+        1 + share(step / steps, power) * (scale - 1) if start <= (step + 0.5) / steps < stop else 1.0
         for step in range(steps)
     ]
 

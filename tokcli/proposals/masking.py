@@ -1,4 +1,4 @@
-"""How many tokens are masked, and which: MaskGIT's schedules (arXiv 2202.04200, section 3.1) and MAGE's ratio."""
+"""How many tokens are masked, and which: MaskGIT's schedules (arXiv 2202.04200, section 3.1), TiTok's and MAGE's."""
 
 import math
 from collections.abc import Callable
@@ -37,10 +37,12 @@ def _truncated_mean() -> float:
     return MEAN + DEVIATION * (density[0] - density[1]) / (_normal_below(1) - _normal_below(LEAST))
 
 
+# cosine: MaskGIT's, and Muse's (arXiv 2301.00704): its density (2/pi) (1 - x^2)^(-1/2) is that of cos(pi r / 2). arccos: TiTok's
+# generator's (arXiv 2406.07550, official code), of density (pi/2) sin(pi x / 2). Both have the mean 2/pi.
 RatioName = Literal["cosine", "arccos", "linear", "square", "cubic", "root", "truncated-normal"]
 RATIOS: dict[RatioName, Ratio] = {
     "cosine": Ratio(lambda r: torch.cos(r * (math.pi / 2)), 2 / math.pi),
-    "arccos": Ratio(lambda r: torch.arccos(r) * (2 / math.pi), 2 / math.pi),  # Muse (arXiv 2301.00704)
+    "arccos": Ratio(lambda r: torch.arccos(r) * (2 / math.pi), 2 / math.pi),
     "linear": Ratio(lambda r: 1 - r, 1 / 2),
     "square": Ratio(lambda r: 1 - r**2, 2 / 3),
     "cubic": Ratio(lambda r: 1 - r**3, 3 / 4),

@@ -62,6 +62,7 @@ class MaskedProposal(Proposal):
         embedding_dropout: float | None = None,
         attention_dropout: float = 0.0,
         checkpointing: bool = False,
+        scale_residual: bool = True,
         label_drop: float = 0.1,
         label_smoothing: float = 0.1,
         mask_ratio: RatioName = "cosine",
@@ -69,7 +70,8 @@ class MaskedProposal(Proposal):
         super().__init__(
             codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
             position=position, qk_norm=qk_norm, head=head, dropout=dropout, embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout, checkpointing=checkpointing, label_drop=label_drop,
+            attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
+            label_drop=label_drop,
         )  # fmt: skip
         if not 0 <= label_smoothing < 1:
             raise TokError("proposal.label_smoothing", "must be at least 0 and under 1", got=f"Got {label_smoothing}")

@@ -29,6 +29,7 @@ class Shape:
         embedding_dropout: on what comes in.
         attention_dropout: on attention weights.
         checkpointing: keep each block's input only and compute it again for the gradient.
+        scale_residual: start the matrices that write to the residual stream smaller, by sqrt(2 depth).
     """
 
     width: int
@@ -43,6 +44,7 @@ class Shape:
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     checkpointing: bool = False
+    scale_residual: bool = True
 
     def norm(self) -> nn.Module:
         """A norm over the width."""
@@ -207,7 +209,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Dropout, `depth` blocks and a last norm: embeddings in, features for the head out.
 
-    Linears start from N(0, 0.02^2); the two that write to the residual stream have 0.02 / sqrt(2 depth)
+    Linears start from N(0, 0.02^2); the two that write to the residual stream, where scaled, from 0.02 / sqrt(2 depth)
     (GPT-2), so that the stream's variance does not grow with depth.
     """
 
@@ -219,7 +221,7 @@ class Transformer(nn.Module):
         self.norm = shape.norm()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                residual = name.endswith("out.weight")
+                residual = shape.scale_residual and name.endswith("out.weight")
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * shape.depth) if residual else INIT_STD)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
