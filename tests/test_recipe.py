@@ -247,6 +247,19 @@ def test_recipe_is_found_by_path_by_name_and_by_default(tmp_path: Path) -> None:
         find_recipe(str(tmp_path / "none.yaml"), folder="toy", name="x")
 
 
+def test_taking_another_folder_s_recipe_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert find_recipe(None, folder="coco", name="proposal-ar").parent.name == "folder"
+    find_recipe(None, folder="folder", name="proposal-ar")  # a user's own images: meant for them
+    assert [r.getMessage() for r in caplog.records] == ["recipe: folder/proposal-ar (coco has none)"]
+
+
+def test_every_data_set_with_a_tokenizer_has_its_own_recipes_of_what_follows() -> None:
+    needed = ("tokens", "sample-ar", "sample-nar", "eval", "viz")
+    homes = {path.parent for path in SHIPPED if path.stem.startswith("tokenizer-")}
+    assert [f"{home.name}/{name}" for home in homes for name in needed if not (home / f"{name}.yaml").is_file()] == []
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_shipped_recipe_is_valid_and_its_resolved_form_repeats_it(path: Path, tmp_path: Path) -> None:
     from tokcli.catalog import check_file

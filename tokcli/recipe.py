@@ -4,8 +4,10 @@ A stage describes its recipe by a pydantic model. A section that names a compone
 against the keyword-only arguments of that component's constructor, so that a new component needs no second declaration.
 """
 
+import functools
 import inspect
 import json
+import logging
 import math
 import re
 import types
@@ -21,6 +23,7 @@ from tokcli.errors import TokError
 from tokcli.registry import nearest
 from tokcli.schema import Recipe, Section
 
+log = logging.getLogger("tok")
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=Recipe)
 Factory = Callable[..., Any]
@@ -67,7 +70,7 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
 
     Args:
         choice: what `--recipe` was given, or None.
-        folder: the data set's folder of recipes; one without its own uses `folder`.
+        folder: the data set's folder of recipes; one without its own uses `folder`, which is said once.
         name: the stage and its variant, such as `tokenizer-vqkd`.
 
     Raises:
@@ -76,6 +79,8 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
     root = recipes_root()
     if choice is None:
         home = folder if (root / folder / f"{name}.yaml").is_file() else "folder"
+        if home != folder:
+            _say_fallback(home, folder, name)
         path = root / home / f"{name}.yaml"
         if not path.is_file():
             raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="tok recipes lists them")
@@ -91,6 +96,11 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
     close = nearest(choice, [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")])
     hint = close if close.startswith("Did") else "tok recipes lists them"
     raise TokError(f"--recipe {choice}", "no such recipe", next=hint)
+
+
+@functools.cache  # `tok sample --sweep` looks for it once a point
+def _say_fallback(home: str, folder: str, name: str) -> None:
+    log.warning("recipe: %s/%s (%s has none)", home, name, folder)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

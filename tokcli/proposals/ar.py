@@ -1,7 +1,8 @@
 """Autoregressive proposal network: a Llama over a prefix of condition and codes in raster order.
 
-LlamaGen (arXiv 2406.06525), by default with 1D rotary positions and always with one table for codes and classes, as the
-network behind the tables of arXiv 2411.04406 (24 blocks of width 1024, 16 heads, MLP 2816).
+LlamaGen (arXiv 2406.06525), by default with 1D rotary positions and always with one table for codes and classes, as the Llama
+that the official code of arXiv 2411.04406 documents (24 blocks of width 1024, 16 heads, MLP 2816). Whether its tables are of that
+network or of GPT-2 is not known.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 class AutoregressiveProposal(Proposal):
     """p(token | condition, tokens before it): RMSNorm, SwiGLU, no biases.
 
-    The head's softmax covers the whole vocabulary in training, as published; sampling and `nll` renormalise over the
+    The head's softmax covers the whole vocabulary in training, as in that code (LlamaGen's the codes alone); sampling and `nll` renormalise over the
     codes, because nothing else can be drawn. Arguments: see `Proposal`, and
         random_order: shares of the training, 0 <= from < to <= 1, between which the probability of seeing an image in
             a random order falls from 1 to 0 (RAR, arXiv 2411.00776; its own are 0.5 and 0.75); null: always raster order.

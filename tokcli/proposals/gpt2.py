@@ -1,6 +1,7 @@
-"""GPT-2 (Radford et al. 2019) over codes, optionally from its language weights, as arXiv 2411.04406 starts its AR network.
+"""GPT-2 (Radford et al. 2019) over codes, optionally from its language weights, as in the official code of arXiv 2411.04406.
 
-Only the embeddings of words have no use here: codes and classes get fresh ones, which are the head too.
+That its tables are of this network is assumed. Codes and classes get fresh embeddings, which are the head too; that code keeps the
+first rows of the table of words instead.
 """
 
 from collections.abc import Mapping
