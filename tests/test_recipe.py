@@ -1,5 +1,6 @@
 """Recipes: strict loading, every fault at once, a resolved recipe that is valid and repeats the run."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from tokcli.errors import TokError
 from tokcli.methods import method_class
 from tokcli.recipe import (
     InvalidRecipe,
+    _say_fallback,
     check,
     find_recipe,
     override,
@@ -248,6 +250,8 @@ def test_recipe_is_found_by_path_by_name_and_by_default(tmp_path: Path) -> None:
 
 
 def test_taking_another_folder_s_recipe_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    _say_fallback.cache_clear()  # of tests before this one
+    caplog.set_level(logging.INFO, "tok")
     for _ in range(2):
         assert find_recipe(None, folder="coco", name="proposal-ar").parent.name == "folder"
     find_recipe(None, folder="folder", name="proposal-ar")  # a user's own images: meant for them

@@ -100,7 +100,7 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
 
 @functools.cache  # `tok sample --sweep` looks for it once a point
 def _say_fallback(home: str, folder: str, name: str) -> None:
-    log.warning("recipe: %s/%s (%s has none)", home, name, folder)
+    log.info("recipe: %s/%s (%s has none)", home, name, folder)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
