@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.quantizers import search
 from tokcli.quantizers.fsq import FSQ
 from tokcli.quantizers.ibq import IBQ
 from tokcli.quantizers.lfq import LFQ
 from tokcli.quantizers.simvq import SimVQ
 from tokcli.quantizers.vq import VQ, rotated
+
+
+def grad(term: Tensor, tensor: Tensor) -> Tensor:
+    found = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(tensor) if found is None else found
 
 
 def rows(m: int = 64, d: int = 4, seed: int = 0) -> Tensor:
@@ -60,6 +66,24 @@ def test_lfq_is_the_sign_and_its_entropy_that_of_a_softmax_over_all_codes() -> N
     assert quantized.losses["entropy"] == pytest.approx(float(each - together), abs=1e-5)
 
 
+def test_lfq_equals_the_published_listing_at_one_bit_where_its_two_entropies_are_the_same() -> None:
+    lfq, z = LFQ(code_dim=1), (0.01 * rows(d=1)).requires_grad_()
+    ours = lfq(z).losses
+    logits = 2 * z[0] @ torch.tensor([[-1.0, 1.0]]) / 0.01
+    p = logits.softmax(1)
+    sample, batch = -(p * logits.log_softmax(1)).sum(1).mean(), -(p.mean(0) * (p.mean(0) + 1e-5).log()).sum()
+    published = {"commitment": 0.25 * (z - z.sign()).square().mean(), "entropy": 0.1 * (sample - batch)}
+    for name, value in published.items():
+        assert (ours[name] / value).item() == pytest.approx(1, abs=1e-3)
+        ratio = grad(ours[name], z).norm() / grad(value, z).norm()
+        assert ratio.item() == pytest.approx(1, abs=1e-3), name
+
+
+def test_lfq_has_finite_gradients_where_a_bit_is_the_same_in_all_features() -> None:
+    z = (rows().abs() + 1).requires_grad_()
+    assert grad(LFQ(code_dim=4)(z).losses["entropy"], z).isfinite().all()
+
+
 def test_simvq_moves_codes_that_nothing_falls_to() -> None:
     simvq = SimVQ(codebook_size=32, code_dim=4)
     before, near = simvq.table().detach().clone(), rows(4)
@@ -85,6 +109,45 @@ def test_ibq_gives_every_code_a_gradient_through_z_q() -> None:
     (2 * (soft.softmax(1) @ ibq.codebook.detach().double()).sum()).backward()
     wanted = soft.grad @ ibq.codebook.detach().double()  # type: ignore[operator]
     torch.testing.assert_close(z.grad[0].double(), wanted, atol=1e-5, rtol=1e-4)  # type: ignore[index]
+
+
+def published_ibq(z: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """The authors' listing, written out plainly with all its matrices, and the weights of their configuration."""
+    logits = z @ codes.T
+    soft = logits.softmax(1)
+    hard = torch.eye(len(codes))[soft.argmax(1)]
+    z_q, z_q_2 = (hard - soft.detach() + soft) @ codes, hard @ codes
+    p = (logits / 0.01).softmax(1)
+    sample, batch = -(p * (logits / 0.01).log_softmax(1)).sum(1).mean(), -(p.mean(0) * (p.mean(0) + 1e-5).log()).sum()
+    return {
+        "z_q": z_q.cos().sum(),
+        "double": (z_q - z).square().mean(),
+        "commitment": (z_q_2.detach() - z).square().mean(),
+        "codebook": 0.25 * (z_q_2 - z.detach()).square().mean(),
+        "entropy": 0.05 * (sample - batch),
+    }
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_ibq_equals_the_published_listing_in_value_and_gradient(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    monkeypatch.setattr(search, "CPU_BUFFER", 4 * 16 * -(-64 // parts))
+    ibq, z = IBQ(codebook_size=16, code_dim=4), (0.02 * rows()).requires_grad_()
+    z_q, _, losses = ibq(z)
+    published = published_ibq(z[0], ibq.codebook)
+    for name, ours in {"z_q": z_q.cos().sum(), **losses}.items():
+        assert (ours / published[name]).item() == pytest.approx(1, abs=1e-4), name
+        for tensor in (z, ibq.codebook):
+            a, b = (grad(term, tensor) for term in (ours, published[name]))
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    assert published.keys() == {"z_q", *losses}
+
+
+def test_ibq_keeps_no_matrix_of_features_and_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "CPU_BUFFER", 4 * 512 * 8)
+    ibq, z, sizes = IBQ(codebook_size=512, code_dim=4), rows(256).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        ibq(z)
+    assert sum(sizes) < 256 * 512 / 8
 
 
 def test_the_rotation_takes_z_to_q_and_is_a_constant() -> None:

@@ -1,7 +1,9 @@
 """CVQ-VAE's anchors (Zheng and Vedaldi, arXiv 2307.15139, section 3.2): the less a code is used, the nearer it moves to a feature.
 
 With p the running frequency of a code, it becomes (1 - a) times itself plus a times the feature of the batch nearest to it,
-a = exp(-10 p K / (1 - 0.99) - 0.001). Differs from the paper: the nearest feature is that of all ranks' batches.
+a = exp(-10 p K / (1 - 0.99) - 0.001). Differs from the authors' code: frequencies and the nearest feature are those of all
+ranks' batches, codes move after the optimizer's update instead of before it, and under "cosine" features and codes have
+unit length, where theirs compares directions and keeps lengths.
 """
 
 import math

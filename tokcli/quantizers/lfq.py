@@ -14,16 +14,16 @@ LARGEST = 30  # bits: indices are counted per code
 
 
 class LFQ(Quantizer):
-    """Yu et al., MAGVIT-v2, arXiv 2310.05737, section 3.1.
+    """Yu et al., MAGVIT-v2, arXiv 2310.05737, section 3.1; weights and temperature are Open-MAGVIT2's (arXiv 2409.04410).
 
-    The entropy of the mean code distribution is that of independent bits, an upper bound which costs n d instead of n 2^d
-    (Zhao et al., arXiv 2406.07548, section 3.2); the mean runs over the images of all ranks.
+    Differs from its code: the entropy of the mean code distribution is that of independent bits, an upper bound which costs
+    n d instead of n 2^d (Zhao et al., arXiv 2406.07548, section 3.2), and the mean runs over the images of all ranks.
 
     Args:
         code_dim: bits of a code, 1 to 30; codes are in {-1, 1}^d.
         commitment: weight of the MSE of features to their (constant) codes.
         entropy: weight of the term mean entropy of a feature's bits - entropy of their mean.
-        temperature: of the soft assignment to codes.
+        temperature: of the soft assignment to codes, the softmax of -|z - c|^2 / temperature.
 
     Raises:
         TokError: code_dim out of its range.
@@ -37,7 +37,7 @@ class LFQ(Quantizer):
         code_dim: int,
         commitment: NonNegativeFloat = 0.25,
         entropy: NonNegativeFloat = 0.1,
-        temperature: PositiveFloat = 1.0,
+        temperature: PositiveFloat = 0.01,
     ) -> None:
         if not 1 <= code_dim <= LARGEST:
             raise TokError("quantizer.code_dim", f"must be 1 to {LARGEST} bits", got=str(code_dim))
@@ -64,5 +64,6 @@ class LFQ(Quantizer):
         p = torch.sigmoid(logits)
         each = (p * F.softplus(-logits) + (1 - p) * F.softplus(logits)).sum() / max(len(z), 1)
         mean = distributed.mean_over_ranks(p.sum(0), len(z))
-        together = -(torch.special.xlogy(mean, mean) + torch.special.xlogy(1 - mean, 1 - mean)).sum()
-        return each - together
+        both = torch.stack([mean, 1 - mean])
+        # cut off where a bit is always the same: at 0 the logarithm's gradient would be no number
+        return each + (both * both.clamp_min(1e-12).log()).sum()

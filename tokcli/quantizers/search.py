@@ -36,6 +36,11 @@ def _faiss() -> Any:
     return faiss
 
 
+def rows_at_once(codebook: Float[Tensor, "k d"]) -> int:
+    """For how many features a matrix of scores against all codes is made at a time."""
+    return max(1, (GPU_BUFFER if codebook.is_cuda else CPU_BUFFER) // (4 * len(codebook)))
+
+
 @torch.no_grad()
 def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Metric) -> Int64[Tensor, " m"]:
     """The index of each row's nearest code.
@@ -61,7 +66,7 @@ def nearest(z: Float[Tensor, "m d"], codebook: Float[Tensor, "k d"], metric: Met
         codebook = torch.cat([codebook, codebook[:1].expand(padding, -1)])
     if metric == "euclidean":
         bias = codebook.square().sum(1).mul_(-0.5)
-    rows = max(1, (GPU_BUFFER if z.is_cuda else CPU_BUFFER) // (4 * len(codebook)))
+    rows = rows_at_once(codebook)
     scores = z.new_empty(min(rows, len(z)), len(codebook))
     indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
     with full_precision(z.device):

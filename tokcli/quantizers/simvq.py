@@ -14,6 +14,7 @@ from tokcli.quantizers.search import nearest
 class SimVQ(Quantizer):
     """Zhu et al., arXiv 2411.02038, section 4: codes are C W, with C frozen and W learnt by gradient. Euclidean.
 
+    Differs from the authors' code: W starts as the identity, where theirs is torch's linear layer, with its bias and start.
     A gradient through W reaches every code, also those that nothing falls to, so none is left behind.
 
     Args:
