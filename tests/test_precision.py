@@ -1,11 +1,18 @@
-"""float32 proper inside `full_precision`, by torch's newer and older switches, and the process's own settings after it."""
+"""float32 proper inside `full_precision`, by torch's newer and older switches, the process's own settings after it, and which
+parts of a command compute how.
+"""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from test_faults import made
 
 from tokcli import precision
+from tokcli.metrics.extract import features
+from tokcli.models import ConvEncoder
 
 BOTH = [False, *([True] if precision.PER_OPERATION else [])]
 
@@ -29,6 +36,19 @@ def settings() -> list[str]:
     return [products, "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"]
 
 
+def test_what_is_said_of_the_settings_is_so() -> None:
+    assert list(precision.settings().values()) == settings() == ["tf32", "tf32"]
+    with precision.full_precision(torch.device("cpu")):
+        assert list(precision.settings().values()) == settings() == ["ieee", "ieee"]
+
+
+def test_tensor_cores_are_used_inside_and_not_after() -> None:
+    with precision.full_precision(torch.device("cpu")):
+        with precision.tensor_cores():
+            assert settings() == ["tf32", "tf32"]
+        assert settings() == ["ieee", "ieee"]
+
+
 def test_products_and_convolutions_are_float32_inside_and_as_before_after_it() -> None:
     assert settings() == ["tf32", "tf32"]
     with precision.full_precision(torch.device("cpu")):
@@ -43,3 +63,32 @@ def test_autocast_is_off_inside_and_an_error_restores_the_settings() -> None:
         assert settings() == ["ieee", "ieee"] and (x @ x).dtype == torch.float32
         raise ValueError
     assert settings() == ["tf32", "tf32"]
+
+
+def test_a_training_step_and_bulk_work_use_tensor_cores_and_judges_float32_proper(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[bool, ...]] = set()
+    forward = ConvEncoder.forward
+    listening = lambda self, x: seen.add((self.training, *settings())) or forward(self, x)  # noqa: E731
+    monkeypatch.setattr(ConvEncoder, "forward", listening)
+    small = ["--set", "gan=null", "--set", "train.steps=1", "--set", "data.size=16", "--set", "encoder.image_size=16"]
+    told = ["--recipe", "toy/tokenizer-vqgan", "--set", "train.batch_size=2", "--data", photos / "train"]
+    t = made("train-tokenizer", *told, *small, "--out", tmp_path / "t")
+    assert seen == {(True, "tf32", "tf32"), (False, "ieee", "ieee")}  # a step, and its measuring on held-out images
+    seen.clear()
+    made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--out", tmp_path / "k")
+    assert seen == {(False, "tf32", "tf32")}
+    seen.clear()
+    recipe = ["--recipe", "toy/eval", "--set", "eval.extractors=[]", "--data", photos / "val"]
+    report = made("eval", t, *recipe, "--out", tmp_path / "r")
+    assert seen == {(False, "ieee", "ieee")} and settings() == ["tf32", "tf32"]
+    assert json.loads((report / "metrics.json").read_text())["protocol"]["precision"] == {"judges": "float32"}
+    assert "precision: judges float32" in (report / "report.md").read_text()
+
+
+def test_an_extractor_sees_images_in_float32_proper() -> None:
+    seen = []
+    extractor = lambda images: seen.append(settings()) or images.mean((2, 3))  # noqa: E731
+    list(features([torch.zeros(2, 3, 4, 4, dtype=torch.uint8)], extractor))
+    assert seen == [["ieee", "ieee"]]

@@ -26,6 +26,7 @@ from tokcli.data.randomness import seed_of
 from tokcli.draft import Draft, locked
 from tokcli.errors import Interrupted, TokError, printable
 from tokcli.optim import NonFinite
+from tokcli.precision import tensor_cores
 from tokcli.schema import MeasuredTrain, Train
 from tokcli.weights import atomic_write, disk_error, read_checkpoint
 
@@ -237,7 +238,9 @@ def run(
                     window_start, window_steps = time.perf_counter(), 0
                 torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))
                 try:
-                    values = step(number, next(source))
+                    batch = next(source)
+                    with tensor_cores():
+                        values = step(number, batch)
                 except NonFinite:
                     save_state(folder, number, time.perf_counter() - started, parts)
                     raise TokError(

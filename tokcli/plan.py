@@ -15,6 +15,7 @@ from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import NotFound
 from tokcli.models import ConvDecoder, ConvEncoder
 from tokcli.planned import Plan, plan_document
+from tokcli.precision import tensor_cores
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Recipe, Train
 from tokcli.workspace import Options
@@ -158,6 +159,7 @@ def step_time(train: Train, device: torch.device, step: Callable[[int], Callable
         step: a number of samples -> a function that performs one update on so many.
     """
 
+    @tensor_cores()  # as the training loop does
     def seconds(samples: int, repeats: int) -> float:
         update = step(samples)
         update()  # allocates, compiles, picks kernels

@@ -1,10 +1,11 @@
-"""float32 in full: products and convolutions without TF32, bfloat16 or autocast, whatever the process has switched on.
+"""How exactly float32 is computed: judges in float32 proper, training by tensor cores where a GPU has them.
 
+A command begins in float32 proper (`workspace.session`); a training step, and what reads or draws many images, takes `tensor_cores`.
 torch 2.9 and later have a switch per backend and operation; before that there was one for products and one for cuDNN.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,35 +15,64 @@ PER_OPERATION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Run float32 products and convolutions in float32 proper on this kind of device; settings are restored at the end.
+    """Run float32 products and convolutions in float32 proper on this kind of device: without TF32, bfloat16 or autocast, whatever the
+    process has switched on; settings are restored at the end.
 
     In reduced precision the search for the nearest code errs for 1 to 6 % of features.
     """
-    with _per_operation() if PER_OPERATION else _per_library(), torch.autocast(device.type, enabled=False):
+    proper = _per_operation([*_gpu(), *_cpu()], "ieee") if PER_OPERATION else _per_library("highest", cudnn=False)
+    with proper, torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextlib.contextmanager
-def _per_operation() -> Iterator[None]:
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
-    settings: list[Any] = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
+def tensor_cores() -> Iterator[None]:
+    """Let GPUs round the factors of float32 products and convolutions to TF32 (10 bits), several times as fast; settings are restored
+    at the end. CPUs compute as before.
+    """
+    with _per_operation(_gpu(), "tf32") if PER_OPERATION else _per_library("high", cudnn=True):
+        yield
+
+
+def settings() -> dict[str, str]:
+    """What GPUs compute float32 products and convolutions in just now, by torch's names: "ieee" is float32 proper."""
+    if PER_OPERATION:
+        products, convolutions = (setting.fp32_precision for setting in _gpu()[:2])
+    else:
+        products = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return {"cuda.matmul": products, "cudnn.conv": convolutions}
+
+
+def _gpu() -> list[Any]:
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return [cuda.matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
+
+
+def _cpu() -> list[Any]:
+    mkldnn = torch.backends.mkldnn
+    return [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _per_operation(switches: Sequence[Any], wanted: str) -> Iterator[None]:
+    before = [switch.fp32_precision for switch in switches]
     try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
+        for switch in switches:
+            switch.fp32_precision = wanted
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 @contextlib.contextmanager
-def _per_library() -> Iterator[None]:
-    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def _per_library(wanted: str, *, cudnn: bool) -> Iterator[None]:
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision(wanted)
+        torch.backends.cudnn.allow_tf32 = cudnn
         yield
     finally:
         torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.backends.cudnn.allow_tf32 = convolutions

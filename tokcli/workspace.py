@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tokcli import __version__, artifact, distributed, draft, planned, recipe
+from tokcli import __version__, artifact, distributed, draft, planned, precision, recipe
 from tokcli.artifact import Artifact
 from tokcli.draft import Draft
 from tokcli.errors import Misuse, TokError
@@ -72,8 +72,6 @@ def device_of(options: Options) -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise TokError(f"--device {name}", f"there are {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
     elif device.type != "cpu":  # float64, which draws are made in, is not to be had everywhere
         raise TokError(f"--device {name}", "this device is not supported", next="cpu, cuda or cuda:N")
     return device
@@ -101,14 +99,15 @@ def share_of(share: tuple[int, int] | None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def session(options: Options) -> Iterator[torch.device]:
-    """Threads, device and process group of one command."""
+    """Threads, device and process group of one command, in float32 proper but where `tensor_cores` says otherwise."""
     if options.threads:
         torch.set_num_threads(options.threads)
     _allow_many_files()
     device = device_of(options)
     distributed.start(device)
     try:
-        yield device
+        with precision.full_precision(device):
+            yield device
     finally:
         distributed.stop()
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from tokcli import artifact, assemble, measure, pictures, workspace
+from tokcli import artifact, assemble, measure, pictures, precision, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import TokError
@@ -137,8 +137,11 @@ class Judge:
         extractors = {e.name: e.describe() for e in self.extractors}
         return {
             "held_out": held_out, "references": references, "resize": RESIZE, "extractors": extractors,
-            "mask_ratio": self.settings.mask_ratio,
+            "mask_ratio": self.settings.mask_ratio, "precision": self._precision(),
         }  # fmt: skip
+
+    def _precision(self) -> dict[str, str]:
+        return {"judges": "float32"} | (precision.settings() if self.device.type == "cuda" else {})
 
     def header(self) -> list[str]:
         """The same in words."""
@@ -150,6 +153,7 @@ class Judge:
             "extractors: " + "; ".join(
                 f"{name} ({e['size']} px {e['resize']}, sha256 {str(e['sha256'])[:8]})" for name, e in found["extractors"].items()
             ),
+            "precision: " + ", ".join(f"{what} {how}" for what, how in found["precision"].items()),
         ]  # fmt: skip
 
     def measure(self, a: Artifact) -> Measured:

@@ -3,7 +3,7 @@
 `metrics.json`, schema 1, is one object:
 
 - `protocol`: `held_out` {id, name, images}, `references` [{id, name}], `resize`, `extractors` {name: {sha256, size, resize}},
-  `mask_ratio`;
+  `mask_ratio`, `precision` {judges: "float32", on GPUs also torch's settings "cuda.matmul", "cudnn.conv": "ieee" is without TF32};
 - `artifacts`: a list of {id, kind, name, path, tokenizer (id), mode ("ar", "nar", "t2i" or null), size (px), inputs {role: id},
   metrics {reported name: value, of the first reference}, measurements [...]}; decoders also `worst` [{key, psnr, ssim, ...}];
 - a measurement: {metric, value, count, of, against, extractor, by, interval, deviation, involved}. `count` things of kind `of`

@@ -12,6 +12,7 @@ from tokcli.artifact import Artifact
 from tokcli.data.randomness import seed_of
 from tokcli.generation.edits import Edit
 from tokcli.models import Tokenizer
+from tokcli.precision import tensor_cores
 from tokcli.proposals import Proposal, Sampling
 
 KEPT = 1000  # captions whose features are kept
@@ -57,6 +58,7 @@ class Generator:
                 self._captions[caption] = self.encode([caption])[0]
         return torch.stack([self._captions[caption] for caption in asked])
 
+    @tensor_cores()
     def tokens(
         self,
         seed: int,
@@ -88,6 +90,7 @@ class Generator:
         return torch.where(edit.drawn.to(self.device), -1, indices)
 
     @torch.inference_mode()
+    @tensor_cores()
     def pixels(self, indices: Int64[Tensor, "b n"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images on the CPU."""
         return pictures.to_uint8(self.decoder(self.tokenizer.codes(indices))).cpu()

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.precision import full_precision
 
 Extractor = Callable[[Tensor], Tensor]
 
@@ -52,7 +53,7 @@ def features(
 ) -> Iterator[Float[Tensor, "_ _"]]:
     """Features of the images in their order, a batch at a time.
 
-    Every batch has the same shape (the last is filled up and its answer cut), in float32 and channels_last.
+    Every batch has the same shape (the last is filled up and its answer cut), in float32 proper and channels_last.
 
     Args:
         batches: (b, 3, h, w) uint8 images of one size, in batches of any size.
@@ -67,6 +68,6 @@ def features(
         if count < batch_size:
             images = torch.cat([images, images[:1].expand(batch_size - count, -1, -1, -1)])
         unit = images.to(device).to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        with torch.inference_mode(), full_precision(device):
             found = extractor(unit)[:count]
         yield found

@@ -98,6 +98,8 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
     yield f"Held-out images: {held['name']} ({held['id']}), {held['images']:,} images, {protocol['resize']}."
     for one in protocol["references"]:
         yield f"Reference: {one['name']} ({one['id']})."
+    if "precision" in protocol:  # reports of earlier versions do not say
+        yield "Precision: " + ", ".join(f"{what} {how}" for what, how in protocol["precision"].items()) + "."
 
 
 def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:

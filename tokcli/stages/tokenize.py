@@ -17,6 +17,7 @@ from tokcli.draft import Draft, locked
 from tokcli.errors import TokError, printable
 from tokcli.models import Tokenizer
 from tokcli.planned import Plan
+from tokcli.precision import tensor_cores
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.workspace import Options
@@ -135,6 +136,7 @@ def _write_shards(
         _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
 
 
+@tensor_cores()
 def _write_shard(
     folder: Path,
     shard: int,
