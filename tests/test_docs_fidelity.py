@@ -33,7 +33,8 @@ def functions(file: Path) -> set[str]:
 
 
 ROWS = list(rows(PAGE))
-NAMED = {found for _, cells in ROWS for found in re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells[3])}
+COMPARED = [cells for section, cells in ROWS if section != "Faults that others' code had"]
+NAMED = {found for _, cells in ROWS for cell in cells for found in re.findall(r"`(test_\w+\.py)::(test_\w+)`", cell)}
 
 
 def unlisted(members: Iterable[str], section: str) -> list[str]:
@@ -42,7 +43,8 @@ def unlisted(members: Iterable[str], section: str) -> list[str]:
 
 
 def test_every_line_has_a_source_a_second_formulation_a_test_and_a_tolerance() -> None:
-    assert len(ROWS) > 60 and [cells for _, cells in ROWS if len(cells) != 5 or not all(cells)] == []
+    assert len(COMPARED) > 60 and [cells for cells in COMPARED if len(cells) != 5 or not all(cells)] == []
+    assert [cells for cells in COMPARED if "::" not in cells[3]] == []
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in NAMED}))

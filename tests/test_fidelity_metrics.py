@@ -80,18 +80,17 @@ def test_the_inception_score_of_one_split_is_the_exponential_of_a_mean_divergenc
     assert inception_score(torch.from_numpy(np.log(p)), splits=1).mean == pytest.approx(wanted, rel=1e-12)
 
 
-def test_precision_and_recall_are_those_of_scikit_learns_neighbours() -> None:
-    # Kynkäänniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2, k = 3
+def share_inside(points: np.ndarray, of: np.ndarray) -> float:
+    """Share of points in some ball around another set's, each to its third neighbour; scikit-learn finds itself first."""
     from sklearn.neighbors import NearestNeighbors
 
+    radii = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(of).kneighbors(of)[0][:, 3]
+    return float((np.linalg.norm(points[:, None] - of, axis=-1) <= radii).any(1).mean())
+
+
+def test_precision_and_recall_are_those_of_scikit_learns_neighbours() -> None:
+    # Kynkäänniemi et al. 2019 (arXiv 1904.06991), equations 1 and 2, k = 3
     real, fake = draw(60, 4).numpy(), draw(50, 4, seed=1, scale=0.8).numpy() + 0.5
-
-    def share_inside(points: np.ndarray, of: np.ndarray) -> float:
-        radii = (
-            NearestNeighbors(n_neighbors=4, algorithm="brute").fit(of).kneighbors(of)[0][:, 3]
-        )  # itself is the first
-        return float((np.linalg.norm(points[:, None] - of, axis=-1) <= radii).any(1).mean())
-
     found = neighbours(torch.from_numpy(real), torch.from_numpy(fake))
     assert precision(found) == share_inside(fake, real) and recall(found) == share_inside(real, fake)
     assert precision(found) != recall(found)
@@ -127,24 +126,31 @@ def test_the_proposals_perplexity_is_that_of_torchs_mean_cross_entropy() -> None
 
 
 @pytest.mark.slow
-def test_the_check_of_the_evaluator_finds_a_set_equal_to_itself(inception_file: Path, tmp_path: Path) -> None:
-    # what a person runs on ADM's published samples, here on a reference made of the samples themselves
-    images = np.random.RandomState(0).randint(0, 256, (12, 40, 40, 3), dtype=np.uint8)
-    pooled, spatial, _ = build_network("inception", inception_file).judged(
-        torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    )
-    statistics = {}
-    for letter, found in (("", pooled), ("_s", spatial)):
-        x = found.double().numpy()
-        statistics |= {f"mu{letter}": x.mean(0), f"sigma{letter}": np.cov(x, rowvar=False)}
-    np.savez(tmp_path / "reference.npz", arr_0=images, **statistics)
-    np.savez(tmp_path / "samples.npz", arr_0=images)
+def test_the_check_of_the_evaluator_prints_the_numbers_of_both_files(inception_file: Path, tmp_path: Path) -> None:
+    # what a person runs on ADM's published samples; the distance of few images by the nuclear norm of their features
+    random, judge, told = np.random.RandomState(0), build_network("inception", inception_file), []
+    sets = [random.randint(0, 256 >> dark, (n, 40, 40, 3), dtype=np.uint8) for dark, n in ((0, 20), (1, 14))]
+    sets[0][:9] //= 2  # some of the samples look like the reference
+    for images in sets:
+        pooled, spatial, logits = judge.judged(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        told.append((pooled.double(), spatial.double(), logits))
+    np.savez(tmp_path / "samples.npz", arr_0=sets[0])
+    statistics = {f"mu{s}": told[1][i].mean(0).numpy() for i, s in enumerate(("", "_s"))}
+    statistics |= {f"sigma{s}": np.cov(told[1][i].numpy(), rowvar=False) for i, s in enumerate(("", "_s"))}
+    np.savez(tmp_path / "reference.npz", arr_0=sets[1], **statistics)
     script = Path(__file__).parent.parent / "scripts/check_evaluator.py"
     files = [str(tmp_path / name) for name in ("samples.npz", "reference.npz")]
     command = [sys.executable, str(script), *files, "--inception-weights", str(inception_file), "--device", "cpu"]
     said = dict(line.split(maxsplit=1) for line in subprocess.check_output(command, text=True).splitlines())
-    assert (float(said["precision"]), float(said["recall"])) == (1.0, 1.0) and said["images"].startswith(
-        "12 against 12"
+    for name, i in (("FID", 0), ("sFID", 1)):
+        means, rows = zip(*((x[i].mean(0), (x[i] - x[i].mean(0)) / (len(x[i]) - 1) ** 0.5) for x in told), strict=True)
+        wanted = (means[0] - means[1]).square().sum() + sum(x.square().sum() for x in rows)
+        wanted -= 2 * torch.linalg.svdvals(rows[0] @ rows[1].T).sum()
+        assert float(said[name]) == pytest.approx(float(wanted), rel=1e-3, abs=0.01)
+    assert said["images"].startswith("20 against 14") and float(said["IS"]) == pytest.approx(
+        inception_score(told[0][2]).mean, abs=0.06
     )
-    spread = float(np.trace(statistics["sigma"]))
-    assert float(said["FID"]) < 0.01 * spread and float(said["sFID"]) < 0.01 * float(np.trace(statistics["sigma_s"]))
+    fake, real = (x[0].numpy() for x in told)
+    shares = share_inside(fake, real), share_inside(real, fake)
+    assert (float(said["precision"]), float(said["recall"])) == pytest.approx(shares, abs=0.006)
+    assert shares[0] != shares[1]

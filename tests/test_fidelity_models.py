@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokcli.models import PatchDiscriminator, ViTDecoder
+from tokcli.models import PatchDiscriminator, ViTDecoder, ViTEncoder
 
 
 @torch.no_grad()
@@ -34,3 +34,14 @@ def test_the_vit_decoder_lays_its_patches_side_by_side() -> None:
     patches = decoder.head(decoder.trunk(decoder.embed(codes), (2, 3)))  # (b, n, 3 x 4 x 4)
     wanted = F.fold(patches.transpose(1, 2), (8, 12), 4, stride=4)
     torch.testing.assert_close(decoder(codes), (wanted + 1) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [(8, 8), (3, 6)])
+def test_a_students_positions_at_another_size_are_timms_without_averaging(grid: tuple[int, int]) -> None:
+    # as BEiT's code interpolates: bicubic by points; 14x14 learnt at 224 px, 16x16 used at 256 px
+    from timm.layers import resample_abs_pos_embed
+
+    trunk = ViTEncoder(4, image_size=20, patch_size=4, width=8, depth=0, heads=2).trunk
+    theirs = resample_abs_pos_embed(trunk.positions, list(grid), old_size=[5, 5], antialias=False)
+    torch.testing.assert_close(trunk.positions_at(grid), theirs)

@@ -130,12 +130,11 @@ def test_cvqs_codes_move_by_its_running_frequencies() -> None:
 
 def test_fsq_bounds_rounds_and_counts_as_published() -> None:
     # FSQ (arXiv 2309.15505), appendix A.1, with the corrected atanh; here with the doubled range that public code has
-    levels = [8, 5, 4, 3]
-    z = torch.cat([3 * rows(300), torch.full((1, 4), 99.0), torch.full((1, 4), -99.0)])
-    found, place = FSQ(levels=levels)(z[None]), 1
-    wanted = torch.zeros(302, dtype=torch.int64)
-    for channel, size in enumerate(levels):
-        most, odd = (size - 1) * (1 - 1e-3), (size - 1) % 2
+    sizes = [(size, (size - 1) * (1 - 1e-3), (size - 1) % 2) for size in (8, 5, 4, 3)]
+    edge = torch.tensor([math.atanh((1 + odd) / most) - math.atanh(odd / most) for _, most, odd in sizes])  # of a level
+    z = torch.cat([3 * rows(300), torch.stack([edge + 99, edge - 99, edge + 1e-4, edge - 1e-4])])
+    found, wanted, place = FSQ(levels=[size for size, _, _ in sizes])(z[None]), torch.zeros(304, dtype=torch.int64), 1
+    for channel, (size, most, odd) in enumerate(sizes):
         digit = ((torch.tanh(z[:, channel] + math.atanh(odd / most)) * most - odd) / 2).round()
         torch.testing.assert_close(found.z_q[0, :, channel], digit / (size // 2))
         wanted, place = wanted + place * (digit.long() + size // 2), place * size
