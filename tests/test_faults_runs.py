@@ -161,7 +161,7 @@ def test_a_report_that_lost_its_table_is_damaged(flat: dict[str, Path], tmp_path
         ("toy/tokenizer-cluster", "grid=[3, 3]", "grid: 3x3 tokens do not cut the image into equal patches. 64x64 px"),
         ("toy/tokenizer-cluster", "data.use_size=65", "grid: 2x2 tokens do not cut the image"),
         ("toy/tokenizer-vqgan", "loss={nope: 1}", "no such loss 'nope'"),
-        ("toy/tokenizer-vqgan", "loss.l1.x=1", "loss.l1.x: unknown key. There are none"),
+        ("toy/tokenizer-vqgan", "loss.l1.x=1", "loss.l1.x: unknown key. Known: range"),
     ],
 )
 def test_values_that_no_network_can_have_are_one_line(

@@ -136,6 +136,11 @@ def test_unknown_component_is_refused_with_the_nearest_one() -> None:
     assert faults(codes__name="vqq") == ["toy.yaml: codes: no such codes 'vqq'. Did you mean 'vq'?"]
 
 
+def test_a_component_without_keys_says_that_there_are_none() -> None:
+    with pytest.raises(InvalidRecipe, match=r"loss\.bare\.x: unknown key\. There are none"):
+        check(ToyRecipe, valid() | {"loss": {"bare": {"x": 1}}}, "", {"loss": {"bare": object}})
+
+
 def test_names_outside_the_family_are_resolved() -> None:
     tree = valid() | {"codes": {"name": "timm:x", "size": 2}}
     assert check(ToyRecipe, tree, "", FAMILIES, lambda name: Codes if ":" in name else None).codes.keys["size"] == 2
