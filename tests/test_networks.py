@@ -94,15 +94,39 @@ def test_prepare_resizes_with_antialiasing_and_stays_in_range():
     assert network.prepare(checkers.roll(3), 100).abs().max() <= 1.0  # mean and std 0.5
 
 
-def test_inception_equals_pytorch_fids_from_resizing_to_pooling(monkeypatch):
-    theirs = pytest.importorskip("pytorch_fid.inception")
+@pytest.fixture(scope="module")
+def inception_s_weights():
+    return scrambled(build_network("inception", "random").body)
+
+
+def test_inception_equals_pytorch_fids_from_resizing_to_logits(monkeypatch, inception_s_weights):
+    from pytorch_fid import inception as theirs
+
     network = build_network("inception", "random")
-    state = scrambled(network.body)
-    network.body.load_state_dict(state)
-    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: state)
-    expected = theirs.InceptionV3([3]).eval()
-    images = torch.rand(1, 3, 320, 310)  # made smaller, where antialiasing would show
-    torch.testing.assert_close(network.pooled(images), expected(images)[0].flatten(1).detach(), rtol=1e-3, atol=1e-4)
+    network.body.load_state_dict(inception_s_weights)
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: inception_s_weights)
+    pooling, whole = theirs.InceptionV3([3]).eval(), theirs.fid_inception_v3().eval()
+    images, spatial = torch.rand(1, 3, 320, 310), []  # made smaller, where antialiasing would show
+    whole.Mixed_6d.register_forward_hook(lambda module, given, found: spatial.append(found[:, :7].flatten(1)))
+    with torch.no_grad():
+        expected = pooling(images)[0].flatten(1)
+        logits = whole(network.prepare(images, 299)) - whole.fc.bias
+    for ours, other in zip(network.judged(images), (expected, spatial[0], logits), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("counters", [True, False], ids=["torch counts batches", "it did not yet"])
+def test_inception_s_weights_are_never_fetched_by_its_package_and_load_in_both_layouts(
+    tmp_path, monkeypatch, inception_s_weights, counters
+):
+    from pytorch_fid import inception as theirs
+
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: pytest.fail("fetched"))
+    kept = {k: t for k, t in inception_s_weights.items() if counters or not k.endswith("num_batches_tracked")}
+    torch.save(kept, tmp_path / "w.pth")
+    network = build_network("inception", tmp_path / "w.pth")
+    assert all(torch.equal(t, inception_s_weights[k]) for k, t in network.body.state_dict().items())
+    assert network.source("inception").url == theirs.FID_WEIGHTS_URL
 
 
 def test_an_unknown_layer_names_the_nearest():

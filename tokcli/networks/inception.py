@@ -1,4 +1,4 @@
-"""The Inception-v3 of FID: TensorFlow's 2015-12-05 graph with the weights that pytorch-fid ported.
+"""The Inception-v3 of FID: TensorFlow's 2015-12-05 graph, from the blocks and weights that the package pytorch-fid publishes.
 
 It differs from torchvision's in its 1008 classes and its pooling branches: averages leave the padding out,
 and the last block takes the maximum, as the original graph does (arXiv 1706.08500 is measured with it).
@@ -18,26 +18,18 @@ POOLED, SPATIAL, LOGITS = 2048, 7 * 17 * 17, 1008  # widths of what it is judged
 BLOCKS = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 
 
-AVERAGED = ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b")  # blocks with an averaging branch
+def _body() -> nn.Module:
+    """The network that `pytorch_fid.inception.fid_inception_v3` builds, without the weights that it would fetch."""
+    from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1, FIDInceptionE_2
+    from torchvision.models import inception_v3
 
-
-def _without_padding(conv: nn.Module, pooled: tuple[Tensor]) -> tuple[Tensor]:
-    # torchvision averages 3x3 windows with zeros around; dividing by the share of real pixels mends it
-    (x,) = pooled
-    real = F.avg_pool2d(x.new_ones(1, 1, *x.shape[2:]), 3, stride=1, padding=1)
-    return (x / real,)
-
-
-def _last_block() -> nn.Module:
-    from torchvision.models.inception import InceptionE
-
-    class MaximumE(InceptionE):
-        def _forward(self, x: Tensor) -> list[Tensor]:
-            branches = super()._forward(x)
-            branches[-1] = self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1))
-            return branches
-
-    return MaximumE(2048)
+    body = inception_v3(weights=None, num_classes=LOGITS, aux_logits=False, init_weights=False)
+    for name, width, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
+        setattr(body, f"Mixed_{name}", FIDInceptionA(width, pool_features=pooled))
+    for name, width in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+        setattr(body, f"Mixed_{name}", FIDInceptionC(768, channels_7x7=width))
+    body.Mixed_7b, body.Mixed_7c = FIDInceptionE_1(1280), FIDInceptionE_2(2048)
+    return body
 
 
 class FIDInception(Network):
@@ -59,19 +51,14 @@ class FIDInception(Network):
     body: Any
 
     def __init__(self, name: str = "inception") -> None:
-        from torchvision.models import inception_v3
-
-        body: Any = inception_v3(weights=None, num_classes=LOGITS, aux_logits=False, init_weights=False)
-        body.Mixed_7c = _last_block()
-        for b in AVERAGED:
-            body.get_submodule(f"Mixed_{b}").branch_pool.register_forward_pre_hook(_without_padding)
-        super().__init__(name, body, mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(name, _body(), mean=(0.5,) * 3, std=(0.5,) * 3)
 
     @classmethod
     def source(cls, name: str) -> Source:
         """The release of pytorch-fid."""
-        release = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-        return Source(url=release + "pt_inception-2015-12-05-6726825d.pth")
+        from pytorch_fid.inception import FID_WEIGHTS_URL
+
+        return Source(url=FID_WEIGHTS_URL)
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Files made before BatchNorm counted its batches lack a number that inference does not use."""
