@@ -1,4 +1,4 @@
-"""Options of the networks: positions, heads, norms, orders, checkpointing; published sizes; GPT-2's weights."""
+"""Options of the networks: positions, heads, norms, orders, checkpointing, operations; GPT-2's weights."""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokcli.assemble import build_proposal
-from tokcli.catalog import check_file
 from tokcli.errors import TokError
 from tokcli.networks import sources
-from tokcli.plan import parameter_count
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.transformer import grid_rotation, rotate
-from tokcli.recipe import recipes_root, resolved
 from tokcli.weights import save_tensors
 
 K, GRID, N, CLASSES = 16, (3, 4), 12, 3
@@ -218,34 +214,7 @@ def test_impossible_shares_of_random_orders_are_refused(shares: Any) -> None:
         build("ar", random_order=shares)
 
 
-# --- sizes ---
-
-
-def sized(name: str, codebook_size: int, classes: int) -> int:
-    recipe = resolved(check_file(recipes_root() / f"{name}.yaml"))
-    with torch.device("meta"):
-        return parameter_count(build_proposal(recipe, codebook_size, (16, 16), classes))
-
-
-def test_the_medium_recipe_counts_the_published_parameters() -> None:
-    assert sized("imagenet/proposal-ar-medium", 8192, 1000) == 327_158_784
-
-
-@pytest.mark.parametrize(("size", "millions"), [("b", 111), ("l", 343), ("xl", 775)])
-def test_llamagen_recipes_have_the_published_sizes(size: str, millions: int) -> None:
-    # ours predicts classes too: 1,001 more rows of the head than LlamaGen's
-    recipe = resolved(check_file(recipes_root() / f"imagenet/proposal-ar-llamagen-{size}.yaml"))
-    extra = 1001 * recipe["proposal"]["width"]
-    assert round((sized(f"imagenet/proposal-ar-llamagen-{size}", 16384, 1000) - extra) / 1e6) == millions
-
-
-def test_maskgit_and_gpt2_recipes_have_the_published_sizes() -> None:
-    block = 4 * 768**2 + 2 * 768 * 3072 + 2 * 768
-    tables = (8192 + 1000 + 2) * 768 + 257 * 768 + 8192 * 768
-    assert sized("imagenet/proposal-nar", 8192, 1000) == 24 * block + 768 + tables
-    words, positions = 50257 * 1024, 1024 * 1024  # of the 354,823,168 of GPT-2 medium
-    ours = 354_823_168 - words - positions + (8192 + 1000 + 1) * 1024 + 257 * 1024
-    assert sized("imagenet/proposal-ar-gpt2", 8192, 1000) == ours
+# --- operations ---
 
 
 def test_operations_of_a_step_are_those_that_a_counter_counts() -> None:
