@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tokcli.artifact import Artifact
+from tokcli.compute import GPUS, Compute
 from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import NotFound
 from tokcli.models import ConvDecoder, ConvEncoder
@@ -98,6 +99,8 @@ def describe(
     facts: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, str]],
     seconds: Callable[[], str] = str,
+    compute: Compute | None = None,
+    activations: float | None = None,
 ) -> Plan:
     """The plan of a command.
 
@@ -107,37 +110,62 @@ def describe(
         writes: the kind of artifact.
         facts, inputs: of its manifest, as far as they are known; None for the others.
         seconds: `step_time`, where a step can be timed; only for the text.
+        compute: what it computes, where that is counted.
+        activations: bytes that a sample's forward pass keeps for the backward pass, in float32.
     """
     document = plan_document(writes, facts, resolved(recipe), inputs)
-    return Plan(document, lambda: _text(options, recipe, modules, reads, writes, document, seconds()))
+    parts = {name: part for one, module in modules.items() for name, part in _parts(one, module)}
+    document["parameters"] = {
+        name: {"trainable": parameter_count(part, True), "frozen": parameter_count(part, False)}
+        for name, part in parts.items()
+    }
+    document["memory"] = _memory(recipe, document["parameters"], activations)
+    document["compute"] = compute.as_json() if compute else None
+    return Plan(document, lambda: _text(options, recipe, reads, document, seconds(), compute))
+
+
+def _memory(
+    recipe: Recipe, counts: Mapping[str, Mapping[str, int]], activations: float | None
+) -> dict[str, Any] | None:
+    """Bytes of a training: of its networks and optimizer, of a sample's activations, and of one of several GPUs."""
+    train = getattr(recipe, "train", None)
+    if not isinstance(train, Train):
+        return None
+    trainable, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
+    # float32 weights, gradients and two Adam moments; averaged weights where the recipe keeps them
+    state = 4 * ((5 if train.ema else 4) * trainable + frozen)
+    samples = -(-train.batch_size // (GPUS * train.accumulate))
+    found = {"state_bytes": state, "activation_bytes_per_sample": activations, "gpus": GPUS, "samples_at_once": samples}
+    return found | {"bytes_per_gpu": None if activations is None else state + samples * activations}
 
 
 def _text(
-    options: Options, recipe: Recipe, modules: Mapping[str, nn.Module | None], reads: Mapping[str, Artifact | str],
-    writes: str, document: Mapping[str, Any], seconds: str,
+    options: Options, recipe: Recipe, reads: Mapping[str, Artifact | str], document: Mapping[str, Any], seconds: str,
+    compute: Compute | None,
 ) -> str:  # fmt: skip
+    writes, parameters, memory = document["kind"], document["parameters"], document["memory"]
     lines = [to_yaml(recipe).rstrip(), ""]
     lines += [f"# reads   {role}: {path.path if isinstance(path, Artifact) else path}" for role, path in reads.items()]
     lines += [f"# writes  {writes}: {options.out or options.workspace / (writes + '-...')}"]
     unknown = [name for name, value in document["facts"].items() if value is None and name in TOLD]
     lines += [f"# unknown {', '.join(unknown)}"] if unknown else []
-    if modules:
+    if parameters:
         lines += ["#", f"# {'module':<18}{'trainable':>15}{'frozen':>15}"]
-    for name, module in modules.items():
-        for part, inner in _parts(name, module):
-            lines.append(f"# {part:<18}{parameter_count(inner, True):>15,}{parameter_count(inner, False):>15,}")
-    trainable = sum(parameter_count(m, True) for m in modules.values())
-    frozen = sum(parameter_count(m, False) for m in modules.values())
-    if trainable:
-        # float32 weights, gradients and two Adam moments; averaged weights where the recipe keeps them
-        copies = 5 if resolved(recipe).get("train", {}).get("ema") else 4
-        gigabytes = 4 * (copies * trainable + frozen) / 2**30
-        lines.append(f"# memory  {gigabytes:.2f} GiB for weights, gradients and optimizer; activations come on top")
+    lines += [f"# {name:<18}{n['trainable']:>15,}{n['frozen']:>15,}" for name, n in parameters.items()]
+    if memory:
+        said = f"# memory  {memory['state_bytes'] / 2**30:.2f} GiB for weights, gradients and optimizer"
+        if memory["bytes_per_gpu"] is None:
+            lines.append(f"{said}; activations come on top")
+        else:
+            sample, gpu = memory["activation_bytes_per_sample"] / 2**30, memory["bytes_per_gpu"] / 2**30
+            many = f"{memory['samples_at_once']} at once on each of {memory['gpus']} GPUs"
+            lines.append(f"{said}, and up to {sample:.2g} GiB of activations a sample: {gpu:.1f} GiB with {many}")
     train = getattr(recipe, "train", None)
     if isinstance(train, Train):
         lines.append(
             f"# trains  {train.steps:,} steps x {train.batch_size} = {train.steps * train.batch_size:,} samples"
         )
+    lines += compute.text() if compute else []
     if seconds:
         lines.append(f"# time    {seconds}")
     return "\n".join(lines)

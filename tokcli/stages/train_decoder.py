@@ -1,6 +1,7 @@
 """`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction, perceptual and adversarial losses."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
@@ -122,6 +123,9 @@ def _plan(
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     if adversary:
         modules["discriminator"] = adversary.discriminator
+    if frozen:
+        modules["tokenizer"] = frozen.eval().requires_grad_(False)
+    counted = _compute(recipe, tokenizer, frozen, decoder, losses, adversary, images) if tokenizer and frozen else None
 
     def seconds() -> str:
         assert tokenizer is not None
@@ -133,7 +137,29 @@ def _plan(
         reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)"} | ({"init": start} if start else {}),
         facts=_facts(recipe, facts, decoder, frozen), inputs=_inputs(images.entry, tokenizer, start),
         seconds=str if tokenizer is None or isinstance(tokenizer, Planned) else seconds,
+        compute=counted[0] if counted else None, activations=counted[1] if counted else None,
     )  # fmt: skip
+
+
+def _compute(
+    recipe: DecoderRecipe, made_by: Artifact, tokenizer: Tokenizer, decoder: Any, losses: Losses,
+    adversary: Adversary | None, images: plan.Images,
+) -> tuple[compute.Compute, float]:  # fmt: skip
+    """What the training computes, see `compute.training`; all networks are on the meta device."""
+    size, number = recipe.data.size, len(images.source) if images.source else None
+    kept = (
+        assemble.build_transform(recipe.data).deterministic and (number or 0) * math.prod(made_by.facts["grid"]) <= KEPT
+    )
+
+    def inputs() -> list[Tensor]:
+        some = torch.empty(compute.MICRO, 3, size, size)
+        return [tokenizer.codes(tokenizer.encode(some)), some]
+
+    with compute.quantizer_aside(tokenizer.quantizer, dict(made_by.recipe["quantizer"])):
+        return compute.training(
+            recipe.train, Reconstruction(decoder, PixelLoss(losses, adversary)), inputs,
+            gan=recipe.gan, adversary=adversary, once="the images' tokens" if kept else "", images=number,
+        )  # fmt: skip
 
 
 def trial(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact, check_lineage
 from tokcli.data import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
@@ -147,6 +147,12 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         network = assemble.build_proposal(resolved(recipe), size, grid, classes)
     if tokens and _captioned(tokens) is False:
         _check_captions(recipe, f"--tokens {tokens.path}", captioned=False)
+    step = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
+    batch, texts = recipe.train.batch_size, isinstance(_condition(recipe), TextCondition) and ["features of captions"]
+    computed = compute.Compute(
+        "step", network.flops() * batch, recipe.train.steps, network.flops() * batch * recipe.train.steps,
+        recipe.train.precision, uncounted=[*(texts or []), *compute.BESIDES],
+    )  # fmt: skip
 
     def seconds() -> str:
         with workspace.session(options) as device:
@@ -157,6 +163,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         reads={"tokens": tokens or "(as the recipe expects)"} | ({"init": start} if start else {}),
         facts=_facts(recipe, facts, network), inputs=_inputs(tokens, start),
         seconds=str if tokens is None or isinstance(tokens, Planned) else seconds,
+        compute=computed, activations=step.activations,
     )  # fmt: skip
 
 
@@ -216,11 +223,17 @@ def _trial(
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
 
     def step(samples: int) -> Callable[[], Any]:
-        tokens = torch.randint(codebook_size, (samples, grid[0] * grid[1]), device=device)
-        seeds = torch.arange(samples, device=device)
-        return lambda: updater.update(0, [tokens, proposal.null(samples), seeds, torch.zeros(samples, device=device)])
+        given = _random(proposal, samples)
+        return lambda: updater.update(0, given)
 
     return step
+
+
+def _random(proposal: Proposal, samples: int) -> list[Tensor]:
+    """What `Likelihood` takes, of images that nobody tokenized."""
+    device = proposal.embedding.weight.device
+    tokens = torch.randint(proposal.codebook_size, (samples, proposal.tokens), device=device)
+    return [tokens, proposal.null(samples), torch.arange(samples, device=device), torch.zeros(samples, device=device)]
 
 
 def _train(

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from tokcli import assemble, distributed, loop, measure, plan, workspace
+from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
+from tokcli.methods.distillation import FeatureData
 from tokcli.optim import Updater
 from tokcli.planned import Plan
 from tokcli.recipe import resolved, to_yaml
@@ -44,6 +45,7 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
     facts = _facts(kind, recipe, method, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
+    computed, activations = _compute(recipe, method, len(images.source) if images.source else None)
 
     def seconds() -> str:
         with workspace.session(options) as device:
@@ -51,9 +53,21 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
 
     return plan.describe(
         options, recipe, method.modules(), reads={"data": spec} | ({"init": start} if start else {}), writes="tokenizer",
-        facts=facts, inputs=_inputs(images.entry, start),
+        facts=facts, inputs=_inputs(images.entry, start), compute=computed, activations=activations,
         seconds=seconds if options.data is not None and images.source is not None else str,
     )  # fmt: skip
+
+
+def _compute(recipe: TokenizerRecipe, method: Method, images: int | None) -> tuple[compute.Compute, float]:
+    """What the training computes, see `compute.training`; the method's networks are on the meta device."""
+    cached = isinstance(recipe.data, FeatureData) and recipe.data.cache_features
+    size, quantizer = recipe.data.size, method.tokenizer.quantizer
+    with compute.quantizer_aside(quantizer, resolved(recipe)["quantizer"]):
+        return compute.training(
+            recipe.train, method.objective, lambda: method.trial(torch.empty(compute.MICRO, 3, size, size)),
+            gan=getattr(recipe, "gan", None), adversary=method.adversary,
+            once="the teacher's features" if cached else "", images=images,
+        )  # fmt: skip
 
 
 def _inputs(data: dict[str, str], start: Artifact | None) -> dict[str, dict[str, str]]:
