@@ -166,6 +166,18 @@ def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int
     return decoder
 
 
+def decoder_of(artifact: Artifact) -> nn.Module:
+    """The pixel decoder that an artifact describes, with fresh weights; arguments as for `load_decoder`."""
+    facts = artifact.facts
+    if artifact.kind == "tokenizer":
+        own = tokenizer_of(artifact).pixel_decoder
+        assert own is not None, "fact has_decoder was not checked"
+        own.grid = tuple(facts["grid"])  # at use
+        return own
+    with _recorded(artifact):
+        return build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
+
+
 def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
     """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s).
 
@@ -178,8 +190,7 @@ def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
         assert own is not None, "fact has_decoder was not checked"
         own.grid = tuple(facts["grid"])  # at use
         return own
-    with _recorded(artifact):
-        decoder = build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
+    decoder = decoder_of(artifact)
     load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return _frozen(decoder, device)
 

@@ -6,7 +6,7 @@ convolutions and attention count, 2 for a multiplication with its addition; what
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokcli.assemble import component
+from tokcli.models import Tokenizer
 from tokcli.quantizers import QUANTIZERS, Quantizer, search
 from tokcli.quantizers.quantizer import Quantized
 from tokcli.schema import GAN, Train
@@ -24,7 +25,11 @@ META = torch.device("meta")
 MICRO = 2  # images that are counted at once
 # The hardware of the arithmetic: eight H100 SXM as NVIDIA's data sheet has them, without sparsity.
 GPUS = 8
-PEAK = {"bfloat16": 989e12, "float32": 495e12}  # FLOP/s of one; float32 in TF32, as training and sampling run on GPUs
+PEAK = {"bfloat16": 989e12, "TF32": 495e12, "float32": 67e12}  # FLOP/s of one
+ON_GPUS = {
+    "bfloat16": "bfloat16",
+    "float32": "TF32",
+}  # the arithmetic of a recipe's precision: training, tokenizing, drawing
 BANDWIDTH = 3.35e12  # bytes/s of one's memory
 UTILISATION = 0.35  # share of either that is reached: an assumption, not a measurement
 BESIDES = ("reading", "the optimizer", "evaluation")  # of a training, not counted
@@ -141,7 +146,7 @@ def _plainly() -> Iterator[FlopCounterMode]:
 
 
 @contextlib.contextmanager
-def quantizer_aside(quantizer: Quantizer, section: dict[str, Any]) -> Iterator[None]:
+def quantizer_aside(quantizer: Quantizer, section: Mapping[str, Any]) -> Iterator[None]:
     """Within it, a quantizer on the meta device hands its work to one on the CPU: where a code falls depends on values.
 
     Args:
@@ -175,6 +180,25 @@ def count(work: Callable[[], Any]) -> float:
     with META, _plainly() as counter:
         work()
     return float(counter.get_total_flops())
+
+
+def bulk(unit: str, flop: float, number: int | None, precision: str, traffic: float = 0.0) -> Compute:
+    """What a bulk command computes for so many images, None where nobody knows how many."""
+    total = None if number is None else flop * number
+    return Compute(unit, flop, number, total, precision, traffic, ("reading and writing files",))
+
+
+def encoding(tokenizer: Tokenizer, section: Mapping[str, Any], size: int) -> float:
+    """FLOP of an image's tokens; the tokenizer is on the meta device, the section is its quantizer's."""
+    tokenizer.eval()
+    with quantizer_aside(tokenizer.quantizer, section):
+        return count(lambda: tokenizer.encode(torch.empty(MICRO, 3, size, size))) / MICRO
+
+
+def decoding(decoder: nn.Module, code_dim: int, tokens: int) -> float:
+    """FLOP of an image's pixels from its codes; the decoder is on the meta device."""
+    with torch.no_grad():
+        return count(lambda: decoder.eval()(torch.empty(MICRO, tokens, code_dim))) / MICRO
 
 
 def training_step(
@@ -245,5 +269,7 @@ def training(
     if once and images is None:
         uncounted.insert(0, f"{once} once an image ({engineering(parts[0][1].inputs)}FLOP each)")
     total += (images or 0) * parts[0][1].inputs if once else 0
-    compute = Compute("step", each * train.batch_size, train.steps, total, train.precision, uncounted=uncounted)
+    compute = Compute(
+        "step", each * train.batch_size, train.steps, total, ON_GPUS[train.precision], uncounted=uncounted
+    )
     return compute, max(part.activations for _, part in parts)

@@ -21,7 +21,7 @@ from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.sampling import COMMON_KEYS, Sampling, draw
+from tokcli.proposals.sampling import COMMON_KEYS, Drawing, Sampling, draw
 from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 
@@ -164,6 +164,17 @@ class AutoregressiveProposal(Proposal):
         super()._check(condition, sampling, known)
         if ((known[0] >= 0).int().diff() > 0).any():  # a code after a place to draw
             raise ValueError("known tokens of an autoregressive network must come first")
+
+    def drawing(self, sampling: Sampling, drawn: int) -> Drawing:
+        """One pass a token, over what is cached; with its own copy of everything as long as guidance acts."""
+        scales, start = sampling.scales(self.tokens), self.tokens - drawn
+        guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)
+        flop = cached = 0.0
+        for i in range(start, self.tokens):
+            keys, copies = self.prefix + i, 2 if i <= guided else 1
+            flop += copies * self.pass_flops(keys if i == start else 1, keys, 1)
+            cached += copies * 2 * self.depth * self.width * keys * torch.float32.itemsize
+        return Drawing(flop, drawn, cached)
 
     def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         prefix, noise, b = self._prefixes(condition, sampling), self._noise(seeds), len(seeds)

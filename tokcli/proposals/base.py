@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition, TextPrefix
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling
+from tokcli.proposals.sampling import Drawing, Sampling
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
 
 Position = Literal["rope-1d", "rope-2d", "rope-2d-llamagen", "learned"]
@@ -143,6 +143,16 @@ class Proposal(nn.Module):
         weights = sum(p.numel() for p in self.transformer.parameters() if p.ndim == 2)
         attention = 12 * self.depth * self.width * self.length**2
         return float(6 * (weights * self.length + self.head_rows * self.width * self.tokens) + attention)
+
+    def pass_flops(self, positions: int, keys: int, heads: int) -> float:
+        """Floating-point operations of so many positions, each looking at `keys`, and of the head at `heads` of them."""
+        weights = sum(p.numel() for p in self.transformer.parameters() if p.ndim == 2)
+        attention = 2 * self.depth * self.width * positions * keys
+        return float(2 * (weights * positions + attention + self.codebook_size * self.width * heads))
+
+    def drawing(self, sampling: Sampling, drawn: int) -> Drawing:
+        """What it takes to draw so many tokens of an image."""
+        raise NotImplementedError
 
     @property
     def conditional(self) -> bool:

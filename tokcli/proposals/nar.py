@@ -25,7 +25,7 @@ from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.sampling import COMMON_KEYS, Sampling
+from tokcli.proposals.sampling import COMMON_KEYS, Drawing, Sampling
 from tokcli.registry import lookup
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
@@ -153,6 +153,15 @@ class MaskedProposal(Proposal):
         super().check_sampling(sampling, drawn)
         lookup("order", ORDERS, sampling.order)
         decoding_counts(drawn, sampling.steps)
+
+    def drawing(self, sampling: Sampling, drawn: int) -> Drawing:
+        """One pass over all positions a step, twice while guidance acts; order halton asks the head for what it keeps alone."""
+        length, flop, before = self.prefix + self.tokens, 0.0, drawn
+        for scale, left in zip(sampling.scales(sampling.steps), decoding_counts(drawn, sampling.steps), strict=True):
+            asked = before - left if sampling.order == "halton" else before
+            flop += (2 if scale != 1.0 else 1) * self.pass_flops(length, length, asked)
+            before = left
+        return Drawing(flop, sampling.steps, 0.0)
 
     def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         prefix = self._prefixes(condition, sampling)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -82,6 +83,15 @@ class Sampling:
     def scales(self, steps: int) -> list[float]:
         """The guidance scale of each of so many steps; 1 where none acts."""
         return scales(steps, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval)
+
+
+class Drawing(NamedTuple):
+    """What it takes to draw an image's tokens: floating-point operations, passes of the network over a batch, and bytes of
+    keys and values that are read back."""
+
+    flop: float
+    passes: int
+    cached: float
 
 
 def keep_likely(logits: Float[Tensor, "*m k"], top_k: int, top_p: float) -> Float[Tensor, "*m k"]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tokcli import artifact, assemble, loop, measure, pictures, plan, workspace
+from tokcli import artifact, assemble, compute, loop, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, evenly, limited, open_source, sibling
 from tokcli.data import samples as store
@@ -121,7 +121,20 @@ def _plan(request: Request, proposal: Artifact, decoder: Artifact) -> Plan:
     return plan.describe(
         request.options, request.recipe, {}, reads=reads, writes="samples",
         facts=_facts(request, proposal), inputs=_inputs(request, proposal, decoder),
+        compute=_compute(request, proposal, decoder),
     )  # fmt: skip
+
+
+def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute.Compute:
+    """What the samples take; each pass over a batch reads the network's weights, each token what is cached of its image."""
+    asked, number = request.recipe.sample, len(request.labels)
+    with compute.META:
+        network, pixels = assemble.proposal_of(proposal), assemble.decoder_of(decoder)
+    drawing = network.drawing(request.settings, int(request.edit.drawn.sum()) if request.edit else network.tokens)
+    weights = plan.parameter_count(network.transformer) * (2 if asked.precision == "bfloat16" else 4)
+    traffic = -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
+    flop = drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
+    return compute.bulk("image", flop, number, compute.ON_GPUS[asked.precision], traffic)
 
 
 def _request(

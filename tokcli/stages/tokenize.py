@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from tokcli import assemble, loop, measure, plan, workspace
+from tokcli import assemble, compute, loop, measure, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import BadImage, ImageSource, limited, open_source
 from tokcli.data import tokens as store
@@ -97,9 +97,12 @@ def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) 
     rows = len(images.source) if images.source else recipe.tokens.images or None
     facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)
     inputs = {"data": images.entry, "tokenizer": workspace.reference(made_by)}
+    with compute.META:
+        tokenizer = assemble.tokenizer_of(made_by)
+    flop = compute.encoding(tokenizer, made_by.recipe["quantizer"], made_by.facts["use_size"]) * len(facts["views"])
     return plan.describe(
         options, recipe, {}, reads={"data": spec, "tokenizer": made_by}, writes="tokens", inputs=inputs,
-        facts=facts | {"captions": images.captioned()},
+        facts=facts | {"captions": images.captioned()}, compute=compute.bulk("image", flop, rows, "TF32"),
     )  # fmt: skip
 
 

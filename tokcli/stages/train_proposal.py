@@ -151,7 +151,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     batch, texts = recipe.train.batch_size, isinstance(_condition(recipe), TextCondition) and ["features of captions"]
     computed = compute.Compute(
         "step", network.flops() * batch, recipe.train.steps, network.flops() * batch * recipe.train.steps,
-        recipe.train.precision, uncounted=[*(texts or []), *compute.BESIDES],
+        compute.ON_GPUS[recipe.train.precision], uncounted=[*(texts or []), *compute.BESIDES],
     )  # fmt: skip
 
     def seconds() -> str:
