@@ -144,6 +144,13 @@ def test_each_term_pulls_at_the_last_layer_as_published(
         assert (ours[term] - gradient).norm() <= 1e-3 * gradient.norm(), term  # rounding flips a ReLU now and then
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_differs_from_the_published_discriminator_stands_in_the_header(name: str) -> None:
+    header = (recipes_root() / f"{name}.yaml").read_text().partition("\nstage:")[0]
+    assert "# differs: GroupNorm for the published BatchNorm in the discriminator" in header
+    assert ("depth 3, weight .8" in header) == name.endswith("fsq")
+
+
 def test_every_recipe_of_the_papers_sets_that_has_a_discriminator_is_compared() -> None:
     found = {
         f"{f.parent.name}/{f.stem}"
