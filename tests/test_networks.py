@@ -191,3 +191,18 @@ def test_ready_names_build_square_maps_of_patch_features(name):
         network = build_network(name, "random")
     channels, height, width = network.shapes(network.image_size)[0]
     assert channels == WIDTHS[name] and height == width > 1
+
+
+def test_an_open_clip_whose_blocks_would_attend_across_the_batch_is_refused(monkeypatch):
+    import open_clip.model
+
+    build = open_clip.model._build_vision_tower
+
+    def older(*args, **keys):
+        body = build(*args, **keys)
+        del body.transformer.batch_first  # before 2.26 there was no such thing
+        return body
+
+    monkeypatch.setattr(open_clip.model, "_build_vision_tower", older)
+    with torch.device("meta"), pytest.raises(TokError, match="mixes the images of a batch. open_clip_torch"):
+        build_network("clip", "random")

@@ -1,5 +1,6 @@
 """Image towers of CLIP models by open_clip name, `clip` is OpenAI's ViT-B/16 (arXiv 2103.00020)."""
 
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from tokcli.networks.positions import resampled
 from tokcli.networks.sources import Source
 from tokcli.registry import nearest
 
+BATCH_FIRST = "open_clip_torch>=2.26.1"  # the first whose transformers do
+
 
 class OpenCLIP(Network):
     """`open_clip:NAME/PRETRAINED`: the image tower, with the activation, mean and std that PRETRAINED was
@@ -21,7 +24,7 @@ class OpenCLIP(Network):
     take one image size. `pooled` is the image embedding, not normalised.
 
     Raises:
-        TokError: open_clip has no such model or pretraining, or the tower is no transformer.
+        TokError: open_clip has no such model or pretraining, the tower is no transformer, or open_clip is too old.
     """
 
     model = ""  # NAME/PRETRAINED, where ours is another
@@ -41,6 +44,7 @@ class OpenCLIP(Network):
         super().__init__(name, body, mean=pretrained["mean"], std=pretrained["std"])
         self.own = isinstance(body, VisionTransformer)  # open_clip's class, not one of timm's
         if self.own:
+            _check_layout(name, body)
             count, self.multiple = len(body.transformer.resblocks), int(body.patch_size[0])
             self.has_final_norm = body.attn_pool is None  # attention pooling comes before the norm
         elif hasattr(body, "trunk") and hasattr(body.trunk, "blocks") and hasattr(body.trunk, "patch_embed"):
@@ -123,6 +127,13 @@ class OpenCLIP(Network):
     def _pooled(self, x: Tensor) -> Tensor:
         embedding = self.body(x)
         return embedding[0] if isinstance(embedding, tuple) else embedding
+
+
+def _check_layout(name: str, body: Any) -> None:
+    """Refuse transformers whose blocks take (n, b, d): given (b, n, d), as `_maps` does, they attend across the batch."""
+    if not getattr(body.transformer, "batch_first", False):
+        got = f"open_clip_torch {version('open_clip_torch')}"
+        raise TokError(name, "this open_clip mixes the images of a batch", got=got, next=f"pip install '{BATCH_FIRST}'")
 
 
 class CLIP(OpenCLIP):
