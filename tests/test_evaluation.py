@@ -46,9 +46,9 @@ def test_a_family_is_one_row_with_the_paper_s_columns_in_its_order():
         [*samples, measured("tokenizer", usage(0.5), Measurement("top_code_share", 0.1, 6400, "tokens", VAL))]
     )
     assert headings(found.paper) == [
-        "usage % ↑", "rFID ↓", "PPL ↓", "FD_AR vits14 ↓", "FD_NAR vits14 ↓", "FID_T2I ↓", "IS ↑",
+        "usage % ↑", "rFID ↓", "PPL ↓", "FD_AR vits14 ↓", "FD_NAR vits14 ↓", "IS ↑",
     ]  # fmt: skip
-    assert as_text(found.paper).splitlines()[2].split() == ["vqkd", "50.0", "-", "-", "12.00", "11.00", "-", "-"]
+    assert as_text(found.paper).splitlines()[2].split() == ["vqkd", "50.0", "-", "-", "12.00", "11.00", "-"]
     assert headings(found.more) == ["top code % ↓"]
 
 
@@ -116,7 +116,7 @@ def test_a_second_artifact_in_one_place_gets_its_own_row_named_by_what_differs()
         for v, s in ((8.0, 1.0), (7.0, 2.0))
     ]
     found = build_tables([measured("tokenizer", usage(0.5)), *sweep])
-    assert [row.name for row in found.paper.rows] == ["vqkd", "vqkd: sample.cfg_scale=2.0"]
+    assert [row.name for row in found.paper.rows] == ["vqkd", "vqkd: cfg_scale=2.0"]
     assert [row.cells["fd_vits14_ar"].value for row in found.paper.rows] == [8.0, 7.0]
 
 
@@ -143,7 +143,7 @@ def test_a_row_holds_samples_of_its_own_networks_only():
         "vqkd": {"codebook_usage": 0.5, "psnr": 100.0, "proposal_ppl": 98.0, "fd_vits14_ar": 2.0, "fd_vits14_nar": 4.0},
         "vqkd: widths=2; seed=0": {"psnr": 101.0, "proposal_ppl": 97.0, "fd_vits14_ar": 3.0},
         "vqkd: seed=0": {"fd_vits14_ar": 1.0},
-        "vqkd: sample.cfg_scale=2": {"fd_vits14_nar": 5.0},
+        "vqkd: cfg_scale=2": {"fd_vits14_nar": 5.0},
     }
 
 
@@ -159,7 +159,7 @@ def test_samples_asked_for_otherwise_have_a_row_of_their_own():
     other = replace(drawn("a", "d", value=2.0, classes=["Flags"]), measurements=[replace(fd(2.0), by="classes Flags")])
     found = build_tables([measured("tokenizer", usage(0.5)), drawn("a", "d"), other]).whole
     assert [list(row.cells) for row in found.rows] == [["codebook_usage", "fd_vits14_ar (a)"], ["fd_vits14_ar (b)"]]
-    assert found.rows[1].name == "vqkd: sample.classes=['Flags']"
+    assert found.rows[1].name == "vqkd: classes=['Flags']"
 
 
 @pytest.mark.parametrize(

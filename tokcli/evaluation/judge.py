@@ -15,6 +15,7 @@ from tokcli import artifact, assemble, measure, pictures, precision, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, evenly, limited, open_source
 from tokcli.errors import TokError
+from tokcli.evaluation.aims import Published
 from tokcli.evaluation.captions import CLIP, ClipScore
 from tokcli.evaluation.decoders import LPIPS, Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor, load_extractors
@@ -46,6 +47,7 @@ class Settings(Protocol):
     manifold: int
     probe_images: int
     worst: int
+    published: Published | None
 
 
 def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[int | None]:

@@ -13,7 +13,8 @@
   had in training the artifact or its ancestors;
 - `table`: `columns` (the paper's) and `more`, lists of {key, title, better ("higher", "lower", "neither"), metric, protocol (words or
   null)}; `rows` [{name, tokenizer, cells {column key: {value, text, artifact, measurement (its place in the artifact's list), involved, interval}}}],
-  a key that is absent was not measured; `notes`, lines of text.
+  a key that is absent was not measured; `notes`, lines of text; `published` [{name, tokenizer, source, cells {column key: {value, text}}}],
+  figures of others that the recipe aims at, which nobody measured here.
 """
 
 from collections.abc import Mapping

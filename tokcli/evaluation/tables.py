@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tokcli.draft import differing_keys
+from tokcli.evaluation.aims import Published, interleaved
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.metrics import METRICS, describe, is_known
 from tokcli.metrics.fid import ENOUGH_IMAGES
 from tokcli.metrics.table import Cell, Column, Row, Table, cell_text
 
-# The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode.
+# The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode ("": any).
 PAPER = (
     ("codebook_usage", ("codebook_usage",), None), ("rfid", ("rfid", "rfd_"), None), ("proposal_ppl", ("proposal_ppl",), None),
     ("fid_ar", ("fid", "fd_"), "ar"), ("fid_nar", ("fid", "fd_"), "nar"), ("fid_t2i", ("fid", "fd_"), "t2i"),
-    ("inception_score", ("inception_score",), None),
+    ("inception_score", ("inception_score", "inception_score_"), ""), ("lpips", ("lpips",), None),
 )  # fmt: skip
 SIGN = "* its judge took part in the training: "
 
@@ -108,8 +109,28 @@ def _rows(measured: Iterable[Measured]) -> list[tuple[str, str, list[Entry]]]:
         name = found[0].name if names.count(found[0].name) == 1 else f"{found[0].name} {tokenizer[-6:]}"
         first, *others = _lines(found)
         rows.append((name, tokenizer, _entries(first, found)))
-        rows += [(f"{name}: {_what_differs(line, first, found)}", tokenizer, _entries(line, found)) for line in others]
+        for said, line in _named(others, first, found).items():
+            rows.append((f"{name}: {said}", tokenizer, _entries(line, found)))
     return rows
+
+
+def _named(others: Sequence[Line], first: Line, found: Sequence[Measured]) -> dict[str, Line]:
+    """Lines by what differs; samples of two modes drawn otherwise in one way, beside those of the first line, share theirs."""
+    named: dict[str, Line] = {}
+    for line in others:
+        said = _what_differs(line, first, found)
+        like = named.get(said)
+        if like is None:
+            named[said] = line
+        elif like.beside in first.holds and line.beside in first.holds and _modes(like).isdisjoint(_modes(line)):
+            like.holds += line.holds
+        else:
+            named[f"{said}, {line.holds[0].id[-6:]}"] = line
+    return named
+
+
+def _modes(line: Line) -> set[str | None]:
+    return {one.mode for one in line.holds}
 
 
 def _entries(line: Line, order: Sequence[Measured]) -> list[Entry]:
@@ -132,6 +153,8 @@ def _what_differs(line: Line, first: Line, found: Sequence[Measured]) -> str:
 def _difference(one: Measured, other: Measured) -> str:
     """What an artifact's recipe has that another's has not, or its folder's name where that is much."""
     found = [text.split(", not ")[0].replace(": ", "=") for text in differing_keys(one.recipe, other.recipe)]
+    if one.kind == "samples":
+        found = [text.removeprefix("sample.") for text in found]
     said = ", ".join(found)
     return said if 0 < len(said) <= 60 else one.path.rsplit("/", 1)[-1]
 
@@ -161,7 +184,7 @@ def _slot(metric: str) -> int:
         base, _, last = metric.rpartition("_")
         plain, of = (base, last) if last in ("ar", "nar", "t2i") else (metric, None)
         alike = any(plain == b or (b.endswith("_") and plain.startswith(b)) for b in beginnings)
-        if alike and (of == mode or beginnings == ("inception_score",)):
+        if alike and mode in (of, ""):
             return place
     return len(PAPER)
 
@@ -180,24 +203,46 @@ class Tables(NamedTuple):
     as_json: dict[str, Any]
 
 
-def build_tables(measured: Sequence[Measured]) -> Tables:
-    """One row per tokenizer among these artifacts, and one more wherever a second artifact fills the same place."""
+def _placeholders(measured: Sequence[Measured], aims: Published | None) -> set[str]:
+    """The paper's columns that are shown empty: FID_T2I of families drawn for captions alone, FID_NAR of others or where it is drawn
+    or published, LPIPS never."""
+    modes = {one.mode for one in measured if one.kind == "samples"}
+    modes |= aims.modes([one.name for one in measured]) if aims else set()
+    hidden = {"lpips"} | ({"fid_t2i"} if "t2i" not in modes else set() if "nar" in modes else {"fid_nar"})
+    return {name for name, _, _ in PAPER} - hidden
+
+
+def build_tables(measured: Sequence[Measured], aims: Published | None = None) -> Tables:
+    """One row per tokenizer among these artifacts, and one more wherever a second artifact fills the same place.
+
+    Args:
+        aims: published figures, for a row under that of each tokenizer that they are of.
+    """
     rows = _rows(measured)
     entries = [e for _, _, found in rows for e in found]
     columns = _columns(entries)
     by_slot: dict[int, list[Column]] = defaultdict(list)
     for (metric, _), column in columns.items():
         by_slot[_slot(metric)].append(column)
-    paper = [c for place, (name, _, _) in enumerate(PAPER) for c in by_slot.get(place) or [Column(name)]]
+    empty = _placeholders(measured, aims)
+    paper = [
+        c for place, (name, _, _) in enumerate(PAPER) for c in by_slot.get(place) or [Column(name)] * (name in empty)
+    ]
     more = sorted(by_slot[len(PAPER)], key=lambda c: _order(c.metric))
     placed = [
         (name, tokenizer, {columns[e.metric, e.protocol].key: e for e in found}) for name, tokenizer, found in rows
     ]
-    drawn = [
-        Row(name, {key: Cell(e.measurement.value, bool(e.measurement.involved)) for key, e in found.items()})
-        for name, _, found in placed
-    ]
-    tables = [Table(shown, drawn, _notes(entries, columns, shown)) for shown in (paper, more, [*paper, *more])]
+    drawn: dict[str, list[Row]] = defaultdict(list)
+    for name, tokenizer, found in placed:
+        cells = {key: Cell(e.measurement.value, bool(e.measurement.involved)) for key, e in found.items()}
+        drawn[tokenizer].append(Row(name, cells))
+    called = {one.tokenizer: one.name for one in measured}
+    names, whole = list(dict.fromkeys(called.values())), [*paper, *more]
+    tables = []
+    for shown in (paper, more, whole):
+        theirs = {t: row for t, name in called.items() if aims and (row := aims.row(name, shown))}
+        notes = aims.notes(names, whole) if aims and shown is not more else []
+        tables.append(Table(shown, interleaved(drawn, theirs), [*_notes(entries, columns, shown), *notes]))
     as_json = {
         "columns": [_column_json(c, entries, columns) for c in paper],
         "more": [_column_json(c, entries, columns) for c in more],
@@ -206,8 +251,18 @@ def build_tables(measured: Sequence[Measured]) -> Tables:
             for name, tokenizer, found in placed
         ],
         "notes": tables[2].notes,
+        "published": [
+            {"name": row.name, "tokenizer": t, "source": aims.source, "cells": _published_cells(row, whole)}
+            for t, name in called.items()
+            if aims and (row := aims.row(name, whole))
+        ],
     }
     return Tables(tables[0], tables[1], tables[2], as_json)
+
+
+def _published_cells(row: Row, columns: Sequence[Column]) -> dict[str, dict[str, Any]]:
+    by_key = {column.key: column for column in columns}
+    return {key: {"value": cell.value, "text": cell_text(by_key[key], cell)} for key, cell in row.cells.items()}
 
 
 def _cell(e: Entry, columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:

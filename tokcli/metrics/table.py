@@ -47,10 +47,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a name and its cells by column key (absent: not measured)."""
+    """One line of a table: a name and its cells by column key (absent: not measured); `published`: figures of others."""
 
     name: str
     cells: Mapping[str, Cell]
+    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def as_html(table: Table) -> str:
         f'<{tag} data-column="{html.escape(key)}">{html.escape(text)}</{tag}>'
         for key, text in zip(keys, cells, strict=True)
     )
-    rows = "\n".join(f"<tr>{line(cells, 'td')}</tr>" for cells in body)
+    kinds = [' class="published"' if row.published else "" for row in table.rows]
+    rows = "\n".join(f"<tr{kind}>{line(cells, 'td')}</tr>" for kind, cells in zip(kinds, body, strict=True))
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
         f"<table>\n<thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n<ul>{notes}</ul>\n"

@@ -105,18 +105,34 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
 def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f'<th scope="col" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>' for c in columns)
     lines = [
-        f'<tr><th scope="row">{_text(row["name"])}</th>'
+        f'<tr{_kind(row)}><th scope="row">{_text(row["name"])}</th>'
         + "".join(_cell(report, row["cells"].get(c["key"])) for c in columns) + "</tr>"
-        for row in report["table"]["rows"]
+        for row in _lines(report["table"], columns)
     ]  # fmt: skip
     head = f'<thead><tr><th scope="col">tokenizer</th>{head}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def _lines(table: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of measurements, and under each tokenizer's that of published figures, where these columns have any."""
+    keys = {c["key"] for c in columns}
+    beside = {one["tokenizer"]: one for one in table.get("published", ()) if keys & one["cells"].keys()}
+    found: list[Mapping[str, Any]] = []
+    for row, following in zip(table["rows"], [*table["rows"][1:], {"tokenizer": None}], strict=True):
+        found.append(row)
+        if row["tokenizer"] != following["tokenizer"] and row["tokenizer"] in beside:
+            found.append(beside[row["tokenizer"]])
+    return found
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return ' class="published"' if "source" in row else ""
+
+
 def _turned(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
     """The same with a line per metric, of which there are many, and a column per tokenizer."""
-    rows = report["table"]["rows"]
-    names = "".join(f'<th scope="col">{_text(row["name"])}</th>' for row in rows)
+    rows = _lines(report["table"], columns)
+    names = "".join(f'<th scope="col"{_kind(row)}>{_text(row["name"])}</th>' for row in rows)
     lines = [
         f'<tr><th scope="row" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>'
         + "".join(_cell(report, row["cells"].get(c["key"])) for row in rows) + "</tr>"
@@ -129,6 +145,8 @@ def _turned(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> 
 def _cell(report: Mapping[str, Any], cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return '<td class="none">-</td>'
+    if "artifact" not in cell:
+        return f'<td class="published">{_text(cell["text"])}</td>'
     tip = "".join(f"<span>{_text(line)}</span>" for line in provenance(report, cell))
     mark = " marked" if cell["involved"] else ""
     return f'<td><span class="number{mark}" tabindex="0">{_text(cell["text"])}<span class="tip" role="tooltip">{tip}</span></span></td>'

@@ -13,6 +13,7 @@ from tokcli import artifact, assemble, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import sibling
 from tokcli.errors import TokError
+from tokcli.evaluation.aims import Published
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
@@ -44,6 +45,7 @@ class Evaluation(Section):
     )  # images at most that precision, recall, density, coverage, KID compare; 0: none
     probe_images: int = Field(2000, ge=0)  # images at most that classes are learnt from, and told of; 0: none
     worst: int = Field(12, ge=0)  # reconstructions that are named and shown
+    published: Published | None = None  # figures that stand under the rows of the tokenizers that they are of
 
     @field_validator("bootstrap")
     @classmethod
@@ -126,7 +128,7 @@ def _run(
 
 def _write(folder: Path, results: list[Measured], judge: Judge) -> list[str]:
     """The report's files beside `metrics.json`, which is written too; the table goes to stderr."""
-    tables = build_tables(results)
+    tables = build_tables(results, judge.settings.published)
     report = {"schema": SCHEMA, "protocol": judge.protocol(), "artifacts": [r.as_json() for r in results]}
     report |= {"table": tables.as_json}
     write_text(folder / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
