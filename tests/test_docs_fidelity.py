@@ -1,12 +1,15 @@
 """docs/fidelity.md against the code: every test it names exists, and every member of the families that it covers has a line."""
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from test_docs import COMMANDS, blocks, invocations
 
+from tokcli import catalog, recipe
 from tokcli.metrics import METRICS
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
@@ -71,11 +74,25 @@ def test_a_member_without_a_line_would_be_found() -> None:
     assert unlisted(["fsq", "fsqq"], "Quantizers") == ["fsqq"]
 
 
-def test_scripts_and_recipes_named_exist() -> None:
+COMMAND_LINES = [words for shell in blocks(PAGE, "sh") for words in invocations(shell)]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=lambda words: " ".join(words[:2]))
+def test_every_command_line_parses_and_what_it_sets_is_accepted(words: list[str], tmp_path: Path) -> None:
+    values = COMMANDS[words[0]].make_context(words[0], list(words[1:])).params
+    if values["recipe"]:
+        tree = recipe.read_yaml(recipe.find_recipe(values["recipe"], folder="imagenet", name=""))
+        recipe.override(tree, recipe.parse_set(values["sets"]))
+        (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+        catalog.check_file(tmp_path / "recipe.yaml")
+
+
+def test_command_lines_were_found() -> None:
+    assert [words[0] for words in COMMAND_LINES] == ["import", "eval", "import", "eval"]
+
+
+def test_scripts_named_exist() -> None:
     assert [name for name in re.findall(r"\bscripts/\w+\.py", PAGE) if not (ROOT / name).is_file()] == []
-    assert [
-        name for name in re.findall(r"--recipe ([\w/-]+)", PAGE) if not (ROOT / f"recipes/{name}.yaml").is_file()
-    ] == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

@@ -193,15 +193,6 @@ def test_mages_ratio_is_scipys_truncated_normal() -> None:
     assert ratio.mean == pytest.approx(theirs.mean(), abs=1e-12)
 
 
-def test_the_cosine_ratio_has_muses_density() -> None:
-    # Muse (arXiv 2301.00704), section 2.6: density (2 / pi) (1 - x^2)^(-1/2), here summed up from its midpoints
-    x = (np.arange(200_000) + 0.5) / 200_000
-    below = np.cumsum(2 / np.pi / np.sqrt(1 - x**2)) / 200_000
-    drawn = np.sort(RATIOS["cosine"].of(torch.from_numpy(x)).numpy())  # of evenly spread r: quantiles
-    at = np.searchsorted(x, [0.1, 0.3, 0.5, 0.7, 0.9])
-    assert np.abs(np.searchsorted(drawn, x[at]) / 200_000 - below[at]).max() < 1e-4
-
-
 @pytest.mark.parametrize("grid", [(8, 8), (16, 16), (12, 20)])
 def test_the_halton_order_is_that_of_scipys_sequence(grid: tuple[int, int]) -> None:
     # Halton scheduler (arXiv 2503.17076), section 3: cells by the first point of bases 2 and 3 that falls into them
