@@ -315,7 +315,11 @@ def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with(tmp_pa
 
 
 def test_what_a_feature_loss_is_of_is_said():
-    inside = SimpleNamespace(name="efflite0", layers=["head"], norm=True, image_size=256, sha256="57934424abcd")
+    inside = SimpleNamespace(
+        name="efflite0", layers=["head"], norm=True, projection=None, image_size=256, sha256="57934424abcd"
+    )
     assert _features(inside) == "features of efflite0 (layer head, at 256 px, sha256 57934424)"
     inside.norm, inside.sha256 = False, "random"
     assert _features(inside) == "features of efflite0 (layer head without norm, at 256 px, sha256 random)"
+    inside.norm, inside.projection = True, False
+    assert _features(inside) == "features of efflite0 (layer head without projection, at 256 px, sha256 random)"

@@ -354,6 +354,53 @@ def test_naming_the_same_component_keeps_its_keys() -> None:
     assert tree["teacher"]["layers"] == ["head"]
 
 
+def succeeded(tree: dict[str, Any], sets: dict[str, Any]) -> str:
+    """Override a tokenizer's recipe; what is said of it."""
+    from tokcli.methods import resolve
+    from tokcli.methods.distillation import Distillation
+
+    said: list[str] = []
+    override(tree, sets, Distillation.families, resolve, lambda text, *values: said.append(text % values))
+    return "; ".join(said)
+
+
+@pytest.mark.parametrize("name", ["clip", "timm:vit_tiny_patch16_224"])
+def test_another_teacher_keeps_what_goes_in_and_comes_out_and_says_so(name: str) -> None:
+    tree = {"teacher": {"name": "vit", "image_size": 256, "projection": False, "layers": [3], "norm": True}}
+    said = succeeded(tree, {"teacher.name": name})
+    assert tree == {"teacher": {"name": name, "image_size": 256, "projection": False}}
+    assert said == f"teacher: {name} in place of vit. Kept: image_size=256, projection=false. Dropped: layers=[3]."
+
+
+def test_another_quantizer_keeps_the_size_and_width_of_its_codebook_where_it_has_them() -> None:
+    codes = {"name": "vq", "codebook_size": 8, "code_dim": 4, "commitment": 0.5}
+    tree = {"quantizer": dict(codes)}
+    said = succeeded(tree, {"quantizer.name": "simvq"})
+    assert tree == {"quantizer": {"name": "simvq", "codebook_size": 8, "code_dim": 4}}
+    assert said.endswith("Kept: codebook_size=8, code_dim=4. Dropped: commitment=0.5.")
+    tree = {"quantizer": dict(codes)}
+    said = succeeded(tree, {"quantizer.name": "fsq", "quantizer.levels": [3, 3]})
+    assert tree == {"quantizer": {"name": "fsq", "levels": [3, 3]}} and "Dropped: codebook_size=8, code_dim=4" in said
+
+
+def test_another_encoder_keeps_its_image_size_and_what_is_set_anew_is_not_called_dropped() -> None:
+    tree = {"encoder": {"name": "conv", "image_size": 32, "widths": [8, 8], "blocks": 3}}
+    said = succeeded(tree, {"encoder.widths": [16, 16], "encoder.name": "maskgit"})
+    assert tree == {"encoder": {"name": "maskgit", "image_size": 32, "widths": [16, 16]}}
+    assert said == "encoder: maskgit in place of conv. Kept: image_size=32. Dropped: blocks=3."
+
+
+def test_a_section_replaced_as_a_whole_says_what_it_had() -> None:
+    tree = {"teacher": {"name": "vit", "image_size": 256, "layers": None}}
+    said = succeeded(tree, {"teacher": {"name": "clip"}})
+    assert tree == {"teacher": {"name": "clip"}} and said == "teacher: replaced as a whole. Dropped: image_size=256"
+
+
+def test_a_component_that_stays_or_had_no_keys_has_nothing_to_say() -> None:
+    assert succeeded({"teacher": {"name": "vit"}}, {"teacher.name": "clip"}) == ""
+    assert succeeded({"teacher": {"name": "vit", "image_size": 256}}, {"teacher.name": "vit"}) == ""
+
+
 FIXED = ("data", "encoder", "decoder", "loss", "gan", "optim", "train")  # what VQGAN, CVQ and FSQ are compared under
 
 

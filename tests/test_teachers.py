@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from tokcli.errors import TokError
 from tokcli.networks import READY, build_network
 from tokcli.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.teachers.cache import FeatureCache
 from tokcli.weights import save_tensors
 
 IMAGENET = (
@@ -129,6 +131,31 @@ def test_clip_projects_normalised_patch_tokens(clip, images):
     torch.testing.assert_close(teacher.network.pooled(images), pooled_and_tokens[0], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_clip_without_projection_gives_its_tokens_after_the_last_norm(clip, images, tmp_path):
+    theirs, projected = clip
+    whole = {f"visual.{k}": t for k, t in theirs.state_dict().items()}
+    teacher = load("clip", whole, tmp_path, projection=False)
+    assert teacher.feature_dim == 768 and teacher.projection is False and projected.projection is True
+    torch.testing.assert_close(teacher(images) @ theirs.proj, projected(images), rtol=1e-4, atol=1e-4)
+
+
+def test_features_are_cached_apart_with_and_without_projection(clip):
+    source, transform = SimpleNamespace(id="photos"), SimpleNamespace(describe=lambda: "centre")
+    teachers = [clip[1], *(build_teacher("clip", {"projection": p}, "random") for p in (True, False))]
+    for teacher in teachers[1:]:
+        teacher.network.sha256 = teachers[0].sha256
+    folders = [FeatureCache(teacher, source, transform, (2, 2)).folder for teacher in teachers]
+    assert folders[0] == folders[1] != folders[2]
+
+
+@pytest.mark.parametrize("name", ["vit", "efflite0", "timm:test_vit"])
+def test_networks_without_a_projection_give_the_same_without_it(name):
+    with torch.device("meta"):
+        teachers = [build_teacher(name, {"projection": p}, "random") for p in (True, False)]
+    assert teachers[0].feature_dim == teachers[1].feature_dim and teachers[1].projection is None
+
+
 def test_clip_uses_quickgelu(clip):
     from open_clip.transformer import QuickGELU
 
@@ -236,6 +263,40 @@ def test_norm_false_is_refused_where_it_changes_nothing():
 def test_the_grid_does_not_depend_on_the_size_of_the_images(tiny):
     assert tiny.grid() == tiny.grid(17) == (4, 4)
     assert tiny(torch.rand(1, 3, 17, 17)).shape[1] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "size"), [("timm:test_vit", 3, 48), ("efflite0", 4, 128), ("vits14", 4, 56), ("clip", 16, 256)]
+)
+def test_a_grid_chooses_the_size_of_the_images(name, grid, size):
+    with torch.device("meta"):
+        teacher = build_teacher(name, {"grid": [grid, grid]}, "random")
+        assert teacher.image_size == size and teacher.grid() == (grid, grid)
+        assert teacher.network.maps(torch.empty(1, 3, size, size), teacher.layers)[0].shape[2:] == (grid, grid)
+
+
+@pytest.mark.parametrize(("name", "grid"), [("siglip2-b", (16, 16)), ("timm:test_vit", (2, 4))])
+def test_where_no_size_gives_the_grid_maps_are_resized_to_it(name, grid):
+    with torch.device("meta"):
+        teacher = build_teacher(name, {"grid": grid}, "random")
+        n = grid[0] * grid[1]
+        assert teacher(torch.empty(1, 3, 64, 64)).shape == (1, n, teacher.feature_dim) and teacher.grid() == grid
+    assert teacher.image_size == teacher.network.image_size
+
+
+def test_maps_that_are_resized_are_told_of(tmp_path, caplog):
+    state = build_network("timm:test_vit", "random").body.state_dict()
+    load("timm:test_vit", state, tmp_path, grid=(4, 4))
+    assert not caplog.messages
+    load("timm:test_vit", state, tmp_path, grid=(2, 4))
+    assert caplog.messages == [
+        "teacher timm:test_vit: takes no images that give it 2x4 patches: its features at 160 px are resized to them"
+    ]
+
+
+def test_a_grid_and_an_image_size_are_one_too_many():
+    with pytest.raises(TokError, match="teacher.grid: image_size = 64 decides already. 4x4. give one of the two"):
+        build_teacher("timm:test_vit", {"image_size": 64, "grid": [4, 4]}, "random")
 
 
 def test_a_teacher_stays_in_eval_mode_and_has_no_gradients(tiny):

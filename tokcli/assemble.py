@@ -66,7 +66,10 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
     torch.manual_seed(recipe["seed"])
     size = recipe["data"]["size"]
     if recipe["encoder"].get("image_size", size) != size:
-        raise TokError("encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]))
+        raise TokError(
+            "encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]),
+            next=f"--set encoder.image_size={size}, or --set data.size={recipe['encoder']['image_size']}",
+        )  # fmt: skip
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
     encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
     grid, section = encoder.grid(size), recipe["decoder"]
@@ -83,7 +86,7 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
     """A tokenizer whose encoder is a frozen teacher, with a fresh codebook.
 
     Args:
-        recipe: a resolved recipe of method cluster.
+        recipe: a resolved recipe of method cluster; `quantizer.code_dim` null is the width of the teacher's features.
         weights: the teacher's file; "random" where they are loaded or not needed; None: looked for.
 
     Raises:
@@ -93,12 +96,13 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
     section = {key: value for key, value in recipe["teacher"].items() if key != "name"}
     teacher = build_teacher(recipe["teacher"]["name"], section, weights)
     encoder = TeacherEncoder(teacher, recipe["data"]["size"], tuple(recipe["grid"]) if recipe.get("grid") else None)
-    quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
-    if quantizer.code_dim != encoder.code_dim:
+    width = recipe["quantizer"].get("code_dim")
+    if width not in (None, encoder.code_dim):
         raise TokError(
-            "quantizer.code_dim", f"must be the width of the teacher's features, {encoder.code_dim}",
-            got=str(quantizer.code_dim), next=f"--set quantizer.code_dim={encoder.code_dim}",
+            "quantizer.code_dim", f"must be the width of the teacher's features, {encoder.code_dim}", got=str(width),
+            next="leave it out: --set quantizer.code_dim=null",
         )  # fmt: skip
+    quantizer = component("quantizer", QUANTIZERS, {**recipe["quantizer"], "code_dim": encoder.code_dim})
     return Tokenizer(encoder, quantizer, CodesAsFeatures())
 
 

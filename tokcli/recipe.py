@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ log = logging.getLogger("tok")
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=Recipe)
 Factory = Callable[..., Any]
+log = logging.getLogger("tok")
+KEPT = ("image_size", "grid", "projection", "codebook_size", "code_dim")  # what a component takes and gives
 LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
 
 
@@ -127,10 +129,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
+def override(
+    tree: dict[str, Any],
+    assignments: Mapping[str, Any],
+    families: Mapping[str, Mapping[str, Factory]] | None = None,
+    resolve: Callable[[str], Factory | None] = lambda name: None,
+    say: Callable[..., None] = log.info,
+) -> None:
     """Set dotted keys (`optim.lr`) in a nested mapping, making sections that are missing.
 
-    Naming another component (`teacher.name=clip`) drops the keys of the one before, which mean nothing to it.
+    Naming another component (`teacher.name=clip`) keeps what the one before takes and gives (`KEPT`: pixels, grid, codes),
+    where the new one has such a key. The other keys say how the old one works inside (layers, widths, weights of terms); they
+    are dropped.
+
+    Args:
+        families, resolve: see `check`; of a component that stands in neither nothing is kept.
+        say: is told what was kept and dropped.
     """
     names_first = sorted(assignments.items(), key=lambda item: not item[0].endswith(".name"))
     for dotted, value in names_first:
@@ -141,9 +155,42 @@ def override(tree: dict[str, Any], assignments: Mapping[str, Any]) -> None:
             if not isinstance(child, dict):
                 raise TokError(f"--set {dotted}", f"'{section}' is a value, not a section", got=repr(child))
             node = child
-        if last == "name" and node.get("name", value) != value:
-            node.clear()
+        before = node.get(last)
+        if last == "name" and before not in (None, value):
+            section = ".".join(sections)
+            table = (families or {}).get(section, {})
+            factory = (table.get(value) or resolve(value)) if isinstance(value, str) else None
+            given = [key.removeprefix(f"{section}.") for key in assignments]
+            _succeed(section, node, value, component_model(factory).model_fields if factory else {}, given, say)
+        elif isinstance(before, Mapping) and isinstance(value, Mapping):
+            gone = {key: v for key, v in before.items() if key not in value and v is not None}
+            if gone:
+                say("%s: replaced as a whole. Dropped: %s", dotted, _pairs(gone))
         node[last] = value
+
+
+def _succeed(
+    section: str, node: dict[str, Any], name: Any, fields: Mapping[str, Any], given: Collection[str],
+    say: Callable[..., None],
+) -> None:  # fmt: skip
+    """Clear a section for another component but for what it shares with the one before.
+
+    Args:
+        fields: the keys that the new one has.
+        given: those that are set anew anyway.
+    """
+    old = {key: value for key, value in node.items() if key != "name" and key not in given}
+    kept = {key: value for key, value in old.items() if key in KEPT and key in fields}
+    lost = {key: v for key, v in old.items() if key not in kept and v != getattr(fields.get(key), "default", None)}
+    if kept or lost:
+        parts = [f"{word}: {_pairs(keys)}." for word, keys in (("Kept", kept), ("Dropped", lost)) if keys]
+        say("%s: %s in place of %s. %s", section, name, node["name"], " ".join(parts))
+    node.clear()
+    node.update(kept)
+
+
+def _pairs(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_shown(value)}" for key, value in keys.items())
 
 
 def parse_set(assignments: tuple[str, ...], flag: str = "") -> dict[str, Any]:
@@ -186,6 +233,23 @@ def component_model(factory: Factory) -> type[Section]:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
     return create_model(getattr(factory, "__name__", "keys"), __base__=Section, **fields)
+
+
+def leaving_out(factory: type, key: str) -> Factory:
+    """A component whose recipe may leave out a required key, or say null, because it follows from others.
+
+    What builds the component says which value it has then.
+    """
+
+    def build(*supplied: Any, **keys: Any) -> Any:
+        return factory(*supplied, **keys)
+
+    signature = inspect.signature(factory)
+    hints = typing.get_type_hints(factory.__init__, include_extras=True)  # type: ignore[misc]
+    parameters = [p.replace(default=None) if p.name == key else p for p in signature.parameters.values()]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    build.__annotations__ = {**hints, key: hints[key] | None}
+    return build
 
 
 def _validate(model: type[M], tree: Mapping[str, Any]) -> M:

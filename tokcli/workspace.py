@@ -119,6 +119,7 @@ def load_recipe(
     folder: str,
     families: Mapping[str, Mapping[str, Callable[..., Any]]],
     resolve: Callable[[str], Callable[..., Any] | None] = lambda name: None,
+    say: Callable[..., None] = log.info,
 ) -> R:
     """The recipe of this command, overridden by its flags and checked.
 
@@ -127,6 +128,7 @@ def load_recipe(
         name: default file name, such as `tokenizer-vqkd`.
         folder: the data set's folder of recipes.
         families, resolve: see `recipe.check`.
+        say: is told which keys went with a component that a flag replaced.
     """
     path = recipe.find_recipe(options.recipe, folder=folder, name=name)
     tree = recipe.read_yaml(path)
@@ -134,7 +136,7 @@ def load_recipe(
     wanted = getattr(stage, "__args__", ("",))[0]
     if tree.get("stage") != wanted:
         raise TokError(str(path), f"is a recipe of stage '{tree.get('stage')}'", got=f"wanted: '{wanted}'")
-    recipe.override(tree, options.sets)
+    recipe.override(tree, options.sets, families, resolve, say)
     return recipe.check(model, tree, str(path), families, resolve)
 
 

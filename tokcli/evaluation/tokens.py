@@ -45,6 +45,7 @@ def judge_tokenizer(
 def _features(teacher: Teacher) -> str:
     """What a feature loss is of: every setting that makes other features."""
     layers, norm = ", ".join(map(str, teacher.layers)), "" if teacher.norm else " without norm"
+    norm += " without projection" if teacher.projection is False else ""
     return f"features of {teacher.name} (layer {layers}{norm}, at {teacher.image_size} px, sha256 {str(teacher.sha256)[:8]})"
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tokcli import assemble, measure
@@ -25,7 +25,7 @@ from tokcli.models import TeacherEncoder
 from tokcli.optim import Updater
 from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ
-from tokcli.recipe import resolved
+from tokcli.recipe import leaving_out, resolved
 from tokcli.schema import Component
 from tokcli.teachers import TEACHERS
 
@@ -39,6 +39,15 @@ class ClusterRecipe(TokenizerRecipe):
     quantizer: Component
     grid: tuple[PositiveInt, PositiveInt] | None = None  # of tokens; None: that of the teacher's largest map
     init_batches: int = Field(1, ge=1)  # of k-means
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusterRecipe":
+        if self.init_batches > 1 and self.quantizer.keys.get("init", "kmeans") != "kmeans":
+            raise ValueError(
+                "init_batches goes with quantizer.init: kmeans."
+                f" Got {self.init_batches} and {self.quantizer.keys['init']}. --set init_batches=1"
+            )
+        return self
 
 
 class ClusterLoss(nn.Module):
@@ -58,7 +67,11 @@ class Clustering(Method):
     """A codebook over a frozen teacher's features; see `Method`."""
 
     recipe_model = ClusterRecipe
-    families: ClassVar[Families] = {"data.transform": TRANSFORMS, "teacher": TEACHERS, "quantizer": {"vq": VQ}}
+    families: ClassVar[Families] = {
+        "data.transform": TRANSFORMS,
+        "teacher": TEACHERS,
+        "quantizer": {"vq": leaving_out(VQ, "code_dim")},
+    }
 
     def __init__(self, recipe: ClusterRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -72,6 +85,14 @@ class Clustering(Method):
         self.objective = ClusterLoss(self.tokenizer.quantizer)
         grid = self.tokenizer.grid(recipe.data.size)
         self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
+
+    @staticmethod
+    def settled(recipe: ClusterRecipe) -> ClusterRecipe:
+        """With the width of the codes, which is that of the teacher's features."""
+        with torch.device("meta"):
+            width = assemble.build_clustering(resolved(recipe), "random").quantizer.code_dim
+        codes = recipe.quantizer.model_copy(update={"code_dim": width})
+        return recipe.model_copy(update={"quantizer": codes})
 
     @staticmethod
     def label(recipe: ClusterRecipe) -> str:

@@ -108,7 +108,7 @@ def teacher_facts(teacher: Teacher) -> dict[str, Any]:
     """What a manifest says of a teacher."""
     return {
         "name": teacher.name, "sha256": teacher.sha256, "image_size": teacher.image_size, "layers": teacher.layers,
-        "feature_dim": teacher.feature_dim,
+        "norm": teacher.norm, "projection": teacher.projection, "feature_dim": teacher.feature_dim,
     }  # fmt: skip
 
 

@@ -62,6 +62,11 @@ class Method(ABC):
     def __init__(self, recipe: Any, weights: Mapping[str, Path] | None, device: torch.device) -> None: ...
 
     @staticmethod
+    def settled(recipe: Any) -> Any:
+        """The recipe with what it leaves out and other keys decide, so that it is recorded as a value."""
+        return recipe
+
+    @staticmethod
     def label(recipe: Any) -> str:
         """The tokenizer's name, such as `vqkd-clip`."""
         return str(recipe.method)

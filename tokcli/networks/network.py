@@ -35,6 +35,8 @@ class Network(Frozen):
     block_name: str = "blocks.{}"
     channels_last: bool = False
     has_final_norm: bool = False  # whether `norm` in `maps` means anything
+    has_projection: bool = False  # whether a learned projection follows the final norm
+    projects: bool = True  # whether `maps` with `norm` apply it; set on an instance
     layer_names: tuple[str, ...] = ()
     default_layers: tuple[str, ...] = ()  # what a teacher gives
     perceptual_layers: tuple[str, ...] = ()  # what a perceptual loss compares
@@ -89,7 +91,7 @@ class Network(Frozen):
             images: values in [0, 1].
             layers: names or block numbers; None: `default_layers`.
             size: resize the images to this side first; None: take them as they are.
-            norm: apply the network's final norm (and projection), where it has one.
+            norm: apply the network's final norm, and its projection unless `projects` is off, where it has them.
 
         Raises:
             TokError: there is no such layer, or the network cannot take images of this size.

@@ -20,8 +20,8 @@ class OpenCLIP(Network):
     trained with.
 
     Layers are "blocks.N". With `norm`, patch tokens pass through the final norm and the projection that CLIP
-    applies to its class token. Towers that are timm models (SigLIP) have a norm and no such projection, and
-    take one image size. `pooled` is the image embedding, not normalised.
+    applies to its class token, unless `projects` is off. Towers that are timm models (SigLIP) have a norm and no such
+    projection, and take one image size. `pooled` is the image embedding, not normalised.
 
     Raises:
         TokError: open_clip has no such model or pretraining, the tower is no transformer, or open_clip is too old.
@@ -47,6 +47,7 @@ class OpenCLIP(Network):
             _check_layout(name, body)
             count, self.multiple = len(body.transformer.resblocks), int(body.patch_size[0])
             self.has_final_norm = body.attn_pool is None  # attention pooling comes before the norm
+            self.has_projection = self.has_final_norm and body.proj is not None
         elif hasattr(body, "trunk") and hasattr(body.trunk, "blocks") and hasattr(body.trunk, "patch_embed"):
             count, self.has_final_norm = len(body.trunk.blocks), True
         else:
@@ -112,7 +113,7 @@ class OpenCLIP(Network):
                 patches = tokens[:, 1:]  # the class token is the first one
                 if norm:
                     patches = self.body.ln_post(patches)
-                    patches = patches if self.body.proj is None else patches @ self.body.proj
+                    patches = patches @ self.body.proj if self.has_projection and self.projects else patches
                 found[self.layer_names[n]] = patches.transpose(1, 2).unflatten(2, grid)
         return found
 

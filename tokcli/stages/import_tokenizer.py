@@ -1,5 +1,6 @@
 """`tok import`: others' tokenizer checkpoints into tokenizer artifacts, read without running what they name."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from tokcli.recipe import resolved, to_yaml
 from tokcli.registry import lookup
 from tokcli.weights import load_tensors, save_tensors, sha256, write_text
 from tokcli.workspace import Options
+
+log = logging.getLogger("tok")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
     method = method_class(form.method)
     options = replace(options, sets={**form.sets, **(sets or {}), **options.sets}, recipe=options.recipe)
     recipe = workspace.load_recipe(
-        options, method.recipe_model, f"tokenizer-{form.method}", "imagenet", method.families, resolve
-    )
+        options, method.recipe_model, f"tokenizer-{form.method}", "imagenet", method.families, resolve,
+        say=log.debug,  # the recipe's own components were never meant
+    )  # fmt: skip
     if options.dry_run:
         tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
         modules = dict(tokenizer.named_children())

@@ -30,6 +30,7 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
     chosen = workspace.method_of(options, folder, method)
     kind = method_class(chosen)
     recipe = workspace.load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
+    recipe = kind.settled(recipe)
     workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
     start = workspace.open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:

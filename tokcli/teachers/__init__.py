@@ -37,10 +37,11 @@ def build_teacher(name: str, keys: Mapping[str, Any], weights: Path | Literal["r
 
     Args:
         name: a key of TEACHERS, `timm:NAME`, or `open_clip:NAME/PRETRAINED`.
-        keys: `layers`, `norm`, `image_size` of the recipe.
+        keys: `layers`, `norm`, `projection`, `image_size`, `grid` of the recipe.
         weights: its file (`--teacher-weights`), "random", or None to look for it.
 
     Raises:
         TokError: no such teacher, no weights, or weights that do not fit.
     """
-    return teacher_class(name)(name, weights, **keys)
+    grid = keys.get("grid")  # YAML and JSON know lists only
+    return teacher_class(name)(name, weights, **{**keys, "grid": tuple(grid) if grid else None})

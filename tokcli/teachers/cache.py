@@ -45,6 +45,7 @@ class FeatureCache:
             transform.describe(),
             grid,
             "antialias",
+            *(["unprojected"] if teacher.projection is False else []),
         ]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "features" / f"{teacher.name.replace('/', '-')}-{name}"

@@ -1,5 +1,6 @@
 """Any pretrained network as a teacher: the patch features that a VQ-KD tokenizer learns to reconstruct."""
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,9 @@ from torch.nn import functional as F
 from tokcli.errors import TokError
 from tokcli.networks import build_network
 
+log = logging.getLogger("tok")
+Grid = tuple[int, int]
+
 
 class Teacher(nn.Module):
     """Frozen patch features, without class and register tokens, of images in [0, 1].
@@ -23,11 +27,16 @@ class Teacher(nn.Module):
             resized to one grid, normalised per patch, scaled by 1/sqrt(#layers) and concatenated, so that each
             layer weighs the same in a cosine.
         norm: apply the network's final norm (and CLIP's projection) to each layer.
-        image_size: pixels that images are resized to (bicubic, antialiased, square); None: the network's
-            default.
+        projection: project the normed features as CLIP does its class token (ViT-B/16: from 768 to 512 wide); False: leave
+            them as they are. Networks without a projection give the same either way, so that a recipe holds for any teacher.
+        image_size: pixels that images are resized to (bicubic, antialiased, square); None: as `grid` says, else the
+            network's default.
+        grid: rows and columns of the features: images are resized to the pixels at which the largest map has them. A network
+            that takes no such size is run at its default, and its maps are resized. None: those of the largest map.
 
     Raises:
-        TokError: no such network or layer, no weights, or a size or norm that the network does not have.
+        TokError: no such network or layer, no weights, both `image_size` and `grid`, or a size or norm that the network does
+            not have.
     """
 
     def __init__(
@@ -37,7 +46,9 @@ class Teacher(nn.Module):
         *,
         layers: list[int | str] | None = None,
         norm: bool = True,
+        projection: bool = True,
         image_size: PositiveInt | None = None,
+        grid: tuple[PositiveInt, PositiveInt] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -45,11 +56,33 @@ class Teacher(nn.Module):
         if not norm and not self.network.has_final_norm:
             raise TokError(f"teacher {name}", "norm: false changes nothing", got="the network has no final norm")
         self.layers: list[int | str] = list(self.network.resolve(layers))
+        if image_size is not None and grid is not None:
+            raise TokError("teacher.grid", f"image_size = {image_size} decides already", got=f"{grid[0]}x{grid[1]}",
+                           next="give one of the two: --set teacher.grid=null or --set teacher.image_size=null")  # fmt: skip
         self.norm = norm
-        self.image_size = image_size or self.network.image_size
-        shapes = self.network.shapes(self.image_size, self.layers, norm=norm)
-        self.feature_dim = sum(channels for channels, _, _ in shapes)
-        self._grid = max(((h, w) for _, h, w in shapes), key=lambda grid: grid[0] * grid[1])
+        self.network.projects = projection
+        self.projection = projection if norm and self.network.has_projection else None  # None: there is none to apply
+        found = self._size_of(grid) if grid else None
+        if grid and found is None and weights != "random":  # not in plans, nor where weights are loaded later
+            log.warning("teacher %s: takes no images that give it %dx%d patches: its features at %d px are resized to them",
+                        name, *grid, self.network.image_size)  # fmt: skip
+        self.image_size = image_size or found or self.network.image_size
+        self.feature_dim, largest = self._shape(self.image_size)
+        self._grid = grid or largest
+
+    def _shape(self, size: int) -> tuple[int, Grid]:
+        """Width of the features, and the largest map's rows and columns, of images of `size` pixels."""
+        shapes = self.network.shapes(size, self.layers, norm=self.norm)
+        largest = max(((h, w) for _, h, w in shapes), key=lambda grid: grid[0] * grid[1])
+        return sum(channels for channels, _, _ in shapes), largest
+
+    def _size_of(self, grid: Grid) -> int | None:
+        """Pixels at which the largest map has that grid; None where the network takes no such size."""
+        size = round(self.network.image_size * grid[0] / self._shape(self.network.image_size)[1][0])
+        try:
+            return size if self._shape(size)[1] == grid else None
+        except (TokError, RuntimeError):  # the latter of networks that reshape to a fixed number of windows
+            return None
 
     @property
     def sha256(self) -> str | None:
