@@ -17,6 +17,7 @@ from tokcli.measure import check_expected
 from tokcli.methods import METHODS, resolve
 from tokcli.methods.clustering import Clustering, ClusterRecipe
 from tokcli.optim import Updater
+from tokcli.planned import Plan
 from tokcli.recipe import InvalidRecipe, read_yaml, recipes_root, resolved
 from tokcli.schema import Expects
 from tokcli.stages import train_tokenizer
@@ -159,5 +160,7 @@ def test_vqkd_of_the_tables_predicts_any_teacher(name: str) -> None:
 def test_a_dry_run_takes_another_teacher(method: str) -> None:
     options = Options(recipe=f"coco/tokenizer-{method}", sets={"teacher.name": "dino"}, dry_run=True)
     plan = train_tokenizer.main(options, method=None, init=None)
-    assert isinstance(plan, str) and "85,798,656" in plan
-    assert "code_dim: 768" in plan or method == "vqkd"
+    assert isinstance(plan, Plan) and "85,798,656" in plan.text()
+    facts, recipe = plan.document["facts"], plan.document["recipe"]
+    assert facts["teacher"]["name"] == "dino" and facts["grid"] == [16, 16]
+    assert facts["code_dim"] == recipe["quantizer"]["code_dim"] == {"vqkd": 32, "cluster": 768}[method]
