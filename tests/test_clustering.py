@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tokcli import assemble
 from tokcli.artifact import open_artifact
-from tokcli.cli import main
+from tokcli.cli import cli
 from tokcli.errors import TokError
 from tokcli.measure import check_expected
 from tokcli.methods import METHODS, resolve
@@ -130,7 +130,7 @@ def test_cluster_with_clip_from_the_command_line(photos: Path, tmp_path: Path) -
         "train-tokenizer", "--method", "cluster", "--teacher", "clip", "--recipe", "imagenet/tokenizer-cluster",
         "--data", str(photos / "train"), "--teacher-weights", str(tmp_path / "clip.safetensors"), *more,
     ]  # fmt: skip
-    run = lambda *rest: CliRunner().invoke(main, [*rest, "--workspace", str(tmp_path / "w")], catch_exceptions=False)  # noqa: E731
+    run = lambda *rest: CliRunner().invoke(cli, [*rest, "--workspace", str(tmp_path / "w")], catch_exceptions=False)  # noqa: E731
     made = run(*command)
     tokenizer = open_artifact(Path(made.stdout.strip()))
     assert "teacher: clip in place of vit. Kept: projection=false" in made.stderr
