@@ -206,7 +206,11 @@ def test_a_tokenizer_without_codes_is_refused_where_indices_are_needed(
         assert "was trained without a quantizer" in refusal(*command, "--tokenizer", t, "--dry-run")
 
 
-ROWS = ["vqgan", "fsq", *(f"vqkd:{teacher}" for teacher in ("clip", "vit", "dino", "mae"))]
+ROWS = [
+    "vqgan",
+    "fsq",
+    *(f"{method}:{teacher}" for method in ("vqkd", "cluster") for teacher in ("clip", "vit", "dino", "mae")),
+]
 
 
 @pytest.mark.slow
@@ -222,6 +226,8 @@ def test_each_row_of_the_tables_is_planned_to_its_samples(tmp_path: Path, row: s
         p = plan("train-proposal", "--recipe", f"imagenet/proposal-{network}", "--tokens", k)
         s = plan("sample", "--mode", mode, "-n", "50000", "--proposal", p, "--decoder", d)
         assert read(s)["inputs"]["tokenizer"]["id"] == read(t)["id"]
+        parts = [read(file)["compute"]["seconds"] for file in (t, d, p, s)]
+        assert all(seconds > 0 for seconds in parts)
 
 
 # data that is not on this machine
@@ -247,3 +253,74 @@ def test_data_that_is_there_but_wrong_is_refused_by_the_plan_too(tmp_path: Path)
     (tmp_path / "photos").mkdir()
     command = ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", "--data", tmp_path / "photos"]
     assert refusal(*command, "--dry-run") == refusal(*command, "--workspace", tmp_path / "ws")
+
+
+# tok eval
+
+
+MEASURED = ("tokenizer", "decoder", "proposal", "samples")
+
+
+def evaluation(family: dict[str, Path], *kinds: str) -> list[Any]:
+    return ["eval", *(family[kind] for kind in kinds or MEASURED), "--recipe", "toy/eval"]
+
+
+def test_an_evaluation_of_plans_counts_all_networks_and_writes_nothing(
+    families: dict[str, Any], tmp_path: Path
+) -> None:
+    data = ["--data", families["root"]["root"] / "photos" / "train"]
+    whole = read(planner(tmp_path)(*evaluation(families["planned"]), *data))
+    part = read(planner(tmp_path)(*evaluation(families["planned"], "decoder"), *data))
+    assert whole["kind"] == "report" and whole["compute"]["units"] == 4
+    assert whole["compute"]["flop"] > part["compute"]["flop"] > 0
+    ids = {entry["id"] for entry in whole["inputs"].values()}
+    assert {read(families["planned"][kind])["id"] for kind in MEASURED} < ids
+
+
+JUDGED: dict[str, tuple[list[Any], str]] = {
+    "extractor": (["--set", "eval.extractors=[efflite]"], "Did you mean 'efflite0'?"),
+    "unread Inception": (["--inception-weights", "x.pth"], "no extractor of this recipe is inception"),
+    "unread VGG": (["--vgg-weights", "x.pth"], "nothing here reads it"),
+    "published statistics": (["--reference", "NPZ"], "holds features of Inception"),
+}
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_the_dry_run_of_an_evaluation_refuses_what_it_would(
+    families: dict[str, Any], case: str, tmp_path: Path
+) -> None:
+    flags, said = JUDGED[case]
+    (tmp_path / "some.npz").write_bytes(b"")
+    common = ["--data", families["root"]["root"] / "photos" / "train", "--workspace", tmp_path]
+    common += [tmp_path / "some.npz" if flag == "NPZ" else flag for flag in flags]
+    ran = refusal(*evaluation(families["run"]), *common)
+    assert said in ran
+    for family in ("run", "planned"):
+        assert refusal(*evaluation(families[family]), *common, "--dry-run") == ran
+
+
+def test_a_decoder_without_its_tokenizer_is_refused_before_anything_is_measured(
+    families: dict[str, Any], tmp_path: Path
+) -> None:
+    document = read(families["planned"]["decoder"])
+    document["inputs"]["tokenizer"]["path"] = str(tmp_path / "gone.json")  # a hint, outside of the id
+    (tmp_path / "d.json").write_text(json.dumps(document))
+    command = [
+        "eval",
+        tmp_path / "d.json",
+        "--recipe",
+        "toy/eval",
+        "--data",
+        families["root"]["root"] / "photos" / "train",
+    ]
+    assert "this input is not at" in refusal(*command, "--dry-run")
+
+
+def test_a_planned_evaluation_goes_on_where_held_out_images_are_elsewhere(tmp_path: Path) -> None:
+    plan = planner(tmp_path / "plans")
+    t = plan("train-tokenizer", "--recipe", "toy/tokenizer-vqgan", "--data", tmp_path / "imagenet" / "train2014")
+    text = run("eval", t, "--recipe", "toy/eval", "--set", "eval.images=0", "--dry-run").stdout
+    assert f"# reads   data: {tmp_path}/imagenet/val2014" in text
+    assert "FLOP an image; how many there are is not known here" in text
+    known = read(plan("eval", t, "--recipe", "toy/eval", "--set", "eval.images=50000"))["compute"]
+    assert known["units"] == 50000 and known["assumed"]["gpus"] == 1

@@ -70,6 +70,7 @@ class Compute:
         precision: of most products.
         traffic: bytes of weights and cache that are read for all units, where that takes longer than computing.
         uncounted: what else the command computes.
+        gpus: among which it is shared.
     """
 
     unit: str
@@ -79,13 +80,14 @@ class Compute:
     precision: str
     traffic: float = 0.0
     uncounted: Sequence[str] = field(default_factory=tuple)
+    gpus: int = GPUS
 
     @property
     def seconds(self) -> float | None:
         """On the hardware of this file."""
         if self.total is None:
             return None
-        reached = GPUS * UTILISATION
+        reached = self.gpus * UTILISATION
         return max(self.total / (reached * PEAK[self.precision]), self.traffic / (reached * BANDWIDTH))
 
     def as_json(self) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class Compute:
             "bytes": self.traffic,
             "seconds": seconds,
             "assumed": {
-                "gpus": GPUS,
+                "gpus": self.gpus,
                 "precision": self.precision,
                 "flop_per_second": PEAK[self.precision],
                 "bytes_per_second": BANDWIDTH,
@@ -117,7 +119,7 @@ class Compute:
             bound = self.traffic / BANDWIDTH > self.total / PEAK[self.precision]
             rate = f"{BANDWIDTH / 1e12:.3g} TB/s of memory" if bound else f"{PEAK[self.precision] / 1e12:.0f} TFLOP/s"
             lines = [
-                f"# compute {each}, {engineering(self.total)}FLOP in all; by arithmetic, on {GPUS} GPUs of {rate} "
+                f"# compute {each}, {engineering(self.total)}FLOP in all; by arithmetic, on {self.gpus} GPU{'s'[: self.gpus - 1]} of {rate} "
                 f"({self.precision}) at an assumed {UTILISATION:.0%}: {duration(self.seconds)}"
             ]
         return lines + ([f"# besides {', '.join(self.uncounted)}"] if self.uncounted else [])

@@ -22,6 +22,7 @@ from tokcli.schema import Recipe, Train
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+UNKNOWN = "data-unknown"  # id of data that are not on this machine
 LOOKED_AT = 256  # images that are asked for captions
 TOLD = ("classes", "rows")  # facts of which the text says that they are unknown
 PROBE = 2  # samples of the first trial
@@ -56,7 +57,7 @@ class Images:
     def entry(self) -> dict[str, str]:
         """As an input."""
         known = self.source
-        return {"id": "data-unknown", "path": self.spec} if known is None else {"id": known.id, "path": known.name}
+        return {"id": UNKNOWN, "path": self.spec} if known is None else {"id": known.id, "path": known.name}
 
     def captioned(self) -> bool | None:
         """Whether any image has a caption; None where none of those looked at has."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokcli.errors import TokError
 from tokcli.metrics.extract import features
 from tokcli.metrics.fid import Moments
-from tokcli.networks import Network, build_network
+from tokcli.networks import Network, build_network, network_class
 from tokcli.networks.inception import FIDInception
 
 log = logging.getLogger("tok")
@@ -54,6 +54,21 @@ class Extractor:
         return {"sha256": n.sha256, "size": n.extractor_size, "resize": filtered}
 
 
+def check_extractors(names: Sequence[str], inception_weights: Path | None) -> None:
+    """Refuse what `load_extractors` would before it looks for weights.
+
+    Raises:
+        TokError: no such network, or a file that none of them reads.
+    """
+    if inception_weights is not None and "inception" not in names:
+        raise TokError(
+            "--inception-weights", "no extractor of this recipe is inception",
+            got=f"eval.extractors: {', '.join(names)}", next="--set 'eval.extractors=[inception]'",
+        )  # fmt: skip
+    for name in names:
+        network_class(name, role="extractor")
+
+
 def load_extractors(names: Sequence[str], inception_weights: Path | None, device: torch.device) -> list[Extractor]:
     """The networks that a recipe names, each once.
 
@@ -65,11 +80,7 @@ def load_extractors(names: Sequence[str], inception_weights: Path | None, device
     Raises:
         TokError: no such network, or weights found nowhere.
     """
-    if inception_weights is not None and "inception" not in names:
-        raise TokError(
-            "--inception-weights", "no extractor of this recipe is inception",
-            got=f"eval.extractors: {', '.join(names)}", next="--set 'eval.extractors=[inception]'",
-        )  # fmt: skip
+    check_extractors(names, inception_weights)
     found = []
     for name in dict.fromkeys(names):
         is_inception = name == "inception"

@@ -70,15 +70,11 @@ class References:
         Raises:
             TokError: statistics of another extractor, size or weights, or a `.npz` that is damaged or of no extractor here.
         """
+        self.check_published([e.asked for e in extractors])
         names = f"eval.extractors: {', '.join(e.asked for e in extractors) or 'none'}"
         for spec in self.specs:
             where = f"--reference {spec}"
-            if is_npz(spec):
-                if not any(e.asked == "inception" for e in extractors):
-                    raise TokError(where, "holds features of Inception, which is no extractor of this recipe", got=names,
-                                   next="--set 'eval.extractors=[inception]', or name images")  # fmt: skip
-                read_npz(_file(spec), where)
-            elif spec in self.given:
+            if spec in self.given:
                 theirs = self.given[spec].facts["extractor"]
                 if all(e.name != theirs for e in extractors):
                     raise TokError(where, f"is of {theirs}, which is no extractor of this recipe", got=names,
@@ -86,6 +82,22 @@ class References:
                 for size in sizes:
                     for e in extractors:
                         self._one(spec, e, size)  # reads them, hashes checked
+
+    def check_published(self, asked: Sequence[str]) -> None:
+        """Refuse a `.npz` that is damaged, or where Inception is not among the extractors asked for.
+
+        Raises:
+            TokError: so it is.
+        """
+        for spec in filter(is_npz, self.specs):
+            where = f"--reference {spec}"
+            if "inception" not in asked:
+                raise TokError(
+                    where, "holds features of Inception, which is no extractor of this recipe",
+                    got=f"eval.extractors: {', '.join(asked) or 'none'}",
+                    next="--set 'eval.extractors=[inception]', or name images",
+                )  # fmt: skip
+            read_npz(_file(spec), where)
 
     def inputs(self, size: int) -> list[dict[str, str]]:
         """An entry of the report's manifest for each."""
@@ -105,6 +117,10 @@ class References:
         found = [self._one(spec, extractor, size) for spec in self.specs]
         return [one for one in found if one is not None]
 
+    def looked_at(self, spec: str, size: int) -> int:
+        """How many images of a reference extractors look at: none where statistics are given."""
+        return 0 if spec in self.given or is_npz(spec) else len(self._source(spec, size))
+
     def _source(self, spec: str, size: int) -> ImageSource:
         if (spec, size) not in self._sources:
             labels = self.options.labels if spec == self.held_out else None  # which also choose the images
@@ -113,7 +129,7 @@ class References:
             except TokError as error:  # which calls it --data
                 if spec == self.held_out or not error.where.startswith("--data"):
                     raise
-                raise TokError(f"--reference {spec}", error.what, got=error.got, next=error.next) from None
+                raise type(error)(f"--reference {spec}", error.what, got=error.got, next=error.next) from None
         return self._sources[spec, size]
 
     def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:

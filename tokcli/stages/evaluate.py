@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,10 @@ from pydantic import Field, field_validator
 from tokcli import artifact, assemble, measure, pictures, plan, workspace
 from tokcli.artifact import Artifact
 from tokcli.data import sibling
-from tokcli.errors import TokError
+from tokcli.errors import NotFound, TokError
 from tokcli.evaluation.aims import Published
+from tokcli.evaluation.cost import evaluation_cost
+from tokcli.evaluation.extractors import check_extractors
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
@@ -21,7 +24,7 @@ from tokcli.evaluation.references import References
 from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.metrics import table
 from tokcli.metrics.fid import ENOUGH_IMAGES
-from tokcli.planned import Plan
+from tokcli.planned import Plan, Planned, read_plan
 from tokcli.recipe import resolved
 from tokcli.schema import Recipe, Section
 from tokcli.weights import write_text
@@ -81,6 +84,9 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
             next="name the artifacts of one, or the held-out images for all: --data DIR",
         )  # fmt: skip
     spec = workspace.named_data(options) or sibling(recorded, "val")
+    if spec is None and given[0].inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
+        spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
+        spec = None if spec == recorded else spec
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
     recipe = workspace.load_recipe(options, EvalRecipe, "eval", workspace.recipe_folder(spec), {})
@@ -91,20 +97,64 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     if references and not sizes:
         raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
                        next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
-    if options.dry_run:
-        reads: dict[str, Artifact | str] = {"data": spec}
-        if sizes:
-            compared = References(
-                options, references or [spec], recipe.eval.manifold, torch.device("cpu"), held_out=spec
-            )
-            reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared.inputs(sizes[0]), 1)}
-        inputs = {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in given}
-        facts = {"name": given[0].facts["name"]}
-        reads |= {a.id: a for a in given}
-        return plan.describe(options, recipe, {}, reads=reads, writes="report", facts=facts, inputs=inputs)
     given = list({a.id: a for a in given}.values())
+    check_extractors(recipe.eval.extractors, options.weights.get("inception"))
+    tokenizers = [None if a.kind == "samples" else _tokenizer(a, given) for a in given]
+    if options.dry_run:
+        return _plan(options, recipe, list(zip(given, tokenizers, strict=True)), spec, references)
     with workspace.session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)
+
+
+def _tokenizer(a: Artifact, given: Sequence[Artifact]) -> Artifact:
+    """The tokenizer by which an artifact is measured, found before hours of measuring; a plan's where the plan says.
+
+    Raises:
+        TokError: it is nowhere.
+    """
+    wanted = str(a.input_id("tokenizer"))
+    for known in given:
+        if known.id == wanted:
+            return known
+    path = Path(a.inputs["tokenizer"]["path"])
+    plan_of_it = read_plan(path, "--tokenizer") if isinstance(a, Planned) and path.is_file() else None
+    if plan_of_it is not None and plan_of_it.id == wanted:
+        return plan_of_it
+    return artifact.locate(wanted, str(path), a.path.parent)
+
+
+def _plan(
+    options: Options, recipe: EvalRecipe, given: Sequence[tuple[Artifact, Artifact | None]], spec: str,
+    references: Sequence[str],
+) -> Plan:  # fmt: skip
+    artifacts = [a for a, _ in given]
+    sizes = [a.facts["use_size"] for a in artifacts if a.kind == "samples"]
+    size = sizes[0] if sizes else artifacts[0].facts["use_size"]
+    held_out = plan.find_images(spec, size, options.labels, recipe.eval.images)
+    reads: dict[str, Artifact | str] = {"data": spec}
+    compared: list[dict[str, str]] = []
+    others: list[int | None] = []  # images of references that are not the held-out ones, which are looked at anyway
+    if sizes:
+        shared = (recipe.eval.manifold, torch.device("cpu"))
+        asked = References(options, references or [spec], *shared, held_out=spec)
+        asked.check_published(recipe.eval.extractors)
+        for one in asked.specs:
+            alone = References(options, [one], *shared, held_out=spec)
+            try:
+                compared += alone.inputs(size)
+                others += [alone.looked_at(one, size)] if one != spec else []
+            except NotFound:
+                compared.append({"id": plan.UNKNOWN, "path": one})
+                others += [None] if one != spec else []
+    reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared, 1)}
+    reads |= {a.id: a for a in artifacts}
+    inputs = {"data": held_out.entry} | {f"reference-{i}": entry for i, entry in enumerate(compared)}
+    inputs |= {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in artifacts}
+    number = len(held_out.source) if held_out.source else recipe.eval.images or None
+    return plan.describe(
+        options, recipe, {}, reads=reads, writes="report", facts={"name": artifacts[0].facts["name"]}, inputs=inputs,
+        compute=evaluation_cost(recipe.eval, given, number, others),
+    )  # fmt: skip
 
 
 def _run(
