@@ -112,6 +112,15 @@ def test_statistics_can_be_named_as_a_reference_for_their_own_extractor_only(tmp
         references(tmp_path, folder).of(changed, 8)
 
 
+def test_statistics_of_dinov2_at_another_size_are_made_anew_and_refused_where_named(tmp_path, images):
+    (at_518 := tiny("dinov2-b")).network.extractor_size = 518
+    (first,), (second,) = (references(tmp_path, images).of(e, 8) for e in (at_518, tiny("dinov2-b")))
+    assert first.artifact != second.artifact
+    (folder,) = (f for f in (tmp_path / "ws").iterdir() if open_artifact(f).id == first.artifact)
+    with pytest.raises(TokError, match="its extractor size is 518. here it is 8"):
+        references(tmp_path, folder).of(tiny("dinov2-b"), 8)
+
+
 def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images):
     references(tmp_path, images).of(tiny(), 8)
     (folder,) = (tmp_path / "ws").iterdir()

@@ -23,6 +23,7 @@ from tokcli.weights import load_tensors, save_tensors, sha256
 from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
+DINOV2_BEFORE = 518  # pixels at which statistics that do not say so saw images
 STATISTICS, FEATURES = "statistics.safetensors", "features.safetensors"
 
 
@@ -147,10 +148,17 @@ class References:
         facts = self.given[spec].facts
         if facts["extractor"] != extractor.name:
             return None  # statistics of another extractor, beside which this one has its own or none
-        for fact, wanted in (("extractor_sha256", extractor.network.sha256), ("size", size)):
-            if facts[fact] not in (wanted, None):
+        pixels = extractor.network.extractor_size
+        before = DINOV2_BEFORE if "dinov2" in extractor.name else pixels  # of artifacts that do not say
+        known = {"extractor_size": before, **facts}
+        for fact, wanted in (
+            ("extractor_sha256", extractor.network.sha256),
+            ("extractor_size", pixels),
+            ("size", size),
+        ):
+            if known[fact] not in (wanted, None):
                 raise TokError(
-                    f"--reference {spec}", f"its {fact.replace('_', ' ')} is {facts[fact]}", got=f"here it is {wanted}",
+                    f"--reference {spec}", f"its {fact.replace('_', ' ')} is {known[fact]}", got=f"here it is {wanted}",
                     next="name the images: --reference DATA",
                 )  # fmt: skip
         return read_statistics(self.given[spec])
@@ -224,7 +232,9 @@ def _short(name: str) -> str:
 
 
 def _recipe(extractor: Extractor, manifold: int) -> dict[str, Any]:
-    return {"extractor": extractor.name, "extractor_sha256": extractor.network.sha256, "manifold": manifold}
+    n = extractor.network
+    sizes = {"extractor_size": n.extractor_size} if "dinov2" in extractor.name else {}  # the others' never changed
+    return {"extractor": extractor.name, "extractor_sha256": n.sha256, "manifold": manifold, **sizes}
 
 
 def _state(pooled: Gaussian, spatial: Gaussian | None) -> dict[str, Tensor]:

@@ -155,13 +155,17 @@ def _checked(given: Moments | Gaussian) -> Gaussian:
 
 
 def factor_of(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
-    """F with covariance = F F^T: only the r directions in which it varies.
+    """F with covariance = F F^T, of as many columns as the covariance has rank within rounding.
 
-    Rounding errors of the others would come back as their square roots.
+    Rounding errors of the other directions would come back as their square roots. Cholesky's with pivots (LAPACK's pstrf) stops at
+    the rank, which few images make low, where eigenvectors take the whole of their time.
     """
-    values, vectors = np.linalg.eigh(covariance)
-    keep = values > values[-1] * len(covariance) * np.finfo(np.float64).eps
-    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+    from scipy.linalg.lapack import dpstrf
+
+    lower, pivots, rank, _ = dpstrf(covariance, lower=1)
+    factor = np.zeros((len(covariance), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor
 
 
 def trace_sqrt(a: Float[np.ndarray, "d d"], b: Float[np.ndarray, "d d"]) -> float:

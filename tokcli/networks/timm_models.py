@@ -10,6 +10,8 @@ from tokcli.errors import TokError
 from tokcli.networks.network import Network
 from tokcli.networks.sources import Source
 
+FD_DINOV2 = 224  # pixels, where timm's own size is 518: what FD-DINOv2 is published at (Stein et al. 2023, arXiv 2306.04675, dgm-eval)
+
 
 class Timm(Network):
     """`timm:NAME`: layers are "blocks.N" of a plain vision transformer, or "stages.N" of any other network.
@@ -39,6 +41,8 @@ class Timm(Network):
         super().__init__(name, body, mean=body.pretrained_cfg["mean"], std=body.pretrained_cfg["std"])
         if not self.model:
             self.image_size = self.extractor_size = body.pretrained_cfg["input_size"][-1]
+        if not self.model and "_dinov2" in model:
+            self.extractor_size = FD_DINOV2
         count = len(body.feature_info)
         plain = hasattr(body, "patch_embed") and len(getattr(body, "blocks", ())) == count
         if plain:
