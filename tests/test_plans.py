@@ -206,7 +206,8 @@ def test_a_tokenizer_without_codes_is_refused_where_indices_are_needed(
         assert "was trained without a quantizer" in refusal(*command, "--tokenizer", t, "--dry-run")
 
 
-ROWS = ["vqgan", "fsq", *(f"vqkd:{teacher}" for teacher in ("clip", "vit", "dino", "mae")), "cluster:vit"]
+TEACHERS = ("clip", "vit", "dino", "mae")
+ROWS = ["vqgan", "fsq", *(f"{method}:{teacher}" for method in ("vqkd", "cluster") for teacher in TEACHERS)]
 
 
 @pytest.mark.slow
