@@ -1,17 +1,20 @@
-"""The same images through pytorch-fid's own command and through ours, with one file of stand-in weights."""
+"""The same images through pytorch-fid's own command, torch-fidelity's formulas and ours, with one file of stand-in weights."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tokcli.artifact import Artifact
 from tokcli.evaluation.extractors import load_extractors
 from tokcli.evaluation.references import References
+from tokcli.evaluation.samples import judge_samples
 from tokcli.metrics import frechet_distance
+from tokcli.metrics.fid import Moments
 from tokcli.networks import build_network
 from tokcli.workspace import Options
 
-IMAGES = 24
+IMAGES, CPU = 24, torch.device("cpu")
 
 
 @pytest.fixture
@@ -57,3 +60,28 @@ def test_our_distance_is_that_of_pytorch_fid_s_command(tmp_path, weights, folder
     (judge,) = load_extractors(["inception"], weights, torch.device("cpu"))
     made = References(Options(workspace=tmp_path / "ws"), list(map(str, folders)), 0, torch.device("cpu")).of(judge, 32)
     assert frechet_distance(made[0].gaussian, made[1].gaussian) == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_every_metric_of_inception_is_that_of_its_network_s_own_features(tmp_path, weights, folders):
+    isc = pytest.importorskip("torch_fidelity.metric_isc").isc_features_to_metric
+    kid = pytest.importorskip("torch_fidelity.metric_kid").kid_features_to_metric
+    ours, real = folders
+    ours.rename(tmp_path / "images")
+    a = Artifact(tmp_path, {"kind": "samples", "id": "s", "facts": {"number": IMAGES}})
+    for file in sorted((tmp_path / "images").iterdir()):
+        file.rename(file.with_name(f"{int(file.stem):06d}.png"))
+    (judge,) = load_extractors(["inception"], weights, CPU)
+    references = References(Options(workspace=tmp_path / "ws"), [str(real)], 100, CPU)
+    found = judge_samples(a, [judge], lambda e: references.of(e, 32), lambda e: (), CPU, manifold=100, bootstrap=2)
+    values = {m.metric.removesuffix(f"_{judge.name}"): m.value for m in found}
+    assert set(values) == {"inception_score", "fd", "sfd", "kd", "precision", "recall", "density", "coverage"}
+    read = lambda folder: torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in sorted(folder.iterdir())])  # noqa: E731
+    fake, true = (judge.network.judged(read(f).permute(0, 3, 1, 2) / 255) for f in (tmp_path / "images", real))
+    assert values["inception_score"] == pytest.approx(isc(fake[2])["inception_score_mean"], rel=1e-4)
+    expected = kid(fake[0], true[0], kid_subsets=1, kid_subset_size=IMAGES, verbose=False)
+    assert values["kd"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    spatial = [Moments(), Moments()]
+    for moments, features in zip(spatial, (fake[1], true[1]), strict=True):
+        moments.update(features)
+    assert values["sfd"] == pytest.approx(frechet_distance(*spatial), rel=1e-4)
