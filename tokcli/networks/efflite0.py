@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
+from tokcli.networks.frozen import library
 from tokcli.networks.network import Network
 from tokcli.networks.sources import Source
 
@@ -62,9 +63,7 @@ class EffLite0(Network):
     body: Any
 
     def __init__(self, name: str = "efflite0") -> None:
-        from timm import create_model
-
-        super().__init__(name, create_model("tf_efficientnet_lite0"), mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(name, library("timm").create_model("tf_efficientnet_lite0"), mean=(0.5,) * 3, std=(0.5,) * 3)
 
     @classmethod
     def source(cls, name: str) -> Source:

@@ -1,12 +1,21 @@
 """What every pretrained network shares: it is frozen, and its weights come from a file that a source names."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.networks.sources import Source
 from tokcli.weights import load_strict, load_tensors, sha256
+
+
+def library(name: str) -> Any:
+    """A module of timm or open_clip: where it is first imported under the meta device, as dry runs do, torch 2.6 fails in it."""
+    with torch.device("cpu"):
+        return import_module(name)
 
 
 class Frozen(nn.Module):

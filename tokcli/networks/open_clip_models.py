@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.networks.frozen import library
 from tokcli.networks.network import Network
 from tokcli.networks.positions import resampled
 from tokcli.networks.sources import Source
@@ -33,16 +34,15 @@ class OpenCLIP(Network):
 
     def __init__(self, name: str) -> None:
         # not create_model: it would build the text tower too, half as large again
-        from open_clip.model import _build_vision_tower
-        from open_clip.transformer import VisionTransformer
-
         config, pretrained = self.configs(name)
         vision = dict(config["vision_cfg"], timm_model_pretrained=False)
         # OpenAI's weights want QuickGELU; the plain NAME would build GELU, and not even warn
         quick_gelu = bool(config.get("quick_gelu") or pretrained.get("quick_gelu"))
-        body = _build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
+        body = library("open_clip.model")._build_vision_tower(config["embed_dim"], vision, quick_gelu=quick_gelu)
         super().__init__(name, body, mean=pretrained["mean"], std=pretrained["std"])
-        self.own = isinstance(body, VisionTransformer)  # open_clip's class, not one of timm's
+        self.own = isinstance(
+            body, library("open_clip.transformer").VisionTransformer
+        )  # open_clip's class, not one of timm's
         if self.own:
             _check_layout(name, body)
             count, self.multiple = len(body.transformer.resblocks), int(body.patch_size[0])
@@ -60,8 +60,7 @@ class OpenCLIP(Network):
     @classmethod
     def configs(cls, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Open_clip's descriptions of the model and of its weights."""
-        import open_clip
-
+        open_clip = library("open_clip")
         model, slash, tag = (cls.model or name.removeprefix("open_clip:")).rpartition("/")
         if not slash:
             raise TokError(

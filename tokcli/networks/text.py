@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.networks.frozen import Frozen
+from tokcli.networks.frozen import Frozen, library
 from tokcli.networks.open_clip_models import OpenCLIP
 from tokcli.networks.sources import Source, find_weights
 from tokcli.registry import lookup
@@ -91,12 +91,11 @@ class OpenCLIPText(TextTower):
     body: Any
 
     def __init__(self, name: str) -> None:
-        from open_clip.model import _build_text_tower
-
         config, pretrained = self._configs(name)
         quick_gelu = bool(config.get("quick_gelu") or pretrained.get("quick_gelu"))
         text = dict(config["text_cfg"], output_tokens=True)
-        super().__init__(name, _build_text_tower(config["embed_dim"], text, quick_gelu=quick_gelu))
+        build = library("open_clip.model")._build_text_tower
+        super().__init__(name, build(config["embed_dim"], text, quick_gelu=quick_gelu))
 
     @classmethod
     def _full(cls, name: str) -> str:

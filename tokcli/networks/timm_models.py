@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.networks.frozen import library
 from tokcli.networks.network import Network
 from tokcli.networks.sources import Source
 
@@ -28,14 +29,12 @@ class Timm(Network):
     body: Any
 
     def __init__(self, name: str) -> None:
-        from timm import create_model
-
         model = self.timm_name(name)
         body: Any
         try:  # transformers with absolute positions take any size only if told so; others know no such option
-            body = create_model(model, num_classes=0, dynamic_img_size=True)
+            body = library("timm").create_model(model, num_classes=0, dynamic_img_size=True)
         except TypeError:
-            body = create_model(model, num_classes=0)
+            body = library("timm").create_model(model, num_classes=0)
         if not hasattr(body, "forward_intermediates"):
             raise TokError(name, "gives no feature maps", next="choose a model that has forward_intermediates")
         super().__init__(name, body, mean=body.pretrained_cfg["mean"], std=body.pretrained_cfg["std"])
@@ -57,11 +56,10 @@ class Timm(Network):
     @classmethod
     def timm_name(cls, name: str) -> str:
         """Timm's name of the model, checked."""
-        from timm import is_model, list_models
-
+        timm = library("timm")
         model = cls.model or name.removeprefix("timm:")
-        if not is_model(model):
-            close = difflib.get_close_matches(model, list_models(), n=1)
+        if not timm.is_model(model):
+            close = difflib.get_close_matches(model, timm.list_models(), n=1)
             advice = f"Did you mean 'timm:{close[0]}'?" if close else "timm.list_models() lists them"
             raise TokError(name, "timm has no such model", next=advice)
         return model
