@@ -128,7 +128,7 @@ ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 def test_what_drawing_takes_is_what_really_runs(
     mode: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_available", lambda: False)  # whose products no counter sees
+    monkeypatch.setattr(packing, "_available", lambda dtype: False)  # whose products no counter sees
 
     def keys(q: Any, k: Any, *_: Any, **__: Any) -> int:
         return 4 * q[0] * q[1] * q[2] * k[2] * q[3]

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -112,7 +113,7 @@ def save_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
         try:
             save_file(tensors, tmp)
         except Exception as error:  # safetensors raises its own class for a full disk
-            if "os error 28" in str(error) or "os error 27" in str(error):
+            if re.search(r"(os error|code:) (27|28)\b", str(error)):  # as its releases tell it
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
 

@@ -1,5 +1,6 @@
 """Where each sample of a webdataset tar lies: headers are read once, nothing is extracted or unpickled."""
 
+import errno
 import hashlib
 import json
 import os
@@ -88,6 +89,10 @@ def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, dict[str, tupl
                 (path.name, f"cut short or damaged at byte {tar.offset}: what followed is lost ({error})")
             )
             return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return  # Python 3.10 seeks before the start of an archive that is empty
         if member is None:
             return
         tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header in memory

@@ -25,12 +25,13 @@ def packed(network: nn.Module, rows: int) -> Iterator[None]:
         rows: of the products that are to be fast.
     """
     layers: list[nn.Linear] = []
-    if rows >= FEWEST and _available():
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dtype = torch.bfloat16 if rounded else torch.float32
+    if rows >= FEWEST and _available(dtype):
         layers = [m for m in network.modules() if isinstance(m, nn.Linear)]
         layers = [layer for layer in layers if layer.bias is None and layer.weight.device.type == "cpu"]
-    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     for layer in layers:
-        layer.forward = _packed(layer, torch.bfloat16 if rounded else torch.float32, rows)  # type: ignore[method-assign, assignment]
+        layer.forward = _packed(layer, dtype, rows)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -61,9 +62,9 @@ def _product(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
 
 
 @functools.cache
-def _available() -> bool:
-    """Whether the operators are there and do what they are taken for."""
-    x, weight = torch.ones(2, 1, 8), torch.arange(24.0).view(3, 8)
+def _available(dtype: torch.dtype) -> bool:
+    """Whether the operators are there for this type and do what they are taken for; bfloat16's are on some CPUs only."""
+    x, weight = torch.ones(2, 1, 8, dtype=dtype), torch.arange(24).view(3, 8).to(dtype)
     try:
         return torch.equal(_product(weight, 2)(x), x @ weight.T)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
