@@ -9,6 +9,11 @@
 set -euo pipefail
 R="${1:-openmoji}" DATA="${2:-openmoji}"
 half=$((($(nproc) + 1) / 2))
+exact=() # of recipes in bfloat16: a CPU without instructions for it is several times as fast in float32
+if python -c 'import sys, torch; from tokcli.precision import emulated_bfloat16 as slow; sys.exit(not slow(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'; then
+    echo "this CPU has no instructions for bfloat16: networks are trained in float32" >&2
+    exact=(--set train.precision=float32)
+fi
 beside="$(mktemp -d)"
 decoder=""
 trap '[ -z "$decoder" ] || { kill "$decoder" && wait "$decoder"; } 2>/dev/null || true; rm -rf "$beside"' EXIT
@@ -16,15 +21,15 @@ trap '[ -z "$decoder" ] || { kill "$decoder" && wait "$decoder"; } 2>/dev/null |
 say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
 
 say "1 tokenizer: a student learns the teacher's features through a codebook"
-T=$(tok train-tokenizer --recipe "$R/tokenizer-vqkd" --data "$DATA/train")
+T=$(tok train-tokenizer --recipe "$R/tokenizer-vqkd" --data "$DATA/train" "${exact[@]}")
 say "2 pixel decoder: codes to pixels, in the background"
-tok train-decoder --recipe "$R/decoder-conv" --tokenizer "$T" --threads "$half" >"$beside/path" 2>"$beside/log" &
+tok train-decoder --recipe "$R/decoder-conv" --tokenizer "$T" --threads "$half" "${exact[@]}" >"$beside/path" 2>"$beside/log" &
 decoder=$!
 say "3 token shards"
 K=$(tok tokenize --recipe "$R/tokens" --tokenizer "$T" --threads "$half")
 say "4 proposal networks, autoregressive and masked"
-A=$(tok train-proposal --mode ar --recipe "$R/proposal-ar" --tokens "$K" --threads "$half")
-N=$(tok train-proposal --mode nar --recipe "$R/proposal-nar" --tokens "$K" --threads "$half")
+A=$(tok train-proposal --mode ar --recipe "$R/proposal-ar" --tokens "$K" --threads "$half" "${exact[@]}")
+N=$(tok train-proposal --mode nar --recipe "$R/proposal-nar" --tokens "$K" --threads "$half" "${exact[@]}")
 say "2 pixel decoder: waiting for it"
 wait "$decoder" || { code=$?; decoder=""; tail -n 5 "$beside/log" >&2; exit "$code"; }
 decoder=""

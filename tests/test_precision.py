@@ -92,3 +92,19 @@ def test_an_extractor_sees_images_in_float32_proper() -> None:
     extractor = lambda images: seen.append(settings()) or images.mean((2, 3))  # noqa: E731
     list(features([torch.zeros(2, 3, 4, 4, dtype=torch.uint8)], extractor))
     assert seen == [["ieee", "ieee"]]
+
+
+@pytest.mark.parametrize(("machine", "capability", "slow"), [
+    ("x86_64", "AVX2", True), ("AMD64", "DEFAULT", True), ("x86_64", "AVX512", False), ("aarch64", "DEFAULT", False),
+])  # fmt: skip
+def test_bfloat16_on_a_cpu_without_instructions_for_it_is_told_once(
+    machine: str, capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    precision.tell_if_emulated.cache_clear()
+    for _ in range(2):
+        precision.tell_if_emulated("train.precision", torch.device("cpu"))
+    assert caplog.text.count("--set train.precision=float32") == slow
+    assert not precision.emulated_bfloat16(torch.device("meta"))
+    precision.tell_if_emulated.cache_clear()

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokcli import distributed
 from tokcli.errors import TokError
+from tokcli.precision import tell_if_emulated
 from tokcli.schema import Optim, Train
 
 
@@ -129,6 +130,8 @@ class Updater:
                 "train.batch_size", f"cannot be divided by {distributed.world_size()} ranks x {train.accumulate} micro-batches",
                 got=str(train.batch_size),
             )  # fmt: skip
+        if train.precision == "bfloat16":
+            tell_if_emulated("train.precision", device)
         self.module, self.optim, self.train, self.device = module, optim, train, device
         self.optimizer = torch.optim.AdamW(
             parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps,

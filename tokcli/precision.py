@@ -5,11 +5,15 @@ torch 2.9 and later have a switch per backend and operation; before that there w
 """
 
 import contextlib
+import functools
+import logging
+import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+log = logging.getLogger("tok")
 PER_OPERATION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 
@@ -32,6 +36,24 @@ def tensor_cores() -> Iterator[None]:
     """
     with _per_operation(_gpu(), "tf32") if PER_OPERATION else _per_library("high", cudnn=True):
         yield
+
+
+def emulated_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is slower than float32, for want of instructions of its own: on x86 CPUs without AVX-512."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return device.type == "cpu" and x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+
+
+@functools.cache
+def tell_if_emulated(key: str, device: torch.device) -> None:
+    """Say once that a recipe's bfloat16 is emulated here; changing it would change what is computed, so that is the user's choice.
+
+    Args:
+        key: of the recipe, such as `train.precision`.
+    """
+    if emulated_bfloat16(device):
+        log.warning("%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=float32 is faster, "
+                    "and makes another artifact", key, key)  # fmt: skip
 
 
 def settings() -> dict[str, str]:

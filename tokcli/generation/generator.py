@@ -12,7 +12,7 @@ from tokcli.artifact import Artifact
 from tokcli.data.randomness import seed_of
 from tokcli.generation.edits import Edit
 from tokcli.models import Tokenizer
-from tokcli.precision import tensor_cores
+from tokcli.precision import tell_if_emulated, tensor_cores
 from tokcli.proposals import Proposal, Sampling
 
 KEPT = 1000  # captions whose features are kept
@@ -34,6 +34,7 @@ class Generator:
         self.device, self.precision = device, precision
         self._captions: dict[str, Tensor] = {}
         if precision == "bfloat16":
+            tell_if_emulated("sample.precision", device)
             # autocast would round frozen weights again at every token; the head stays float32
             for module in self.proposal.transformer.modules():
                 if isinstance(module, nn.Linear):
