@@ -146,11 +146,10 @@ def test_rars_share_of_random_orders_falls_linearly_between_its_epochs(progress:
 
 @pytest.mark.parametrize("n", [16, 64, 256])
 def test_maskgits_counts_are_those_of_exact_arithmetic(n: int) -> None:
-    # MaskGIT, section 3.2 and published decoding: floor(cos(pi t / 2T) n), then 1 to masked - 1; to 36 steps, as beyond
-    # them float64 rounds a cosine of exactly one half down
+    # MaskGIT, section 3.2 and published decoding: floor(cos(pi t / 2T) n), then 1 to masked - 1
     mp = pytest.importorskip("mpmath").mp
     with mp.workdps(40):
-        for steps in range(1, min(n, 36) + 1):
+        for steps in range(1, min(n, 66) + 1):
             wanted, masked = [], n
             for t in range(1, steps):
                 cosine = mp.mpf(1) / 2 if 3 * t == 2 * steps else mp.cos(mp.pi * t / (2 * steps))
