@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokcli.assemble import component
+from tokcli.meta import META
 from tokcli.models import Tokenizer
 from tokcli.quantizers import QUANTIZERS, Quantizer, search
 from tokcli.quantizers.quantizer import Quantized
 from tokcli.schema import GAN, Train
 
-META = torch.device("meta")
 MICRO = 2  # images that are counted at once
 # The hardware of the arithmetic: eight H100 SXM as NVIDIA's data sheet has them, without sparsity.
 GPUS = 8

@@ -12,6 +12,7 @@ from tokcli.compute import MICRO, Compute
 from tokcli.evaluation.captions import CLIP
 from tokcli.evaluation.decoders import LPIPS
 from tokcli.evaluation.extractors import Extractor
+from tokcli.meta import on_meta
 from tokcli.networks import build_network
 from tokcli.teachers import build_teacher
 
@@ -58,7 +59,7 @@ def evaluation_cost(
             each += _pixels(a) + judges[size] + (2 * _network(LPIPS, size, "maps") if settings.lpips else 0.0)
             each += encoding if a.kind == "tokenizer" else 0.0
         if a.kind == "proposal":
-            with compute.META:
+            with on_meta():
                 network = assemble.proposal_of(a)
             each += network.pass_flops(network.length, network.length, network.tokens)
     shared = sum(judges.values())  # originals, once for all artifacts of a size
@@ -70,26 +71,26 @@ def evaluation_cost(
 
 
 def _network(name: str, size: int, does: str) -> float:
-    with compute.META:
+    with on_meta():
         network = build_network(name, "random")
     layers = [list(network.perceptual_layers)] if does == "maps" else []
     return compute.count(lambda: getattr(network, does)(torch.empty(MICRO, 3, size, size), *layers)) / MICRO
 
 
 def _judge(name: str, size: int) -> float:
-    with compute.META:
+    with on_meta():
         judge = Extractor(name, build_network(name, "random"), name)
     return compute.count(lambda: judge(torch.empty(MICRO, 3, size, size))) / MICRO
 
 
 def _encoding(tokenizer: Artifact) -> float:
-    with compute.META:
+    with on_meta():
         network = assemble.tokenizer_of(tokenizer)
     return compute.encoding(network, tokenizer.recipe["quantizer"], tokenizer.facts["use_size"])
 
 
 def _pixels(a: Artifact) -> float:
-    with compute.META:
+    with on_meta():
         decoder = assemble.decoder_of(a)
     return compute.decoding(decoder, a.facts["code_dim"], math.prod(a.facts["grid"]))
 
@@ -99,6 +100,6 @@ def _teacher(a: Artifact) -> float:
     known, size = a.recipe.get("teacher"), a.facts["use_size"]
     if not isinstance(known, dict) or a.recipe["method"] == "cluster":
         return 0.0
-    with compute.META:
+    with on_meta():
         teacher = build_teacher(known["name"], {k: v for k, v in known.items() if k != "name"}, "random")
     return compute.count(lambda: teacher(torch.empty(MICRO, 3, size, size))) / MICRO

@@ -19,6 +19,7 @@ from tokcli.data import ImageSource
 from tokcli.data.batches import Batch
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
+from tokcli.meta import on_meta
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.models import TeacherEncoder
@@ -89,7 +90,7 @@ class Clustering(Method):
     @staticmethod
     def settled(recipe: ClusterRecipe) -> ClusterRecipe:
         """With the width of the codes, which is that of the teacher's features."""
-        with torch.device("meta"):
+        with on_meta():
             width = assemble.build_clustering(resolved(recipe), "random").quantizer.code_dim
         codes = recipe.quantizer.model_copy(update={"code_dim": width})
         return recipe.model_copy(update={"quantizer": codes})

@@ -46,7 +46,7 @@ def head_cross_entropy(
     with torch.autocast(features.device.type, enabled=False):
         if len(features) <= rows:
             return _plain(features.float(), head.float(), targets, weights, smoothing)
-        return CrossEntropy(*_chunked(features, head, targets, weights, smoothing, rows))
+        return CrossEntropy(*_in_chunks(features, head, targets, weights, smoothing, rows))
 
 
 def likeliest(
@@ -66,9 +66,20 @@ def _plain(features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, smo
     return CrossEntropy((smoothed * weights).sum(), plain.detach())
 
 
-@torch.compiler.disable
 def _chunked(features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, smoothing: float, rows: int) -> Any:
     return _Chunked.apply(features, head, targets, weights, smoothing, rows)
+
+
+_in_chunks = _chunked
+
+
+def keep_eager() -> None:
+    """Leave the chunks out of what torch.compile makes from now on; to be called before it.
+
+    As a decorator it would import torch._dynamo with every command, which takes longer than all of our own modules.
+    """
+    global _in_chunks
+    _in_chunks = torch.compiler.disable(_chunked)
 
 
 class _Chunked(torch.autograd.Function):

@@ -35,6 +35,7 @@ from tokcli.generation.request import (
     sweep_points,
     with_prompts,
 )
+from tokcli.meta import on_meta
 from tokcli.networks import network_class
 from tokcli.optim import check_compiler
 from tokcli.planned import Plan
@@ -128,7 +129,7 @@ def _plan(request: Request, proposal: Artifact, decoder: Artifact) -> Plan:
 def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute.Compute:
     """What the samples take; each pass over a batch reads the network's weights, each token what is cached of its image."""
     asked, number = request.recipe.sample, len(request.labels)
-    with compute.META:
+    with on_meta():
         network, pixels = assemble.proposal_of(proposal), assemble.decoder_of(decoder)
     drawing = network.drawing(request.settings, int(request.edit.drawn.sum()) if request.edit else network.tokens)
     weights = plan.parameter_count(network.transformer) * (2 if asked.precision == "bfloat16" else 4)
@@ -156,7 +157,7 @@ def _request(
     check_prompts(asked.prompts, facts)
     if asked.neighbours not in (None, neighbours.PIXELS):
         network_class(str(asked.neighbours), role="extractor")
-    with torch.device("meta"):
+    with on_meta():
         network = assemble.proposal_of(proposal)
     picture = None
     if edit is not None:

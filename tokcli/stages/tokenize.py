@@ -15,6 +15,7 @@ from tokcli.data import tokens as store
 from tokcli.data.transforms import CropViews
 from tokcli.draft import Draft, locked
 from tokcli.errors import TokError, printable
+from tokcli.meta import on_meta
 from tokcli.models import Tokenizer
 from tokcli.planned import Plan
 from tokcli.precision import tensor_cores
@@ -97,7 +98,7 @@ def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) 
     rows = len(images.source) if images.source else recipe.tokens.images or None
     facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)
     inputs = {"data": images.entry, "tokenizer": workspace.reference(made_by)}
-    with compute.META:
+    with on_meta():
         tokenizer = assemble.tokenizer_of(made_by)
     flop = compute.encoding(tokenizer, made_by.recipe["quantizer"], made_by.facts["use_size"]) * len(facts["views"])
     return plan.describe(

@@ -18,6 +18,7 @@ from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
+from tokcli.meta import on_meta
 from tokcli.methods.adversary import Adversary, update
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
@@ -115,11 +116,11 @@ def _plan(
     if facts["code_dim"] is None or facts["grid"] is None:
         raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
     images = plan.find_images(spec, size, options.labels)
-    with torch.device("meta"):
+    with on_meta() as device:
         frozen = assemble.tokenizer_of(tokenizer) if tokenizer else None
         decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
-        losses = assemble.build_losses(recipe.loss, None, torch.device("meta"))
-        adversary = _adversary(recipe, None, torch.device("meta"))
+        losses = assemble.build_losses(recipe.loss, None, device)
+        adversary = _adversary(recipe, None, device)
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     if adversary:
         modules["discriminator"] = adversary.discriminator

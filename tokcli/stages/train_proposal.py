@@ -14,6 +14,7 @@ from tokcli.artifact import Artifact, check_lineage
 from tokcli.data import evenly
 from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
 from tokcli.errors import Misuse, TokError
+from tokcli.meta import on_meta
 from tokcli.models.transformer import Grid
 from tokcli.networks.sources import Source, find_weights
 from tokcli.networks.text import build_text_tower
@@ -29,6 +30,7 @@ from tokcli.proposals import (
     Proposal,
     TextCondition,
 )
+from tokcli.proposals.cross_entropy import keep_eager
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.recipe import resolved, to_yaml
 from tokcli.schema import Component, Expects, MeasuredTrain, Optim, Recipe
@@ -143,7 +145,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         )  # fmt: skip
     size, grid = facts["codebook_size"], tuple(facts["grid"])
     classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])
-    with torch.device("meta"):
+    with on_meta():
         network = assemble.build_proposal(resolved(recipe), size, grid, classes)
     if tokens and _captioned(tokens) is False:
         _check_captions(recipe, f"--tokens {tokens.path}", captioned=False)
@@ -265,6 +267,8 @@ def _train(
     judged = _store(held_out) if held_out else store
     judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
     theirs = measure.class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
+    if recipe.train.compile:
+        keep_eager()
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
         store,

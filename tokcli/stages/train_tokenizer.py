@@ -11,6 +11,7 @@ from tokcli import assemble, compute, distributed, loop, measure, plan, workspac
 from tokcli.artifact import Artifact
 from tokcli.data import ImageSource, limited, open_source, sibling
 from tokcli.data.batches import Batch, TrainBatches
+from tokcli.meta import on_meta
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.methods.distillation import FeatureData
 from tokcli.optim import Updater
@@ -41,8 +42,8 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
 
 def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
     images = plan.find_images(spec, recipe.data.size, options.labels)
-    with torch.device("meta"):
-        method = kind(recipe, None, torch.device("meta"))
+    with on_meta() as device:
+        method = kind(recipe, None, device)
     facts = _facts(kind, recipe, method, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
