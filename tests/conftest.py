@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,26 @@ def make_artifact() -> Callable[..., Any]:
         return draft.finish(facts or {"codebook_size": 8}, payload=["model.safetensors"], extras=["log.jsonl"])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with random weights of the true architectures, for what reads networks that no package ships."""
+    folder = tmp_path_factory.mktemp("weights")
+    script = Path(__file__).parent.parent / "scripts" / "mini.py"
+    names = [
+        "clip",
+        "vit",
+        "dino",
+        "mae",
+        "vgg16",
+        "inception",
+        "dinov2-s",
+        "efflite0",
+        "vits14",
+        "squeezenet",
+        "minilm",
+        "gpt2-medium",
+    ]
+    subprocess.run([sys.executable, str(script), "weights", str(folder), *names], check=True)
+    return folder
