@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
 PIPELINE = (ROOT / "scripts" / "pipeline.sh").read_text(encoding="utf-8")
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
-OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy"}  # of torchrun, of scripts/benchmark.sh
+OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini"}  # of torchrun, of scripts/benchmark.sh
 FLAGS = {
     flag
     for command in COMMANDS.values()

@@ -1,0 +1,36 @@
+"""The result pages against the recipes: published figures are those of the eval recipe, rows are those of the suite."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tokcli.recipe import read_yaml
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = {
+    "imagenet": ("codebook_usage", "rfid", "proposal_ppl", "fid_ar", "fid_nar"),
+    "coco": ("codebook_usage", "rfid", "proposal_ppl", "fid_ar", "fid_t2i"),
+}
+
+
+@pytest.mark.parametrize("suite", COLUMNS)
+def test_published_figures_of_the_page_are_those_of_the_recipe(suite: str) -> None:
+    text = (ROOT / "docs" / "results" / f"{suite}.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w -]+) \| published \|(.*)\|$", text, re.MULTILINE)
+    found = {}
+    for name, cells in rows:
+        values = [float(cell) for cell in cells.split("|") if cell.strip()]
+        found[name.lower().replace("vq-kd ", "vqkd-")] = dict(
+            zip(COLUMNS[suite], [values[0] / 100, *values[1:]], strict=True)
+        )
+    published = read_yaml(ROOT / "recipes" / suite / "eval.yaml")["eval"]["published"]["rows"]
+    assert {name: pytest.approx(row) for name, row in published.items()} == found
+
+
+@pytest.mark.parametrize("suite", COLUMNS)
+def test_every_variable_of_the_page_is_one_of_the_script(suite: str) -> None:
+    text = (ROOT / "docs" / "results" / f"{suite}.md").read_text(encoding="utf-8")
+    script = (ROOT / "scripts" / "benchmark.sh").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bTOK_[A-Z]+\b", text))
+    assert named and named <= set(re.findall(r"\bTOK_[A-Z]+\b", script))
