@@ -104,3 +104,19 @@ def test_the_likeliest_rows_do_not_depend_on_how_many_logits_are_held():
     features, head = torch.randn(9, 4), torch.randn(7, 4)
     expected = (features @ head.T).argmax(-1)
     assert all(torch.equal(likeliest(features, head, largest=n), expected) for n in (1, 14, 1000))
+
+
+def test_chunks_stay_eager_where_the_rest_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "_in_chunks", cross_entropy._in_chunks)  # so that it is put back
+    draw = torch.Generator().manual_seed(0)
+    features, head = torch.randn(6, 4, generator=draw), torch.randn(8, 4, generator=draw)
+    targets, weights = torch.arange(6), torch.full((6,), 1 / 6)
+    eager = head_cross_entropy(features, head, targets, weights, largest=16).loss
+    cross_entropy.keep_eager()
+    compiled = torch.compile(
+        lambda x: 2 * head_cross_entropy(x, head, targets, weights, largest=16).loss, backend="aot_eager"
+    )
+    features.requires_grad_()
+    compiled(features).backward()
+    assert torch.allclose(compiled(features), 2 * eager) and features.grad is not None
+    assert cross_entropy._in_chunks is not cross_entropy._chunked
