@@ -43,7 +43,8 @@ def invocations(shell: str) -> Iterator[list[str]]:
     for line in shell.replace("\\\n", " ").splitlines():
         found = re.search(r"(?:^|\(|\s)(?:tok|-m tokcli)\s+(.*)", line.strip())
         if found and not line.strip().startswith("#"):
-            code = re.sub(r"\$\w+", "1", found[1])
+            code = re.sub(r'"\$\{\w+\[@\]\}"', "", found[1])  # flags that may be none
+            code = re.sub(r"\$\w+", "1", code)
             code = code.split(")")[0] if "$(tok" in line else code
             code = re.sub(r"\s+\d?>\s*\S+|\s+&$", "", code)  # redirections are the shell's
             yield shlex.split(code, comments=True)

@@ -24,7 +24,9 @@ class _Unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in FILLS:
-            return args[0] if args else (kwargs or {})["tensor"]
+            filled = args[0] if args else (kwargs or {})["tensor"]
+            if filled.is_meta:  # any other is filled: some of torch's loops go on until the numbers are good
+                return filled
         return func(*args, **(kwargs or {}))
 
 
