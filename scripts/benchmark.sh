@@ -77,7 +77,8 @@ say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
 # sampler PROPOSAL: the recipe that its samples are drawn by
 sampler() {
     case "$1" in
-        ar-gpt2 | ar-llamagen*) echo "sample-${1%-[blx]*}" ;;
+        ar-gpt2 | ar-rar) echo "sample-$1" ;;
+        ar-llamagen*) echo sample-ar-llamagen ;;
         *) echo "sample-${1%%-*}" ;;
     esac
 }

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +181,3 @@ def test_a_folder_that_tensorboard_cannot_name_does_without_it(tmp_path: Path, c
     journal.write(1, {"loss": 1.0})
     journal.close()
     assert "there is no TensorBoard log" in caplog.text and (folder / "log.jsonl").read_text()
-
-
-def test_a_benchmarks_dry_run_that_cannot_be_made_says_why(tmp_path: Path) -> None:
-    (tmp_path / "tok").write_text("#!/bin/sh\necho 'data: openmoji/train' >&2\necho 'tok: it is broken.' >&2\nexit 1\n")
-    (tmp_path / "tok").chmod(0o755)
-    script = Path(__file__).parent.parent / "scripts" / "benchmark.sh"
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    ran = subprocess.run(
-        ["bash", script, "--suite", "coco", "--dry-run"], env=env, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 1 and ran.stderr == "tok: it is broken.\n"

@@ -1,6 +1,7 @@
 """The paper's two tables, run to their ends at mini size: the suite's own script, recipes, commands, flags and evaluation."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,58 @@ def run(suite: str, *flags: str, **variables: str) -> subprocess.CompletedProces
     environment = keep | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"} | variables
     script = ["bash", str(ROOT / "scripts" / "benchmark.sh"), "--suite", suite, *flags]
     return subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def pretended(tmp_path: Path) -> dict[str, str]:
+    """Variables under which `tok` does nothing but print a path, and COCO has three images with captions."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "bin" / "tok").write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/called"\necho /made\n')
+    (tmp_path / "bin" / "tok").chmod(0o755)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    said = [{"image_id": i // 2, "caption": f"caption {i}"} for i in range(6)]
+    (tmp_path / "coco" / "annotations" / "captions_val2014.json").write_text(json.dumps({"annotations": said}))
+    path = f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {"PATH": path, "TOK_SUITE_DATA": str(tmp_path / "coco"), "TOK_WORKSPACE": str(tmp_path / "made")}
+
+
+def test_each_image_is_drawn_for_a_caption_of_another_held_out_image(pretended: dict[str, str]) -> None:
+    assert run("coco", "--row", "fsq", TOK_BENCHMARK_SAMPLES="3", **pretended).returncode == 0
+    (prompts,) = Path(pretended["TOK_WORKSPACE"]).glob("prompts*.txt")
+    assert prompts.read_text().splitlines() == ["caption 0", "caption 2", "caption 4"]
+
+
+def test_captions_are_refused_that_would_be_repeated(pretended: dict[str, str]) -> None:
+    ran = run("coco", "--row", "fsq", TOK_BENCHMARK_SAMPLES="4", **pretended)
+    assert ran.returncode != 0 and "3 images have a caption, and 4 were asked for" in ran.stderr
+
+
+def test_a_suite_takes_no_recipe_of_another_data_set(pretended: dict[str, str]) -> None:
+    ran = run("imagenet", "--row", "fsq", **pretended | {"TOK_AR": "unknown"})
+    assert ran.returncode == 1 and "recipes/imagenet/proposal-ar-unknown.yaml: no such recipe" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("ar", "sampler"), [("gpt2", "sample-ar-gpt2"), ("medium", "sample-ar"), ("rar", "sample-ar-rar")]
+)
+def test_samples_are_drawn_by_the_recipe_of_their_network_with_and_without_guidance(
+    ar: str, sampler: str, pretended: dict[str, str]
+) -> None:
+    assert run("imagenet", "--row", "vqkd:clip", TOK_AR=ar, TOK_DECODER="conv", **pretended).returncode == 0
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    drawn = [line for line in called if line.startswith("sample --mode ar")]
+    assert all(line.endswith(f"--recipe imagenet/{sampler}") for line in drawn)
+    assert [line.split("--cfg-scale ")[1].split()[0] for line in drawn] == ["1", "1.75"]
+    assert any("--recipe imagenet/decoder-conv" in line for line in called)
+
+
+def test_a_dry_run_that_cannot_be_made_says_why(pretended: dict[str, str]) -> None:
+    (Path(pretended["PATH"].split(os.pathsep)[0]) / "tok").write_text(
+        "#!/bin/sh\necho 'tok: it is broken.' >&2\nexit 1\n"
+    )
+    ran = run("coco", "--dry-run", **pretended)
+    assert ran.returncode != 0 and "tok: it is broken.\n" in ran.stderr and not ran.stdout
 
 
 @pytest.mark.slow
