@@ -70,6 +70,7 @@ SIZES: dict[str, Any] = {
     "eval.bootstrap": lambda recipe, value: min(value, 2),
     "eval.worst": lambda recipe, value: min(value, 4),
     "sample.precision": "float32",
+    "sample.steps": lambda recipe, value: min(value, GRID * GRID),
     "sample.number": lambda recipe, value: value and min(value, 12),
     "viz.images": 16,
     "viz.points": 60,
