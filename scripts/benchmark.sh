@@ -42,7 +42,7 @@ while [ $# -gt 0 ]; do
         *) usage ;;
     esac
 done
-decoder="${TOK_DECODER:-llamagen}" ar="ar-${TOK_AR:-gpt2}" budget='' images=0 references=(val) scales='' year="${TOK_COCO:-2014}"
+decoder="${TOK_DECODER:-llamagen}" ar="ar-${TOK_AR:-gpt2}" budget='' images=0 references=(val) scales='' held_out=() year="${TOK_COCO:-2014}"
 methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae cluster:clip cluster:vit cluster:dino cluster:mae)
 train=train val=val data="${TOK_SUITE_DATA:-$suite}"
 case "$suite" in
@@ -51,9 +51,13 @@ case "$suite" in
         data=fashion-mnist
         [ -z "$mini" ] || usage
         ;;
-    imagenet) proposals=("$ar" nar) samples=50000 references=(val train) scales="1 1.75" ;;
+    imagenet) proposals=("$ar" nar) samples=50000 references=(val train) scales="1 1.75" known=(1281167 50000) ;;
     coco)
-        case "$year" in 2014) samples=30000 ;; 2017) samples=5000 ;; *) usage ;; esac
+        case "$year" in
+            2014) samples=30000 known=(82783 40504) ;;
+            2017) samples=5000 known=(118287 5000) ;;
+            *) usage ;;
+        esac
         proposals=("$ar" nar-t2i) train="train$year" val="val$year" references=("val$year")
         ;;
     *) usage ;;
@@ -70,6 +74,10 @@ if [ -n "$dry" ]; then # leaves nothing behind
 fi
 [ -z "$mini" ] || export TOK_CACHE="$TOK_WORKSPACE/cache" # never the user's: its weights are random
 [ -z "$mini" ] || data="$TOK_WORKSPACE/data/$suite" TOK_WEIGHTS="$TOK_CACHE"
+# known: how many images the data set has for training and held out, where a dry run does not find it
+if [ -n "$dry" ] && [ ! -d "$data/$train" ] && [ -n "${known:-}" ]; then
+    images="${known[0]}" held_out=(--set "eval.images=${known[1]}")
+fi
 launch=(tok)
 [ -n "$dry" ] || read -ra launch <<< "${TOK_LAUNCH:-tok}"
 say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
@@ -232,7 +240,7 @@ flags=()
 if [ "$suite" != fashion-mnist ]; then
     mapfile -t flags < <(given inception inception; given vgg16 vgg; [ "$suite" != coco ] || given clip text)
 fi
-E=$(stage eval tok eval "${made[@]}" "${references[@]/#/--reference=$data/}" "${flags[@]}")
+E=$(stage eval tok eval "${made[@]}" "${references[@]/#/--reference=$data/}" "${flags[@]}" "${held_out[@]}")
 if [ -n "$dry" ]; then
     python scripts/costs.py "${made[@]}" "$E"
     exit
