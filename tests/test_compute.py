@@ -144,6 +144,7 @@ def method_of(name: str, device: torch.device, **sets: Any) -> tuple[Any, Any]:
     recipe = workspace.load_recipe(
         Options(recipe=name, sets=sets), kind.recipe_model, "", "toy", kind.families, resolve
     )
+    recipe = kind.settled(recipe)
     with device:
         return recipe, kind(recipe, None, device)
 

@@ -133,7 +133,9 @@ def check_discrete(artifact: Artifact) -> None:
     Raises:
         TokError: its quantizer is the yardstick.
     """
-    if not QUANTIZERS[artifact.recipe["quantizer"]["name"]].discrete:
+    with _recorded(artifact):
+        discrete = QUANTIZERS[artifact.recipe["quantizer"]["name"]].discrete
+    if not discrete:
         raise TokError(
             f"--tokenizer {artifact.path}",
             "was trained without a quantizer and has no indices",

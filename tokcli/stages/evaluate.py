@@ -143,7 +143,8 @@ def _plan(
             try:
                 compared += alone.inputs(size)
                 others += [alone.looked_at(one, size)] if one != spec else []
-            except NotFound:
+            except NotFound as error:
+                log.warning("%s. The plan does not know how many images it has.", str(error).rstrip("."))
                 compared.append({"id": plan.UNKNOWN, "path": one})
                 others += [None] if one != spec else []
     reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared, 1)}
