@@ -5,7 +5,7 @@
 #   scripts/benchmark.sh --suite imagenet|coco       the paper's tables, on GPUs, with the recipes' own numbers of steps
 #   scripts/benchmark.sh --suite imagenet --dry-run  checks every command against those before it and adds up their cost; runs none
 #   scripts/benchmark.sh --suite imagenet --mini     the same commands to the same table in minutes on two CPU cores, on made images
-#                                                    and random weights: only sizes differ (scripts/mini.py), and numbers mean nothing
+#                                                    and random weights: only sizes differ (see scripts/mini.py), and numbers mean nothing
 #   scripts/benchmark.sh --toy                       Fashion-MNIST's comparison in minutes, to see that it works
 #
 # Which networks stand behind the paper's tables is not known; these choose, and their defaults are assumed to be the likelier:
@@ -22,7 +22,7 @@
 # TOK_BUDGET_MINUTES (4): of training for each network of fashion-mnist, the same for all. A step of each is timed once and
 #   the number of steps that fit is kept in the workspace (steps/NETWORK, where it may also be written beforehand), so that a
 #   repetition trains the same networks. Pixel decoders, and proposal networks of one mode, are equally large: equally many steps.
-# TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes.
+# TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes; TOK_PLANS: where a dry run leaves its plans (default: nowhere).
 # TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
 # TOK_LAUNCH (tok): what trains, such as "torchrun --nproc-per-node 8 -m tokcli".
 set -euo pipefail
@@ -45,6 +45,8 @@ done
 decoder="${TOK_DECODER:-llamagen}" ar="ar-${TOK_AR:-gpt2}" budget='' images=0 references=(val) scales='' held_out=() year="${TOK_COCO:-2014}"
 methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae cluster:clip cluster:vit cluster:dino cluster:mae)
 train=train val=val data="${TOK_SUITE_DATA:-$suite}"
+case "$ar" in ar-gpt2 | ar-medium) ;; *) stop "TOK_AR=${TOK_AR:-}: gpt2 or medium" ;; esac
+case "$decoder" in llamagen | conv) ;; *) stop "TOK_DECODER=$decoder: llamagen or conv" ;; esac
 case "$suite" in
     fashion-mnist)
         methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) decoder=conv ar=ar proposals=(ar nar) samples=2048 images=20000 budget=1
@@ -69,6 +71,7 @@ N="${TOK_BENCHMARK_SAMPLES:-$samples}"
 export TOK_WORKSPACE="${TOK_WORKSPACE:-artifacts/benchmark-${toy:+toy-}${mini:+mini-}$suite}"
 if [ -n "$dry" ]; then # leaves nothing behind
     TOK_WORKSPACE="${TOK_PLANS:-$(mktemp -d)}"
+    mkdir -p "$TOK_WORKSPACE"
     [ -n "${TOK_PLANS:-}" ] || trap 'rm -rf "$TOK_WORKSPACE"' EXIT
     export TOK_PLANS="$TOK_WORKSPACE" # for the rows
 fi
@@ -85,8 +88,7 @@ say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
 # sampler PROPOSAL: the recipe that its samples are drawn by
 sampler() {
     case "$1" in
-        ar-gpt2 | ar-rar) echo "sample-$1" ;;
-        ar-llamagen*) echo sample-ar-llamagen ;;
+        ar-gpt2) echo sample-ar-gpt2 ;;
         *) echo "sample-${1%%-*}" ;;
     esac
 }
@@ -213,8 +215,9 @@ row() {
             made+=("$(stage "$(sampler "$proposal")" tok sample --mode "$mode" "${drawn[@]}")")
         fi
     done
-    mkdir -p "$TOK_WORKSPACE/rows"
+    mkdir -p "$TOK_WORKSPACE/rows" "$TOK_WORKSPACE/tokens"
     printf '%s\n' "${made[@]}" > "$TOK_WORKSPACE/rows/$row"
+    echo "$K" > "$TOK_WORKSPACE/tokens/$row" # not evaluated
 }
 
 if [ -n "$only" ]; then
@@ -224,7 +227,7 @@ fi
 [ "$suite$toy$dry" != fashion-mnist ] || python scripts/fetch_embedded.py squeezenet vits14 fashion-mnist >&2
 if [ -n "$mini" ] && [ -z "$dry" ]; then
     say "made images, and random weights of the true architectures"
-    python scripts/mini.py "$suite" "$data"
+    python scripts/mini.py "$suite" "$data" "$year"
     python scripts/mini.py weights "$TOK_CACHE" clip vit dino mae vgg16 inception gpt2-medium dinov2-s
 fi
 jobs="${TOK_JOBS:-1}"
@@ -242,7 +245,8 @@ if [ "$suite" != fashion-mnist ]; then
 fi
 E=$(stage eval tok eval "${made[@]}" "${references[@]/#/--reference=$data/}" "${flags[@]}" "${held_out[@]}")
 if [ -n "$dry" ]; then
-    python scripts/costs.py "${made[@]}" "$E"
+    mapfile -t tokens < <(cat "$TOK_WORKSPACE"/tokens/*)
+    python scripts/costs.py "${made[@]}" "${tokens[@]}" "$E"
     exit
 fi
 echo "$E"

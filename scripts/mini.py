@@ -2,12 +2,12 @@
 
     python scripts/mini.py sets RECIPE [KEY=VALUE ...]  the overrides of a recipe, one KEY=VALUE a line
     python scripts/mini.py imagenet DIR                 train and val with folders of synsets, 6 and 3 images in each of 4
-    python scripts/mini.py coco DIR                     COCO's layout of 2014 with five captions an image, 20 and 14 images
+    python scripts/mini.py coco DIR [YEAR]              COCO's layout with five captions an image, 20 and 14 images
     python scripts/mini.py weights DIR NAME...          DIR/NAME.safetensors of clip, vit, dino, mae, vgg16, inception, ...
 
-`sets` changes sizes alone: widths, depths, images, steps, pixels, and what a machine has (loader processes, bfloat16: a CPU without
-AVX-512 takes ten times as long in it). Codebooks, widths of codes, losses, optimizers, samplers and extractors stay those of the
-recipe.
+`sets` changes sizes alone: widths, depths, images (and classes), steps (of training, warm-up, the discriminator's start, sampling),
+pixels, a smaller network of the second judge's kind, and what a machine has (loader processes; bfloat16, in which a CPU without
+AVX-512 takes ten times as long). Codebooks, widths of codes, losses and their weights, optimizers and samplers stay those of the recipe.
 """
 
 import json
@@ -143,11 +143,11 @@ def make_imagenet(folder: Path) -> None:
                 made.save(folder / split / synset / f"{name}.JPEG", quality=92)
 
 
-def make_coco(folder: Path) -> None:
-    """`train2014` and `val2014` beside `annotations`, five captions an image."""
+def make_coco(folder: Path, year: str = "2014") -> None:
+    """`train2014` and `val2014`, or those of another year, beside `annotations`, five captions an image."""
     rng = random.Random(0)
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, count in (("train2014", 20), ("val2014", 14)):
+    for split, count in ((f"train{year}", 20), (f"val{year}", 14)):
         (folder / split).mkdir(exist_ok=True)
         images: list[dict[str, Any]] = []
         captions: list[dict[str, Any]] = []
@@ -265,7 +265,7 @@ def main(command: str, *arguments: str) -> None:
         for key, value in sets(recipe):
             print(f"{key}={json.dumps(value, separators=(',', ':'))}")
     elif command in ("imagenet", "coco"):
-        {"imagenet": make_imagenet, "coco": make_coco}[command](Path(arguments[0]))
+        make_coco(Path(arguments[0]), *arguments[1:2]) if command == "coco" else make_imagenet(Path(arguments[0]))
     elif command == "weights":
         make_weights(Path(arguments[0]), list(arguments[1:]))
     else:

@@ -128,6 +128,6 @@ def test_corners_are_torchvisions_ten_crops_of_the_central_square() -> None:
 
 
 def test_corners_within_the_view_or_beside_random_crops_are_refused() -> None:
-    for settings in ({"corners": [1.0]}, {"corners": [1.1], "crops": 1}):
-        with pytest.raises(ValueError, match="corners must be over 1 and without random crops"):
+    for settings in ({"corners": [1.0]}, {"corners": [1.003]}, {"corners": [1.5], "crops": 1}):
+        with pytest.raises(ValueError, match="so that corners differ, and without random crops"):
             CropViews(8, **settings)  # type: ignore[arg-type]

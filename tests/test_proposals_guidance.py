@@ -75,3 +75,15 @@ def test_every_schedule_draws_other_pictures_than_constant(mode: str, schedule: 
     constant = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0))
     moving = network.generate(labels, seeds, Sampling(steps=4, cfg_scale=3.0, cfg_schedule=schedule, cfg_power=2.0))
     assert not torch.equal(constant, moving)
+
+
+def test_a_moving_schedule_records_what_it_counts_and_the_old_way_is_one_step_ahead() -> None:
+    from tokcli.generation.request import Sample, sampling_of
+
+    moving = Sample(number=1, cfg_scale=3.0, cfg_schedule="linear")
+    assert moving.cfg_done == "before" and sampling_of(moving, "ar").scales(4) == [1.0, 1.5, 2.0, 2.5]
+    old = Sample(number=1, cfg_scale=3.0, cfg_schedule="linear", cfg_done="after")
+    assert sampling_of(old, "ar").scales(4) == [1.5, 2.0, 2.5, 3.0]
+    assert Sample(number=1, cfg_scale=3.0).cfg_done is None  # of constant guidance nothing has changed
+    with pytest.raises(TokError, match="cfg_done: schedule constant does not read it"):
+        sampling_of(Sample(number=1, cfg_done="after"), "ar")

@@ -23,7 +23,6 @@ from tokcli.errors import TokError
 from tokcli.registry import nearest
 from tokcli.schema import Recipe, Section
 
-log = logging.getLogger("tok")
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=Recipe)
 Factory = Callable[..., Any]

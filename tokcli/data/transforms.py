@@ -201,8 +201,9 @@ class CropViews:
         self.center = CenterCrop(size)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
-        if corners and (crops or min(corners) <= 1):
-            raise ValueError(f"corners must be over 1 and without random crops, not {list(corners)} and {crops}")
+        if corners and (crops or int(size * min(corners)) <= size):
+            least = f"at least {1 + 1 / size:.4g} at {size} px, so that corners differ"
+            raise ValueError(f"corners must be {least}, and without random crops: not {list(corners)} and {crops}")
         # Of the largest square, not of the image: 0.8 of a 3:2 photo's area is no square inside it.
         self.crop = RandomCrop(size, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
         bases = [f"{place}-{times:g}" for times in self.corners for place in ("center", *CORNERS)]

@@ -1,5 +1,6 @@
 """Figures that a publication reports of the same tokenizers: in rows of their own under ours, never among measurements."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field, field_validator
@@ -32,6 +33,9 @@ class Published(Section):
             for metric in figures:
                 if metric not in KNOWN:
                     raise ValueError(f"{name}.{metric}: no such metric. {nearest(metric, KNOWN)}")
+                if not 0 <= figures[metric] <= (1 if metric in METRICS and METRICS[metric].percent else math.inf):
+                    range_ = "a share in [0, 1]" if metric in METRICS and METRICS[metric].percent else "at least 0"
+                    raise ValueError(f"{name}.{metric}: must be {range_}. Got {figures[metric]}")
         return rows
 
     def modes(self, names: Sequence[str]) -> set[str]:
@@ -57,7 +61,7 @@ class Published(Section):
         if not any(self.rows.get(name) for name in names):
             return []
         found = [
-            f"published: {self.source}; not measured here, and in the first column of its metric whatever its own protocol"
+            f"published: {self.source}; not measured here, of a tokenizer of that name, whatever its own data, sizes and protocol are"
         ]
         found += [f"published, assumed: {one}" for one in self.assumed]
         if missing:

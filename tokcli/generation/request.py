@@ -39,6 +39,7 @@ class Sample(Section):
         "constant"  # over steps, or over an AR network's positions
     )
     cfg_power: float | None = None  # of power-cosine
+    cfg_done: Literal["before", "after"] | None = None  # of a moving schedule; null becomes before, as published
     cfg_interval: tuple[float, float] = (0.0, 1.0)  # shares of the way between which guidance acts
     steps: int | None = None
     order: Literal["confidence", "halton"] | None = None  # which tokens a masked network finds first
@@ -60,6 +61,8 @@ class Sample(Section):
             raise ValueError(f"either number or per_class must be given{both}")
         if self.per_class is not None and self.classes == "data":
             raise ValueError("per_class does not go with classes: data, whose numbers are those of the data")
+        if self.cfg_schedule != "constant" and self.cfg_done is None:
+            self.cfg_done = "before"  # recorded: what a schedule counts was another thing once
         if self.grid is not None and not re.fullmatch(r"[1-9]\d?x[1-9]\d?", self.grid):
             raise ValueError(f"grid should be ROWSxCOLUMNS, such as 10x8, each from 1 to 99. Got '{self.grid}'")
         return self
@@ -175,6 +178,8 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     why = "an autoregressive network decodes token by token and does not read it"
     if not unread and section.cfg_power is not None and section.cfg_schedule != "power-cosine":
         unread, why = ["cfg_power"], f"schedule {section.cfg_schedule} does not read it"
+    if not unread and section.cfg_done is not None and section.cfg_schedule == "constant":
+        unread, why = ["cfg_done"], "schedule constant does not read it"
     if not unread and section.choice_temperature is not None and section.order not in (None, "confidence"):
         unread, why = ["choice_temperature"], f"order {section.order} does not read it"
     if unread:

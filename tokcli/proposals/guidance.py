@@ -9,6 +9,7 @@ no guidance and the last not quite the whole scale. An interval switches guidanc
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,8 +23,9 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 def scales(
-    steps: int, scale: float, schedule: str = "constant", power: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
-) -> list[float]:
+    steps: int, scale: float, schedule: str = "constant", power: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0), done: Literal["before", "after"] = "before",
+) -> list[float]:  # fmt: skip
     """The guidance scale of each step: 1 + share * (scale - 1), and 1 (off) where a step's middle is outside the interval.
 
     Args:
@@ -32,10 +34,12 @@ def scales(
         schedule: one of SCHEDULES.
         power: of power-cosine; a higher one starts later.
         interval: shares of the way from where and until where guidance acts.
+        done: which steps a moving schedule counts as done: those before this one, as published, or this one too.
     """
+    ahead = int(done == "after")
     share, (start, stop) = SCHEDULES[schedule], interval
     return [
-        1 + share(step / steps, power) * (scale - 1) if start <= (step + 0.5) / steps < stop else 1.0
+        1 + share((step + ahead) / steps, power) * (scale - 1) if start <= (step + 0.5) / steps < stop else 1.0
         for step in range(steps)
     ]
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -16,7 +16,7 @@ CHUNK = 1 << 16  # logits drawn from at once on a CPU: they and their sums in fl
 GPU_CHUNK = 1 << 24
 
 COMMON_KEYS = frozenset(
-    {"temperature", "top_k", "top_p", "cfg_scale", "cfg_schedule", "cfg_power", "cfg_interval", "compile"}
+    {"temperature", "top_k", "top_p", "cfg_scale", "cfg_schedule", "cfg_power", "cfg_done", "cfg_interval", "compile"}
 )
 """The fields of `Sampling` that every network reads."""
 
@@ -32,6 +32,7 @@ class Sampling:
         cfg_scale: s in u + s (c - u) on logits, u without the condition (arXiv 2207.12598); 1 is off.
         cfg_schedule: how the scale moves over the steps, or over an autoregressive network's positions: one of SCHEDULES.
         cfg_power: of schedule power-cosine, over 0; a higher one starts later.
+        cfg_done: which steps a moving schedule counts as done: those `before`, as published, or `after` this one.
         cfg_interval: shares of the way between which guidance acts, 0 <= from < to <= 1.
         steps: decoding steps of masked networks, 1 to the number of tokens.
         order: masked networks: which tokens come first, one of ORDERS.
@@ -48,6 +49,7 @@ class Sampling:
     cfg_scale: float = 1.0
     cfg_schedule: str = "constant"
     cfg_power: float = 1.0
+    cfg_done: Literal["before", "after"] = "before"
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     steps: int = 8
     order: str = "confidence"
@@ -82,7 +84,7 @@ class Sampling:
 
     def scales(self, steps: int) -> list[float]:
         """The guidance scale of each of so many steps; 1 where none acts."""
-        return scales(steps, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval)
+        return scales(steps, self.cfg_scale, self.cfg_schedule, self.cfg_power, self.cfg_interval, self.cfg_done)
 
 
 class Drawing(NamedTuple):

@@ -45,10 +45,10 @@ class Tokens(Section):
     def _check(self) -> "Tokens":
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1: got {list(self.scale)}")
-        if self.corners and (self.crops > 1 or min(self.corners) <= 1):
-            raise ValueError(
-                f"corners must each be over 1, and crops 1 beside them: got {self.corners} and {self.crops}"
-            )
+        if self.corners and (self.crops > 1 or self.scale != type(self).model_fields["scale"].default):
+            raise ValueError("corners say which views there are: crops must be 1 and scale left out beside them")
+        if not all(1 < times <= 2 for times in self.corners) or len({*self.corners}) < len(self.corners):
+            raise ValueError(f"corners must each be over 1 and at most 2, and differ: got {self.corners}")
         return self
 
 
