@@ -34,3 +34,17 @@ def test_every_variable_of_the_page_is_one_of_the_script(suite: str) -> None:
     script = (ROOT / "scripts" / "benchmark.sh").read_text(encoding="utf-8")
     named = set(re.findall(r"\bTOK_[A-Z]+\b", text))
     assert named and named <= set(re.findall(r"\bTOK_[A-Z]+\b", script))
+
+
+@pytest.mark.parametrize("suite", COLUMNS)
+def test_the_page_says_what_each_row_costs(suite: str) -> None:
+    text = (ROOT / "docs" / "results" / f"{suite}.md").read_text(encoding="utf-8").split("## What it costs")[1]
+    rows = re.findall(r"^\| ([\w-]+) \|(.*)\|$", text, re.MULTILINE)
+    hours = {
+        name: [float(cell) for cell in cells.split("|")[:7] if cell.strip() not in ("", "-")]
+        for name, cells in rows[1:-1]
+    }
+    methods = {"vqgan", "fsq", *(f"{m}-{t}" for m in ("vqkd", "cluster") for t in ("clip", "vit", "dino", "mae"))}
+    assert hours.keys() >= methods
+    for *parts, whole in (hours[name] for name in methods):
+        assert sum(parts) == pytest.approx(whole, abs=0.1)
