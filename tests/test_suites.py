@@ -27,7 +27,8 @@ COLUMNS = {  # the beginning of a column's name, and its end
 
 def run(suite: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    keep = {k: v for k, v in os.environ.items() if not k.startswith("TOK_")}
+    # never the user's own workspace or cache; the script itself shares the cores
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("TOK_") and k != "OMP_NUM_THREADS"}
     environment = keep | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"} | variables
     script = ["bash", str(ROOT / "scripts" / "benchmark.sh"), "--suite", suite, *flags]
     return subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
