@@ -222,7 +222,8 @@ def _filled(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
         if key.endswith("num_batches_tracked"):
             found[key] = torch.zeros(shape, dtype=torch.int64)
         elif len(shape) > 1:
-            found[key] = torch.randn(shape, generator=draw) * math.prod(shape[1:]) ** -0.5
+            gain = 2 if len(shape) == 4 else 1  # kernels stand before a ReLU, which lets half of the variance through
+            found[key] = torch.randn(shape, generator=draw) * (gain / math.prod(shape[1:])) ** 0.5
         else:
             found[key] = torch.full(shape, float(key.endswith(("weight", "running_var", "gamma", "logit_scale"))))
     return found

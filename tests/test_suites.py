@@ -90,7 +90,7 @@ def test_the_suite_runs_to_its_table_with_every_cell_filled(
     suite: str, tmp_path: Path, random_weights: Path, capsys: Any
 ) -> None:
     (tmp_path / "cache").mkdir()
-    for file in random_weights.iterdir():
+    for file in filter(Path.is_file, random_weights.iterdir()):  # beside folders that other tests made
         os.link(file, tmp_path / "cache" / file.name)
     started = time.monotonic()
     ran = run(suite, "--mini", TOK_WORKSPACE=str(tmp_path), TOK_JOBS="2")
@@ -104,12 +104,13 @@ def test_the_suite_runs_to_its_table_with_every_cell_filled(
     guided = {f"{name}: cfg_scale=1.75" for name in ROWS} if suite == "imagenet" else set()
     assert rows.keys() >= ROWS | guided | {f"{name}, published" for name in ROWS if not name.startswith("cluster")}
     for name in ROWS:
-        assert all(v for k, v in rows[name].items() if not k.startswith("clip_score")), f"{name}: {rows[name]}"
+        measured = {k: v for k, v in rows[name].items() if not k.startswith(("feature_loss", "clip_score"))}
+        assert all(measured.values()), f"{name}: {rows[name]}"
         found = {key.split(" (")[0] for key in rows[name]}
         for start, end in COLUMNS[suite]:
             assert any(key.startswith(start) and key.endswith(end) for key in found), (
                 f"no {start}...{end} among {found}"
             )
     for name in guided:
-        drawn = [key for key, value in rows[name].items() if value]
+        drawn = [key for key, value in rows[name].items() if value and key != "tokenizer"]
         assert len(drawn) >= 4 and all(key.split(" (")[0].endswith("_ar") for key in drawn)

@@ -293,7 +293,9 @@ def _notes(entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column], 
         if title not in of[e.protocol]:
             of[e.protocol].append(title)
         words[e.protocol] = _words(e)
-        roles += [f"{e.measurement.extractor} ({', '.join(e.measurement.involved)})"] * bool(e.measurement.involved)
+        roles += [
+            f"{e.measurement.extractor or describe(e.metric).title} ({', '.join(e.measurement.involved)})"
+        ] * bool(e.measurement.involved)
     notes = [f"{', '.join(titles)}: {words[p]}" for p, titles in of.items()]
     return notes + ([SIGN + "; ".join(dict.fromkeys(roles))] if roles else [])
 
