@@ -1,8 +1,8 @@
 """What `scripts/benchmark.sh --mini` runs on: sizes, made images, and random weights of the true architectures.
 
     python scripts/mini.py sets RECIPE [KEY=VALUE ...]  the overrides of a recipe, one KEY=VALUE a line
-    python scripts/mini.py imagenet DIR                 train and val with folders of synsets, 6 and 3 images in each of 4
-    python scripts/mini.py coco DIR [YEAR]              COCO's layout with five captions an image, 20 and 14 images
+    python scripts/mini.py imagenet DIR                 train and val with folders of synsets, 4 and 2 images in each of 4
+    python scripts/mini.py coco DIR [YEAR]              COCO's layout with five captions an image, 16 and 8 images
     python scripts/mini.py weights DIR NAME...          DIR/NAME.safetensors of clip, vit, dino, mae, vgg16, inception, ...
 
 `sets` changes sizes alone: widths, depths, images (and classes), steps (of training, warm-up, the discriminator's start, sampling),
@@ -71,7 +71,7 @@ SIZES: dict[str, Any] = {
     "eval.worst": lambda recipe, value: min(value, 4),
     "sample.precision": "float32",
     "sample.steps": lambda recipe, value: min(value, GRID * GRID),
-    "sample.number": lambda recipe, value: value and min(value, 12),
+    "sample.number": lambda recipe, value: value and min(value, 8),
     "viz.images": 16,
     "viz.points": 60,
     "viz.perplexity": 5.0,
@@ -133,7 +133,7 @@ def picture(rng: random.Random, colour: str, shape: str, size: tuple[int, int]) 
 def make_imagenet(folder: Path) -> None:
     """`train` and `val` with a folder a synset, JPEGs of several sizes named as ImageNet's."""
     rng = random.Random(0)
-    for split, count in (("train", 6), ("val", 3)):
+    for split, count in (("train", 4), ("val", 2)):
         for synset, colour in zip(SYNSETS, COLOURS, strict=True):
             (folder / split / synset).mkdir(parents=True, exist_ok=True)
             for number in range(count):
@@ -147,7 +147,7 @@ def make_coco(folder: Path, year: str = "2014") -> None:
     """`train2014` and `val2014`, or those of another year, beside `annotations`, five captions an image."""
     rng = random.Random(0)
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, count in ((f"train{year}", 20), (f"val{year}", 14)):
+    for split, count in ((f"train{year}", 16), (f"val{year}", 8)):
         (folder / split).mkdir(exist_ok=True)
         images: list[dict[str, Any]] = []
         captions: list[dict[str, Any]] = []

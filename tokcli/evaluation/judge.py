@@ -104,6 +104,7 @@ class Judge:
         self._reconstructions_shown: dict[str, Tensor] = {}
         self._worst: dict[str, Reconstructions] = {}
         self._readable: dict[int, int] = {}  # held-out images that could be read, by size
+        self._tokenizer_at_hand: tuple[str, Tokenizer] | None = None
 
     def source(self, spec: str, size: int) -> ImageSource:
         """Images of a data set at `size` pixels, opened once."""
@@ -192,8 +193,15 @@ class Judge:
         self._roles(a)
         return involved(self._lineage[a.id], LPIPS, self.lpips.network.sha256) if self.lpips else ()
 
+    def _network(self, a: Artifact) -> Tokenizer:
+        """A tokenizer's network, read once for all artifacts in a row that are made from it."""
+        if self._tokenizer_at_hand is None or self._tokenizer_at_hand[0] != a.id:
+            self._tokenizer_at_hand = None  # the memory of one is enough
+            self._tokenizer_at_hand = a.id, assemble.load_tokenizer(a, self.device)
+        return self._tokenizer_at_hand[1]
+
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
-        network, size = assemble.load_tokenizer(a, self.device), a.facts["use_size"]
+        network, size = self._network(a), a.facts["use_size"]
         source = self.held_out(size)
         found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
         if network.quantizer.discrete and self.settings.probe_images:
@@ -228,7 +236,7 @@ class Judge:
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
-        tokenizer, source = assemble.load_tokenizer(self._input(a, "tokenizer"), self.device), self.held_out(size)
+        tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(size)
         self._worst[a.id] = judge_decoder(
             tokenizer, assemble.load_decoder(a, self.device), source, self.device, size=size,
             extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
@@ -239,7 +247,7 @@ class Judge:
     def _proposal(self, a: Artifact) -> list[Measurement]:
         size = a.facts["use_size"]
         return judge_proposal(
-            assemble.load_proposal(a, self.device), assemble.load_tokenizer(self._input(a, "tokenizer"), self.device),
+            assemble.load_proposal(a, self.device), self._network(self._input(a, "tokenizer")),
             self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
             classes=a.facts["classes"], captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
@@ -308,7 +316,7 @@ class Judge:
     def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
         """What becomes of its `_examples`, for its own sheet and for that of all."""
         if decoder.id not in self._reconstructions_shown:
-            tokenizer = assemble.load_tokenizer(self._input(decoder, "tokenizer"), self.device)
+            tokenizer = self._network(self._input(decoder, "tokenizer"))
             network = assemble.load_decoder(decoder, self.device)
             self._reconstructions_shown[decoder.id] = measure.reconstruct(tokenizer, network, images, self.device)
         return self._reconstructions_shown[decoder.id]
