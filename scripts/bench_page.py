@@ -19,6 +19,8 @@ import torch
 from selenium import webdriver
 
 from tokcli import pictures
+from tokcli.codebook.page import write_page
+from tokcli.codebook.view import see
 
 ACTIONS = {
     "search '> 30'": "page.panes[0].text.value = '> 30'; page.panes[0].search()",
@@ -33,9 +35,9 @@ def make_page(folder: Path, codes: int, images: int, side: int, grid: int) -> No
     pixels = pictures.to_uint8(torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear"))
     indices = (torch.rand(images, grid * grid, generator=generator) ** 2 * codes).long().clamp(max=codes - 1)
     table, labels = torch.randn(codes, 8, generator=generator), torch.arange(images) % 10
-    book = pictures.see("made up", pixels, indices, labels, (grid, grid), table, torch.rand(indices.shape))
+    book = see("made up", pixels, indices, labels, (grid, grid), table, torch.rand(indices.shape))
     names, classes = [f"image {i}" for i in range(images)], [f"class {i}" for i in range(10)]
-    pictures.write_page(
+    write_page(
         folder,
         [book],
         torch.arange(images) % 10,

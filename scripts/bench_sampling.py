@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch import Tensor, nn
 
-from tokcli.data import samples as store
+from tokcli.data import sample_store as store
 from tokcli.models import DECODERS
 from tokcli.pictures import to_uint8
 from tokcli.proposals import Proposal, Sampling

@@ -17,11 +17,11 @@ from torch import Tensor
 from tokcli.errors import TokError
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.published import read_images, read_npz
-from tokcli.metrics.extract import features
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.neighbours import neighbours
 from tokcli.metrics.precision_recall import precision, recall
+from tokcli.pretrained.extract import features
 
 
 def seen(path: Path, judge: Extractor, device: torch.device) -> tuple[Tensor, Moments, Tensor]:

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.errors import TokError
-from tokcli.networks import build_network
-from tokcli.networks.text import build_text_tower
-from tokcli.weights import atomic_write, cache_dir, load_strict, load_tensors, save_tensors, sha256
+from tokcli.files import atomic_write, cache_dir, sha256
+from tokcli.pretrained import build_network
+from tokcli.pretrained.text import build_text_tower
 
 # --- downloads ---
 

@@ -186,7 +186,7 @@ def make_weights(folder: Path, names: list[str]) -> None:
 
 def _full(name: str) -> str:
     """What a short name of a network stands for."""
-    from tokcli.networks import READY
+    from tokcli.pretrained import READY
 
     return READY.get(name, name)
 
@@ -202,11 +202,11 @@ def _random_state(name: str) -> dict[str, Any]:
 
             body: Any = open_clip.create_model("ViT-B-16-quickgelu", pretrained=None, device="meta")
         elif name == "minilm":
-            from tokcli.networks.text import TEXT_TOWERS
+            from tokcli.pretrained.text import TEXT_TOWERS
 
             body = TEXT_TOWERS[name](name).body  # type: ignore[call-arg]
         else:
-            from tokcli.networks import network_class
+            from tokcli.pretrained import network_class
 
             body = network_class(name)(_full(name)).body  # type: ignore[call-arg]
     return _filled({key: tuple(t.shape) for key, t in body.state_dict().items()}, name)

@@ -23,9 +23,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tokcli import recipe
 from tokcli.errors import TokError
 from tokcli.methods import method_class, resolve
+from tokcli.recipe.check import check
+from tokcli.recipe.yaml import find_recipe, read_yaml
 from tokcli.stages.train_tokenizer import trial
 
 PREFIX = "part: "
@@ -45,10 +46,10 @@ def mark(name: str, module: nn.Module) -> None:
 
 def describe(choice: str, steps: int, operators: int) -> None:
     """Print the profile of one recipe."""
-    path = recipe.find_recipe(choice, folder="", name="")
-    tree = recipe.read_yaml(path)
+    path = find_recipe(choice, folder="", name="")
+    tree = read_yaml(path)
     kind = method_class(str(tree["method"]))
-    known = recipe.check(kind.recipe_model, tree, str(path), kind.families, resolve)
+    known = check(kind.recipe_model, tree, str(path), kind.families, resolve)
     device = torch.device("cpu")
     method = kind(known, {}, device)
     update = trial(method, known, device)(known.train.batch_size)

@@ -16,16 +16,17 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from tokcli import assemble, measure
-from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import open_source, sibling
+from tokcli import loading
+from tokcli.artifact.reading import Artifact, open_artifact
 from tokcli.data.randomness import generator
+from tokcli.data.sources import open_source, sibling
 from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
-from tokcli.metrics.feature import centroid_loss, constant_loss
+from tokcli.measure.tokenizing import measure_tokenizer
+from tokcli.metrics.feature_prediction import centroid_loss, constant_loss
+from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained.teachers import Teacher, build_teacher
 from tokcli.quantizers.kmeans import kmeans
-from tokcli.teachers import Teacher, build_teacher
-from tokcli.teachers.cache import FeatureCache
 
 IMAGES = 1000  # of the training set, for k-means
 
@@ -42,8 +43,8 @@ def features_of(teacher: Teacher, spec: str, size: int, grid: tuple[int, int], m
 def loss_of(artifact: Artifact, teacher: Teacher, spec: str) -> dict[str, float]:
     """The tokenizer's own measurements on held-out images."""
     device, size = torch.device("cpu"), artifact.facts["use_size"]
-    tokenizer = assemble.load_tokenizer(artifact, device)
-    return measure.tokenizer(tokenizer, open_source(spec, size=size), device, size=size, teacher=teacher)
+    tokenizer = loading.load_tokenizer(artifact, device)
+    return measure_tokenizer(tokenizer, open_source(spec, size=size), device, size=size, teacher=teacher)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # every annotated call in these is checked, shapes included; beartype cannot check the protocol that others take
 SHAPED = [
     "data.decode", "data.npy", "data.randomness", "data.transforms", "losses", "metrics", "models",
-    "networks", "quantizers", "teachers.teacher",
+    "pretrained", "quantizers",
 ]  # fmt: skip
 install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
 
@@ -54,8 +54,8 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_artifact() -> Callable[..., Any]:
     """Write a small complete artifact: `make_artifact(folder, weights=b"1", kind="tokenizer", ...)`."""
-    from tokcli.artifact import Artifact
-    from tokcli.draft import Draft, begin
+    from tokcli.artifact.draft import Draft, begin
+    from tokcli.artifact.reading import Artifact
 
     def make(
         path: Path, weights: bytes = b"weights", kind: str = "tokenizer", facts: Any = None, inputs: Any = None,

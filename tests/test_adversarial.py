@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from tokcli.losses import LOSSES
 from tokcli.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
-from tokcli.methods.adversary import Adversary, update
-from tokcli.methods.pixels import Autoencoding
+from tokcli.methods.autoencoder import Autoencoding
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
-from tokcli.optim import NonFinite, Updater
 from tokcli.quantizers import QUANTIZERS
-from tokcli.schema import GAN, Component, Optim, Train
+from tokcli.recipe.sections import GAN, Component, Optim, Train
+from tokcli.training.adversary import Adversary, update
+from tokcli.training.updater import NonFinite, Updater
 
 CPU = torch.device("cpu")
 TRAIN = Train(steps=20, batch_size=4)

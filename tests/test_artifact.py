@@ -16,17 +16,13 @@ from typing import Any
 
 import pytest
 
-from tokcli import draft as drafts
-from tokcli.artifact import (
-    MANIFEST,
-    Artifact,
-    open_artifact,
-    read_manifest,
-    scan,
-)
-from tokcli.draft import Draft, begin, write_manifest
+from tokcli.artifact import draft as drafts
+from tokcli.artifact.draft import Draft, begin, write_manifest
+from tokcli.artifact.manifest import MANIFEST, read_manifest
+from tokcli.artifact.reading import Artifact, open_artifact, scan
+from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
-from tokcli.weights import atomic_write, save_tensors, write_text
+from tokcli.files import atomic_write, write_text
 
 RECIPE = {"stage": "tokenizer", "seed": 0, "optim": {"lr": 0.1, "clip": None}}
 FORK = multiprocessing.get_context("fork")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tokcli.artifact import MANIFEST, Artifact, check_lineage, locate, open_artifact, scan
-from tokcli.draft import Draft, begin, write_listing
+from tokcli.artifact.draft import Draft, begin, write_listing
+from tokcli.artifact.manifest import MANIFEST
+from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact, scan
 from tokcli.errors import TokError
+from tokcli.files import write_text
 from tokcli.stages.show import describe, verify
-from tokcli.weights import write_text
 
 Make = Callable[..., Artifact]
 

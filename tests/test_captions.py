@@ -10,12 +10,13 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tokcli.artifact import open_artifact
-from tokcli.assemble import load_proposal
+from tokcli.artifact.reading import open_artifact
 from tokcli.cli import cli
 from tokcli.data.prompts import read_prompts
-from tokcli.data.tokens import TokenBatches, TokenStore
+from tokcli.data.token_batches import TokenBatches
+from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
+from tokcli.loading import load_proposal
 
 CAPTIONS = ["red heart", "flag: France", "cat with tears of joy", "ox"]
 TEXT = "condition={name: text, length: 4}"

@@ -260,7 +260,7 @@ def test_workspace_comes_from_the_environment(
 
 
 def test_dry_run_prints_a_recipe_that_is_valid_and_writes_nothing(tok: Callable[..., Answer], tmp_path: Path) -> None:
-    from tokcli.catalog import check_file
+    from tokcli.cli.recipes import check_file
 
     code, out, err = tok("train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--set", "optim.lr=2e-3", "--dry-run")
     assert (code, err.startswith("data: openmoji/train")) == (0, True)
@@ -280,8 +280,8 @@ def test_dry_run_measures_steps_where_data_is_named(tok: Callable[..., Answer], 
 
 
 def test_a_step_that_is_not_cheap_is_reckoned_from_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokcli import plan
-    from tokcli.schema import Train
+    from tokcli.command import plan
+    from tokcli.recipe.sections import Train
 
     clock, asked = [0.0], []
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact import Artifact
+from tokcli.artifact.reading import Artifact
 from tokcli.errors import TokError
 from tokcli.evaluation.captions import ClipScore
 from tokcli.metrics.clip_score import clip_score
@@ -64,7 +64,7 @@ def test_embeddings_that_cannot_be_compared_are_refused(captions):
 def test_whole_captions_are_embedded_as_open_clip_does():
     import open_clip
 
-    from tokcli.networks.text import build_text_tower
+    from tokcli.pretrained.text import build_text_tower
 
     tower, theirs = (
         build_text_tower("clip", "random"),

@@ -9,21 +9,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from tokcli import assemble
-from tokcli.artifact import open_artifact
+from tokcli import build, loading
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.weights import save_tensors
 from tokcli.cli import cli
+from tokcli.command.inputs import check_expected, load_recipe
+from tokcli.command.options import Options
 from tokcli.errors import TokError
-from tokcli.measure import check_expected
 from tokcli.methods import METHODS, resolve
 from tokcli.methods.clustering import Clustering, ClusterRecipe
-from tokcli.optim import Updater
-from tokcli.planned import Plan
-from tokcli.recipe import InvalidRecipe, read_yaml, recipes_root, resolved
-from tokcli.schema import Expects
+from tokcli.pretrained.teachers import build_teacher
+from tokcli.recipe.check import InvalidRecipe, resolved
+from tokcli.recipe.sections import Expects
+from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages import train_tokenizer
-from tokcli.teachers import build_teacher
-from tokcli.weights import save_tensors
-from tokcli.workspace import Options, load_recipe
+from tokcli.training.updater import Updater
 
 WIDTHS = {
     "clip": 768, "efflite0": 1280, "vits14": 384, "siglip2-b": 768, "vit": 768, "dino": 768, "mae": 768, "dinov2-b": 768,
@@ -91,7 +92,7 @@ def test_recipes_from_before_there_were_a_grid_and_a_projection_build_the_same_n
     recipe = resolved(recipe_of(teacher__name="clip", teacher__grid=None, teacher__projection=True))
     old = {**recipe, "teacher": {"name": "clip", "layers": None, "norm": True, "image_size": 224}}
     with torch.device("meta"):
-        encoder = assemble.build_clustering(old, "random").encoder
+        encoder = build.build_clustering(old, "random").encoder
     assert encoder.code_dim == 512 and encoder.grid(224) == (14, 14)
 
 
@@ -137,7 +138,7 @@ def test_cluster_with_clip_from_the_command_line(photos: Path, tmp_path: Path) -
     assert tokenizer.facts["code_dim"] == tokenizer.recipe["quantizer"]["code_dim"] == 768
     told = tokenizer.facts["teacher"]
     assert (told["projection"], told["image_size"], tokenizer.facts["grid"]) == (False, 32, [2, 2])
-    network = assemble.load_tokenizer(tokenizer, torch.device("cpu"))
+    network = loading.load_tokenizer(tokenizer, torch.device("cpu"))
     assert network.codes(network.encode(torch.rand(1, 3, 32, 32))).shape == (1, 4, 768)
     tokens = open_artifact(
         Path(run("tokenize", "--recipe", "toy/tokens", "--data", str(photos / "train")).stdout.strip())

@@ -9,8 +9,9 @@ import torch
 from browser import Browser, browser  # noqa: F401  the fixture
 from PIL import Image
 
-from tokcli import pictures
-from tokcli.pictures import page as pages
+from tokcli.codebook import page as pages
+from tokcli.codebook.page import write_page
+from tokcli.codebook.view import Codebook, see
 
 NAMES = [f"picture {i}" for i in range(12)]
 
@@ -21,7 +22,7 @@ def book(name, k, grid, seed, images):
     labels = torch.arange(len(images)) % 2
     codes = torch.randn(k, 4, generator=generator)
     distances = torch.rand(indices.shape, generator=generator)
-    return pictures.see(name, images, indices, labels, (grid, grid), codes, distances, perplexity=2.0)
+    return see(name, images, indices, labels, (grid, grid), codes, distances, perplexity=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     books = [book("<i>first</i>", 9, 4, 1, images), book("second", 6, 2, 2, images)]
     for name, shown in (("one", books[:1]), ("two", books)):
         (root / name).mkdir()
-        pictures.write_page(
+        write_page(
             root / name, shown, torch.arange(12) % 2, NAMES, ["cat & mouse", "dog"],
             perplexities=[4.0] * len(shown), context=2, title=" and ".join(b.name for b in shown),
         )  # fmt: skip
@@ -210,8 +211,8 @@ def test_sixteen_thousand_codes_keep_few_tiles_in_the_page(browser, tmp_path):  
     xy = np.random.default_rng(0).random((k, 2)).astype(np.float32)
     typical = np.stack(np.divmod(np.arange(k), 256), 1)
     near = np.roll(np.arange(k), -1)[:, None]
-    many = pictures.Codebook("many", images, indices, (16, 16), torch.ones(k), xy, xy, typical, near, None)
-    files = pictures.write_page(
+    many = Codebook("many", images, indices, (16, 16), torch.ones(k), xy, xy, typical, near, None)
+    files = write_page(
         tmp_path,
         [many],
         torch.full((64,), -1),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli import pictures
-from tokcli.pictures import atlas, purity, similarity
+from tokcli.codebook import atlas, purity, similarity
+from tokcli.codebook.view import see, write_pictures
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 23, 100])
@@ -95,10 +95,8 @@ def test_every_picture_has_its_numbers_beside_it(tmp_path, labelled):
     indices = torch.randint(0, 9, (12, 4), generator=generator)
     labels = torch.arange(12) % 2 if labelled else torch.full((12,), -1)
     codes = torch.randn(10, 3, generator=generator)
-    book = pictures.see("t", images, indices, labels, (2, 2), codes, torch.rand(12, 4), perplexity=2.0)
-    sheets, tables, drawn = pictures.write_pictures(
-        tmp_path, book, ["a", "b"], usage=0.9, perplexity=8.0, columns=2, context=1
-    )
+    book = see("t", images, indices, labels, (2, 2), codes, torch.rand(12, 4), perplexity=2.0)
+    sheets, tables, drawn = write_pictures(tmp_path, book, ["a", "b"], usage=0.9, perplexity=8.0, columns=2, context=1)
     assert len(sheets) == 9 and all((tmp_path / name).is_file() for name in (*sheets, *tables, *drawn))
     assert ("purity.png" in drawn) == ("purity.csv" in tables) == labelled
     assert {Image.open(tmp_path / name).mode for name in drawn} <= {"RGB", "RGBA"}

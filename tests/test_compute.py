@@ -12,13 +12,15 @@ from test_faults import draw, run
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokcli import assemble, compute, workspace
+from tokcli import build
+from tokcli.command import compute
+from tokcli.command.inputs import load_recipe
+from tokcli.command.options import Options
 from tokcli.methods import method_class, resolve
 from tokcli.proposals import PROPOSALS, Sampling, packing
-from tokcli.recipe import resolved
-from tokcli.schema import GAN, Train
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import GAN, Train
 from tokcli.stages.train_proposal import FAMILIES, Likelihood, ProposalRecipe
-from tokcli.workspace import Options
 
 
 class Loss(nn.Module):
@@ -74,7 +76,7 @@ def test_activations_are_what_the_backward_pass_reads() -> None:
 ])  # fmt: skip
 def test_the_search_for_the_nearest_code_counts_wherever_codes_fall(section: dict[str, Any]) -> None:
     with compute.META:
-        quantizer = assemble.component("quantizer", compute.QUANTIZERS, section)
+        quantizer = build.component("quantizer", compute.QUANTIZERS, section)
     with compute.quantizer_aside(quantizer.eval(), section), torch.no_grad():
         found = compute.count(lambda: quantizer(torch.empty(2, 4, section["code_dim"])))
     padded = -(-section["codebook_size"] // 128) * 128  # the search's blocks
@@ -109,10 +111,10 @@ PUBLISHED = [
 def test_the_published_networks_own_counts_are_the_counters(name: str) -> None:
     from tokcli.stages.train_proposal import _random
 
-    recipe = workspace.load_recipe(Options(recipe=name), ProposalRecipe, "", "imagenet", FAMILIES)
+    recipe = load_recipe(Options(recipe=name), ProposalRecipe, "", "imagenet", FAMILIES)
     facts = recipe.expects.planned()
     with compute.META:
-        network = assemble.build_proposal(resolved(recipe), facts["codebook_size"], facts["grid"], facts["classes"])
+        network = build.build_proposal(resolved(recipe), facts["codebook_size"], facts["grid"], facts["classes"])
     found = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
     assert found.update == pytest.approx(network.flops(), rel=0.02)
 
@@ -141,9 +143,7 @@ def test_what_drawing_takes_is_what_really_runs(
 
 def method_of(name: str, device: torch.device, **sets: Any) -> tuple[Any, Any]:
     kind = method_class(name.split("tokenizer-")[1])
-    recipe = workspace.load_recipe(
-        Options(recipe=name, sets=sets), kind.recipe_model, "", "toy", kind.families, resolve
-    )
+    recipe = load_recipe(Options(recipe=name, sets=sets), kind.recipe_model, "", "toy", kind.families, resolve)
     recipe = kind.settled(recipe)
     with device:
         return recipe, kind(recipe, None, device)

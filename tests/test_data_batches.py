@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokcli.data import BadImage, open_source
-from tokcli.data.batches import Batch, TrainBatches, read_all
+from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.randomness import generator
+from tokcli.data.reading import read_all
+from tokcli.data.sources import BadImage, open_source
 from tokcli.data.transforms import CenterCrop, RandomResizedCrop, crop_views
 from tokcli.errors import TokError
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tokcli.data import ImageSource, limited, open_source, sibling
-from tokcli.data.concepts import concept, split_of
-from tokcli.data.openmoji import OpenMoji, _all_pixels, base_emoji
+from tokcli.data.sources import ImageSource, limited, open_source, sibling
+from tokcli.data.sources.concepts import concept, split_of
+from tokcli.data.sources.openmoji import OpenMoji, _all_pixels, base_emoji
 from tokcli.errors import TokError
 
 PIXELS = 64  # rendered once for all tests of this file
@@ -170,7 +170,7 @@ def test_fashion_mnist_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_fashion_mnist_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
-    monkeypatch.setattr("tokcli.data.idx.PACKAGED", Path("nowhere"))
+    monkeypatch.setattr("tokcli.data.sources.idx.PACKAGED", Path("nowhere"))
     with pytest.raises(TokError, match=r"apt-get download dataset-fashion-mnist && dpkg-deb -x"):
         open_source("fashion-mnist/train", size=8)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tokcli.data import open_source, sibling
 from tokcli.data.decode import BadImage
+from tokcli.data.sources import open_source, sibling
 from tokcli.errors import TokError
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tokcli.data import open_source
-from tokcli.data.tar_index import index_tar
+from tokcli.data.sources import open_source
+from tokcli.data.sources.tar_index import index_tar
 from tokcli.errors import TokError
 
 
@@ -144,7 +144,7 @@ def test_a_hole_of_zeros_in_a_tar_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_image_is_bad_when_it_is_read(tmp_path: Path) -> None:
-    from tokcli.data import BadImage
+    from tokcli.data.sources import BadImage
 
     write(tmp_path / "a.tar", {"1.png": picture()[:40], "2.png": picture()})
     source = open_source(str(tmp_path / "a.tar"), size=8)

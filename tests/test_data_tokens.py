@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tokcli.data.npy import open_npy
-from tokcli.data.tokens import TokenBatches, TokenStore, merge, present, write_shard
+from tokcli.data.token_batches import TokenBatches
+from tokcli.data.token_store import TokenStore, merge, present, write_shard
 from tokcli.errors import TokError
 
 SIZES = (4, 1, 3)

@@ -14,23 +14,26 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tokcli import distributed, loop, workspace
+from tokcli import distributed
+from tokcli.command.options import Options
+from tokcli.command.output import begin
 from tokcli.data.batches import TrainBatches
-from tokcli.data.tokens import TokenBatches
+from tokcli.data.token_batches import TokenBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import Interrupted, TokError
 from tokcli.losses import LOSSES
-from tokcli.methods.adversary import Adversary, update
+from tokcli.methods.autoencoder import Autoencoding
 from tokcli.methods.distillation import DistillationLoss
-from tokcli.methods.pixels import Autoencoding
 from tokcli.methods.reconstruction import PixelLoss
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
-from tokcli.optim import Updater
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
-from tokcli.schema import GAN, Component, Optim, Train
+from tokcli.recipe.sections import GAN, Component, Optim, Train
 from tokcli.stages.train_proposal import Likelihood
-from tokcli.workspace import Options
+from tokcli.training import loop
+from tokcli.training.adversary import Adversary, update
+from tokcli.training.state import Stateful
+from tokcli.training.updater import Updater
 
 STEPS = 5
 State = dict[str, Tensor]
@@ -72,7 +75,7 @@ class Training(NamedTuple):
     updater: Updater
     batches: Any
     step: Callable[[int, Any], dict[str, Any]]
-    others: dict[str, loop.Stateful] = {}
+    others: dict[str, Stateful] = {}
 
 
 def photo_batches(train: Train) -> TrainBatches:
@@ -210,7 +213,7 @@ def poisoned(folder: Path) -> str:
 def refused(folder: Path) -> str:
     """Ask for an output folder that holds something else."""
     try:
-        workspace.begin(Options(out=folder), "tokenizer", "any", {"stage": "tokenizer"}, {}, torch.device("cpu"))
+        begin(Options(out=folder), "tokenizer", "any", {"stage": "tokenizer"}, {}, torch.device("cpu"))
     except TokError as error:
         return str(error)
     except SystemExit as error:

@@ -10,10 +10,12 @@ from typing import Any
 import click
 import pytest
 
-from tokcli import catalog, recipe
-from tokcli.artifact import content_id, read_manifest
-from tokcli.cli import cli
+from tokcli.artifact.manifest import content_id, read_manifest
+from tokcli.cli import cli, recipes
 from tokcli.errors import Interrupted
+from tokcli.recipe.check import InvalidRecipe, check, resolved
+from tokcli.recipe.overrides import override, parse_set
+from tokcli.recipe.yaml import find_recipe, read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,23 +101,23 @@ def test_every_flag_has_a_help_text(command: str) -> None:
 
 def default_recipe(command: str, values: dict[str, Any]) -> Path:
     name = STAGES[command].format(mode=values.get("mode") or "ar")
-    return recipe.find_recipe(values["recipe"], folder="openmoji", name=name)
+    return find_recipe(values["recipe"], folder="openmoji", name=name)
 
 
 @pytest.mark.parametrize("words", [w for w in USED if "--set" in w], ids=" ".join)
 def test_every_recipe_key_that_the_docs_set_is_accepted(words: list[str], tmp_path: Path) -> None:
     values = COMMANDS[words[0]].make_context(words[0], list(words[1:])).params
-    tree = recipe.read_yaml(default_recipe(words[0], values))
-    recipe.override(tree, recipe.parse_set(values["sets"]))
+    tree = read_yaml(default_recipe(words[0], values))
+    override(tree, parse_set(values["sets"]))
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
-    catalog.check_file(tmp_path / "recipe.yaml")
+    recipes.check_file(tmp_path / "recipe.yaml")
 
 
 def test_a_recipe_key_that_does_not_exist_would_be_found(tmp_path: Path) -> None:
-    tree = recipe.read_yaml(recipe.find_recipe("openmoji/tokens", folder="openmoji", name=""))
+    tree = read_yaml(find_recipe("openmoji/tokens", folder="openmoji", name=""))
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree | {"tokens": {"crop": 2}}))
-    with pytest.raises(recipe.InvalidRecipe, match="tokens.crop: unknown key"):
-        catalog.check_file(tmp_path / "recipe.yaml")
+    with pytest.raises(InvalidRecipe, match="tokens.crop: unknown key"):
+        recipes.check_file(tmp_path / "recipe.yaml")
 
 
 def test_every_recipe_folder_and_script_named_exists() -> None:
@@ -134,7 +136,7 @@ def test_relative_links_and_pictures_exist(name: str) -> None:
 
 def test_defaults_and_numbers_in_the_text_are_those_of_the_code() -> None:
     assert f"exit with {Interrupted.exit_code}" in " ".join(README.split())
-    assert recipe.read_yaml(ROOT / "recipes/openmoji/tokenizer-vqkd.yaml")["teacher"]["name"] == "efflite0"
+    assert read_yaml(ROOT / "recipes/openmoji/tokenizer-vqkd.yaml")["teacher"]["name"] == "efflite0"
     assert "| `efflite0` (default) |" in README
 
 
@@ -146,7 +148,7 @@ def test_every_variable_named_is_read_by_the_code() -> None:
 
 def test_teachers_and_metrics_are_all_in_the_readme() -> None:
     from tokcli.metrics import METRICS
-    from tokcli.teachers import TEACHERS
+    from tokcli.pretrained.teachers import TEACHERS
 
     reported = set(METRICS) - {"entropy_bits"}  # the same number as codebook_perplexity on another scale
     assert [name for name in (*TEACHERS, *reported) if f"`{name}`" not in PROSE] == []
@@ -163,22 +165,22 @@ def test_the_manifest_is_a_real_one(tmp_path: Path) -> None:
 @pytest.fixture
 def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The README's quantizer, built through the recipe check as `--set` would."""
-    from tokcli.assemble import component
+    from tokcli.build import component
     from tokcli.methods.distillation import Distillation, DistillationRecipe
     from tokcli.quantizers import QUANTIZERS
 
     monkeypatch.setitem(QUANTIZERS, "bits", None)  # type: ignore[arg-type]  so that it is taken out again
     code = "\n".join(blocks(README, "python"))
     exec(code, {"QUANTIZERS": QUANTIZERS, "__name__": "bits"})
-    tree = recipe.read_yaml(ROOT / "recipes/toy/tokenizer-vqkd.yaml")
+    tree = read_yaml(ROOT / "recipes/toy/tokenizer-vqkd.yaml")
     (setting,) = re.findall(r"`--set '(quantizer=[^']+)'`", README)
-    recipe.override(tree, recipe.parse_set((setting,)))
-    checked = recipe.check(DistillationRecipe, tree, "README.md", Distillation.families)
-    with pytest.raises(recipe.InvalidRecipe, match=r"quantizer\.codedim: unknown key. Did you mean 'code_dim'"):
-        recipe.check(
+    override(tree, parse_set((setting,)))
+    checked = check(DistillationRecipe, tree, "README.md", Distillation.families)
+    with pytest.raises(InvalidRecipe, match=r"quantizer\.codedim: unknown key. Did you mean 'code_dim'"):
+        check(
             DistillationRecipe, tree | {"quantizer": {"name": "bits", "codedim": 9}}, "README.md", Distillation.families
         )
-    return component("quantizer", QUANTIZERS, recipe.resolved(checked)["quantizer"])
+    return component("quantizer", QUANTIZERS, resolved(checked)["quantizer"])
 
 
 def test_the_quantizer_of_the_readme_keeps_the_contract(bits: Any) -> None:

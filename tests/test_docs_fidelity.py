@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from test_docs import COMMANDS, blocks, invocations
 
-from tokcli import catalog, recipe
+from tokcli.cli import recipes
 from tokcli.metrics import METRICS
+from tokcli.pretrained.teachers import TEACHERS
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
-from tokcli.teachers import TEACHERS
+from tokcli.recipe.overrides import override, parse_set
+from tokcli.recipe.yaml import find_recipe, read_yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
@@ -81,10 +83,10 @@ COMMAND_LINES = [words for shell in blocks(PAGE, "sh") for words in invocations(
 def test_every_command_line_parses_and_what_it_sets_is_accepted(words: list[str], tmp_path: Path) -> None:
     values = COMMANDS[words[0]].make_context(words[0], list(words[1:])).params
     if values["recipe"]:
-        tree = recipe.read_yaml(recipe.find_recipe(values["recipe"], folder="imagenet", name=""))
-        recipe.override(tree, recipe.parse_set(values["sets"]))
+        tree = read_yaml(find_recipe(values["recipe"], folder="imagenet", name=""))
+        override(tree, parse_set(values["sets"]))
         (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
-        catalog.check_file(tmp_path / "recipe.yaml")
+        recipes.check_file(tmp_path / "recipe.yaml")
 
 
 def test_command_lines_were_found() -> None:

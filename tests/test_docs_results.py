@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokcli.recipe import read_yaml
+from tokcli.recipe.yaml import read_yaml
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {

@@ -10,7 +10,7 @@ from tokcli.evaluation.judge import asked_for
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Against, Measured, Measurement
 from tokcli.evaluation.tables import build_tables, small_sets
-from tokcli.metrics.table import as_csv, as_text
+from tokcli.evaluation.text_tables import as_csv, as_text
 
 VAL, TRAIN = Against("data-1", "set/val", 100), Against("data-2", "set/train", 900)
 

@@ -10,19 +10,19 @@ from PIL import Image
 from test_faults import draw, made
 from test_references import Tiny
 
-from tokcli import assemble
-from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import open_source
-from tokcli.evaluation.decoders import Lpips, judge_decoder, worst_sheet
+from tokcli import loading
+from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.command.options import Options
+from tokcli.data.sources import open_source
 from tokcli.evaluation.extractors import Extractor
+from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.judge import _like
+from tokcli.evaluation.reconstructions import Lpips, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
-from tokcli.evaluation.samples import judge_samples
-from tokcli.evaluation.tokens import _features, judge_proposal, judge_understanding
+from tokcli.evaluation.token_numbers import _features, judge_proposal, judge_understanding
+from tokcli.files import sha256
 from tokcli.metrics import METRICS
-from tokcli.weights import sha256
-from tokcli.workspace import Options
 
 CPU, SIZE = torch.device("cpu"), 16
 
@@ -310,7 +310,7 @@ def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with(tmp_pa
     made_of = open_artifact(
         made("train-tokenizer", "--recipe", "toy/tokenizer-cluster", "--data", tmp_path / "photos" / "train", *few)
     )
-    teacher = assemble.load_tokenizer(made_of, CPU).encoder.teacher
+    teacher = loading.load_tokenizer(made_of, CPU).encoder.teacher
     assert teacher.sha256 == made_of.facts["teacher"]["sha256"] and f"sha256 {teacher.sha256[:8]}" in _features(teacher)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tokcli.command.inputs import check_expected
 from tokcli.errors import TokError
-from tokcli.measure import check_expected
 from tokcli.methods import method_class, resolve
-from tokcli.recipe import InvalidRecipe, check, read_yaml, recipes_root
-from tokcli.schema import Expects, Recipe
+from tokcli.recipe.check import InvalidRecipe, check
+from tokcli.recipe.sections import Expects, Recipe
+from tokcli.recipe.yaml import read_yaml, recipes_root
 
 
 class Wanting(Recipe):

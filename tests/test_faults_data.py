@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokcli.data import open_source
+from tokcli.data.sources import open_source
 from tokcli.errors import TokError
 
 
@@ -88,7 +88,7 @@ def test_idx_files_without_pixels_are_refused(tmp_path: Path, shape: tuple[int, 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])  # SIGINT is ignored in background jobs
 def test_a_signal_outside_of_any_loop_is_resumable_too(tmp_path: Path, number: int) -> None:
     code = (
-        f"import os, sys, tokcli.cli as c, tokcli.catalog as s; s.listing = lambda: os.kill(os.getpid(), {int(number)})\n"
+        f"import os, sys, tokcli.cli as c, tokcli.cli.recipes as s; s.listing = lambda: os.kill(os.getpid(), {int(number)})\n"
         "sys.argv = ['tok', 'recipes']; c.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from test_faults import BRIEF, SMALL, draw, made, refusal, run
 
-from tokcli.artifact import open_artifact
+from tokcli.artifact.reading import open_artifact
 from tokcli.errors import TokError, printable
-from tokcli.loop import STATE, Journal, load_state
+from tokcli.training.journal import Journal
+from tokcli.training.state import STATE, load_state
 
 NAR = ["--mode", "nar", "--recipe", "toy/proposal-nar"]
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokcli.metrics.clip_score import clip_score
-from tokcli.metrics.codebook import codebook_perplexity, entropy_bits
-from tokcli.metrics.feature import feature_loss
+from tokcli.metrics.code_usage import codebook_perplexity, entropy_bits
+from tokcli.metrics.feature_prediction import feature_loss
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
+from tokcli.metrics.likelihood import masked_ce, proposal_ppl
 from tokcli.metrics.neighbours import neighbours
 from tokcli.metrics.precision_recall import precision, recall
-from tokcli.metrics.proposal import masked_ce, proposal_ppl
-from tokcli.networks import build_network
+from tokcli.pretrained import build_network
 
 
 def draw(n: int, d: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -10,12 +10,13 @@ import torch
 from test_captions import TEXT
 from test_faults import draw, made, refusal
 
-from tokcli import assemble, measure
-from tokcli.artifact import open_artifact
-from tokcli.data import open_source
-from tokcli.data.subset import evenly
+from tokcli import loading
+from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.weights import load_tensors, save_tensors
+from tokcli.data.sources import open_source
+from tokcli.data.sources.subset import evenly
+from tokcli.measure.predicting import HeldOut, class_numbers, held_out_tokens, measure_proposal
 from tokcli.stages import train_proposal
-from tokcli.weights import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +111,13 @@ def test_measuring_leaves_dropout_as_it_was() -> None:
             return torch.ones(indices.shape), torch.ones(indices.shape)
 
     network, rows = Network().train(), torch.zeros(2, 3, dtype=torch.int64)
-    batches = [measure.HeldOut(torch.arange(2), rows, rows[:, 0])]
-    assert measure.proposal(network, batches, torch.device("cpu"), mask_ratio=0.5)["tokens"] == 6  # type: ignore[arg-type]
+    batches = [HeldOut(torch.arange(2), rows, rows[:, 0])]
+    assert measure_proposal(network, batches, torch.device("cpu"), mask_ratio=0.5)["tokens"] == 6  # type: ignore[arg-type]
     assert network.training
 
 
 def test_classes_are_known_by_name_and_chosen_rows_are_spread() -> None:
-    assert measure.class_numbers(["ape", "cat"], ["cat", "emu"]).tolist() == [1, -1, -1]
+    assert class_numbers(["ape", "cat"], ["cat", "emu"]).tolist() == [1, -1, -1]
     assert list(evenly(5, 9)) == [0, 1, 2, 3, 4] and list(evenly(9, 3)) == [0, 4, 8] and list(evenly(9, 1)) == [0]
 
 
@@ -136,8 +137,8 @@ def test_images_without_caption_are_given_zeros_not_the_towers_empty_text(family
     source = open_source(str(family["val"]), size=64)
     without = [not source.captions(i) for i in range(len(source))]
     assert any(without) and not all(without)
-    tokenizer = assemble.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
-    (batch,) = measure.held_out_tokens(
+    tokenizer = loading.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
+    (batch,) = held_out_tokens(
         tokenizer, source, torch.device("cpu"), size=64, captions=lambda texts: torch.ones(len(texts), 2, 3)
     )
     assert [not rows.any() for rows in batch.condition] == without

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokcli import assemble
-from tokcli.artifact import open_artifact
+from tokcli import build, loading
+from tokcli.artifact.reading import open_artifact
+from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.models.foreign import convert
-from tokcli.recipe import override, read_yaml, recipes_root
+from tokcli.recipe.overrides import override
+from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages.import_tokenizer import FORMATS, main
-from tokcli.workspace import Options
 
 Shapes = dict[str, tuple[int, ...]]
 WIDTHS = (128, 128, 256, 256, 512)
@@ -154,7 +155,7 @@ def test_published_names_and_shapes_fill_the_whole_tokenizer(kind: str) -> None:
     recipe = read_yaml(recipes_root() / "imagenet" / f"tokenizer-{form.method}.yaml")
     override(recipe, form.sets)
     with torch.device("meta"):
-        tokenizer = assemble.build_tokenizer(recipe, form.feature_dim)
+        tokenizer = build.build_tokenizer(recipe, form.feature_dim)
         state = {name: torch.empty(shape) for name, shape in PUBLISHED[kind].items()}
         found = convert(state, form.layout, tokenizer, kind)
     wanted = {name: t.shape for name, t in tokenizer.export_state().items() if name != "quantizer.initialised"}
@@ -180,10 +181,10 @@ def test_an_imported_tokenizer_holds_their_tensors_and_works(kind: str, d: int, 
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=1e-4), "epoch": 3}, file)
     made = main(Options(out=tmp_path / "out", device="cpu"), kind=kind, file=file, sets=SMALL)
     artifact = open_artifact(made.path)  # type: ignore[union-attr]
-    tokenizer = assemble.load_tokenizer(artifact, torch.device("cpu"))
+    tokenizer = loading.load_tokenizer(artifact, torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32)
     indices = tokenizer.encode(images)
-    decoded = assemble.load_decoder(artifact, torch.device("cpu"))(tokenizer.codes(indices))
+    decoded = loading.load_decoder(artifact, torch.device("cpu"))(tokenizer.codes(indices))
     assert indices.shape == (2, 64) and decoded.shape == images.shape and artifact.facts["has_decoder"]
     ours, theirs = dict(tokenizer.named_parameters()), state
     torch.testing.assert_close(ours["quantizer.codebook"].data, theirs["quantize.embedding.weight"])
@@ -200,7 +201,7 @@ def test_averaged_weights_of_a_training_run_come_before_its_last_ones(tmp_path: 
     averaged = small("llamagen", 8)
     torch.save({"model": {k: t + 1 for k, t in averaged.items()}, "ema": averaged, "steps": 5}, tmp_path / "a.pt")
     made = main(Options(out=tmp_path / "out", device="cpu"), kind="llamagen-vq16", file=tmp_path / "a.pt", sets=SMALL)
-    tokenizer = assemble.load_tokenizer(open_artifact(made.path), torch.device("cpu"))  # type: ignore[union-attr]
+    tokenizer = loading.load_tokenizer(open_artifact(made.path), torch.device("cpu"))  # type: ignore[union-attr]
     torch.testing.assert_close(tokenizer.encoder.embed.weight.data, averaged["quant_conv.weight"])
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from test_import import Shapes, published_beit, published_conv, published_maskgit
 from torch import Tensor
 
-from tokcli import assemble
-from tokcli.artifact import Artifact, open_artifact
+from tokcli import loading
+from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.command.options import Options
 from tokcli.models import MaskGITDecoder, MaskGITEncoder, Tokenizer
 from tokcli.stages.import_tokenizer import FORMATS, main
-from tokcli.workspace import Options
 
 State = dict[str, Tensor]
 CODES, HEADS = 12, 2
@@ -138,7 +138,7 @@ def vit(s: State, side: str, x: Tensor) -> Tensor:
 def imported(kind: str, file: Path, sets: dict[str, Any]) -> tuple[Artifact, Tokenizer]:
     made = main(Options(out=file.parent / "out", device="cpu"), kind=kind, file=file, sets=sets)
     artifact = open_artifact(made.path)  # type: ignore[union-attr]
-    return artifact, assemble.load_tokenizer(artifact, torch.device("cpu"))
+    return artifact, loading.load_tokenizer(artifact, torch.device("cpu"))
 
 
 def write(state: State, file: Path) -> None:
@@ -178,7 +178,7 @@ def test_imported_conv_networks_give_their_indices_and_images(kind: str, file: s
     assert torch.equal(ours, theirs.flatten(1)) and len(ours.unique()) > 3
 
     drawn = conv_decode(state, codes[theirs].permute(0, 3, 1, 2), layout)
-    decoded = assemble.load_decoder(artifact, torch.device("cpu"))(tokenizer.codes(ours), (8, 12))
+    decoded = loading.load_decoder(artifact, torch.device("cpu"))(tokenizer.codes(ours), (8, 12))
     torch.testing.assert_close(decoded, drawn if maskgit else (drawn + 1) / 2, atol=1e-4, rtol=0)
     assert decoded.std() > 0.05
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokcli import loop
-from tokcli.data.tokens import TokenBatches
+from tokcli.artifact.weights import read_checkpoint
+from tokcli.data.token_batches import TokenBatches
 from tokcli.errors import Interrupted, TokError
-from tokcli.optim import Updater
-from tokcli.schema import MeasuredTrain, Optim
-from tokcli.weights import read_checkpoint
+from tokcli.recipe.sections import MeasuredTrain, Optim
+from tokcli.training import loop
+from tokcli.training.signals import StopSignal
+from tokcli.training.updater import Updater
 
 STEPS = 7
 TOKENS = torch.randint(
@@ -154,7 +155,7 @@ def test_handlers_are_as_before_after_a_run(tmp_path: Path) -> None:
 
 
 def second_signal(number: int, pause: float) -> None:
-    with loop.StopSignal() as stop:
+    with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.received == signal.SIGUSR1
         time.sleep(pause)
@@ -167,7 +168,7 @@ def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch, number: i
     def act(*_: object) -> None:
         raise TimeoutError
 
-    monkeypatch.setattr(loop.StopSignal, "echo", 0.02)
+    monkeypatch.setattr(StopSignal, "echo", 0.02)
     before = signal.signal(number, act)  # what the process would do without the loop
     try:
         with pytest.raises(TimeoutError):

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tokcli.assemble import build_losses
-from tokcli.draft import begin
+from tokcli.artifact.draft import begin
+from tokcli.build import build_losses
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES, L1Loss, L2Loss, PerceptualLoss, cosine
 from tokcli.metrics.lpips import lpips
-from tokcli.recipe import check, read_yaml, recipes_root, resolved
+from tokcli.recipe.check import check, resolved
+from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages import train_decoder
 
 # what the numbers in the headers of our own recipes were measured with: differences on [0, 1], and these weights of them

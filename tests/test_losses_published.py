@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokcli import assemble
+from tokcli import build
 from tokcli.losses import PerceptualLoss
 from tokcli.losses.adversarial import LeCam
-from tokcli.methods.adversary import Adversary
-from tokcli.methods.pixels import Pixels
+from tokcli.methods.autoencoder import Pixels
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
-from tokcli.recipe import check, read_yaml, recipes_root, resolved
+from tokcli.recipe.check import check, resolved
+from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages import train_decoder
+from tokcli.training.adversary import Adversary
 
 lpips = pytest.importorskip("lpips")
 CPU = torch.device("cpu")
@@ -78,9 +79,9 @@ def built(name: str) -> tuple[Any, Adversary, list[Any]]:
     model: Any = train_decoder.DecoderRecipe if tree["stage"] == "decoder" else Pixels.recipe_model
     recipe = check(model, tree, name, train_decoder.FAMILIES if tree["stage"] == "decoder" else Pixels.families)
     torch.manual_seed(0)
-    decoder = assemble.build_decoder(resolved(recipe), 8, (2, 2), 32)
+    decoder = build.build_decoder(resolved(recipe), 8, (2, 2), 32)
     adversary = Adversary(recipe.gan, recipe.train, CPU, 0)
-    return decoder, adversary, assemble.build_losses(recipe.loss, None, CPU)
+    return decoder, adversary, build.build_losses(recipe.loss, None, CPU)
 
 
 def gradients(terms: dict[str, Tensor], layer: Tensor) -> dict[str, Tensor]:

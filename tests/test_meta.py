@@ -6,7 +6,7 @@ import sys
 import torch
 from torch import nn
 
-from tokcli.meta import on_meta
+from tokcli.device.meta import on_meta
 
 PROGRAM = """
 import sys

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from tokcli.errors import TokError
+from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_html, as_markdown, as_text
 from tokcli.metrics import METRICS, describe, frechet_name, is_known, named
-from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
-from tokcli.metrics.extract import features
-from tokcli.metrics.feature import centroid_loss, constant_loss, feature_loss
+from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
+from tokcli.metrics.feature_prediction import centroid_loss, constant_loss, feature_loss
 from tokcli.metrics.fid import Moments
 from tokcli.metrics.inception_score import Spread
+from tokcli.metrics.likelihood import masked_ce, masked_ce_name, proposal_ppl
 from tokcli.metrics.neighbours import neighbours
-from tokcli.metrics.proposal import masked_ce, masked_ce_name, proposal_ppl
-from tokcli.metrics.table import Cell, Column, Row, Table, as_csv, as_html, as_markdown, as_text
 from tokcli.metrics.understanding import bags
+from tokcli.pretrained.extract import features
 
 
 def noise(*shape, seed=0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.errors import TokError
 from tokcli.metrics.fid import Gaussian, Moments, frechet_distance, trace_sqrt
-from tokcli.weights import load_tensors, save_tensors
 
 
 def draw(n, d=8, seed=0, shift=0.0, scale=1.0):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tokcli.errors import TokError
-from tokcli.metrics.image import PSNR_CAP, l1, mean_of, psnr, sharpness, ssim
+from tokcli.metrics.image_quality import PSNR_CAP, l1, mean_of, psnr, sharpness, ssim
 
 
 def pair(side=20, count=2):

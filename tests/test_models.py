@@ -19,7 +19,7 @@ from tokcli.models import (
     ViTDecoder,
     ViTEncoder,
 )
-from tokcli.models.transformer import Attention
+from tokcli.models.blocks import Attention
 from tokcli.quantizers import QUANTIZERS
 
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2}

@@ -10,10 +10,11 @@ import pytest
 import timm
 import torch
 
+from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
-from tokcli.networks import NETWORKS, build_network, sources
-from tokcli.networks.sources import find_weights
-from tokcli.weights import save_tensors, sha256
+from tokcli.files import sha256
+from tokcli.pretrained import NETWORKS, build_network, published_weights
+from tokcli.pretrained.published_weights import find_weights
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_weights_that_do_not_fit_are_one_line(kind, tmp_path):
 def test_a_damaged_package_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "efficientnet-lite0-57934424.pth").write_bytes(b"other")
-    monkeypatch.setattr(sources, "package_folder", lambda name: tmp_path)
+    monkeypatch.setattr(published_weights, "package_folder", lambda name: tmp_path)
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     with pytest.raises(TokError, match="is damaged"):
         build_network("efflite0")
@@ -91,7 +92,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_without_noise(tmp_path):
     # a closed port refuses at once; the hub's client alone would retry for half a minute, asleep in between, and log each time
     code = (
         "import time; time.sleep = lambda seconds: print('asleep', seconds)\n"
-        "from tokcli.networks import build_network; build_network('timm:test_vit', role='teacher')"
+        "from tokcli.pretrained import build_network; build_network('timm:test_vit', role='teacher')"
     )
     env = {
         **os.environ,
@@ -111,9 +112,9 @@ def test_a_download_is_kept_and_a_damaged_one_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     good = f"https://example.org/w-{hashlib.sha256(b'abc').hexdigest()[:8]}.pth"
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: io.BytesIO(b"abc"))
-    assert sources.download(good).read_bytes() == b"abc"
-    with pytest.raises(sources.Unreachable, match="damaged"):
-        sources.download("https://example.org/w-00000000.pth")
+    assert published_weights.download(good).read_bytes() == b"abc"
+    with pytest.raises(published_weights.Unreachable, match="damaged"):
+        published_weights.download("https://example.org/w-00000000.pth")
     assert [p.name for p in (tmp_path / "hub").iterdir()] == [good.rsplit("/", 1)[1]]
 
 

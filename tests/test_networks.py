@@ -5,9 +5,9 @@ import timm
 import torch
 from torch import nn
 
+from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
-from tokcli.networks import NETWORKS, READY, build_network
-from tokcli.weights import save_tensors
+from tokcli.pretrained import NETWORKS, READY, build_network
 
 
 def scrambled(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.optim import NonFinite, Updater, learning_rate, parameter_groups
-from tokcli.schema import Optim, Train
+from tokcli.recipe.sections import Optim, Train
+from tokcli.training.updater import NonFinite, Updater, learning_rate, parameter_groups
 
 CPU = torch.device("cpu")
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact import Artifact
+from tokcli.artifact.reading import Artifact
+from tokcli.command.options import Options
 from tokcli.evaluation.extractors import load_extractors
+from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.references import References
-from tokcli.evaluation.samples import judge_samples
 from tokcli.metrics import frechet_distance
 from tokcli.metrics.fid import Moments
-from tokcli.networks import build_network
-from tokcli.workspace import Options
+from tokcli.pretrained import build_network
 
 IMAGES, CPU = 24, torch.device("cpu")
 

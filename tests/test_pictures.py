@@ -9,6 +9,9 @@ import torch
 from PIL import Image
 
 from tokcli import pictures
+from tokcli.codebook.codes import ranking_sheet, write_code_sheets
+from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_numbers
+from tokcli.codebook.patches import choose_patches, crop_patches
 from tokcli.errors import TokError
 from tokcli.pictures.canvas import ELLIPSIS, PAPER, shorten, text_width, wrap
 
@@ -99,7 +102,7 @@ def test_many_classes_are_thinned_evenly():
 def test_patches_of_a_code_come_from_as_many_images_as_possible():
     indices = torch.zeros(10, 4, dtype=torch.int64)
     indices[3] = 1
-    places = pictures.choose_patches(indices, 3, per_code=9)
+    places = choose_patches(indices, 3, per_code=9)
     assert sorted(places[0, :, 0].tolist()) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert places[1, :4, 0].tolist() == [3] * 4 and places[1, :4, 1].tolist() == [0, 1, 2, 3]
     assert (places[1, 4:] == -1).all() and (places[2] == -1).all()
@@ -108,7 +111,7 @@ def test_patches_of_a_code_come_from_as_many_images_as_possible():
 def test_patches_are_spread_over_the_images_and_do_hold_the_code():
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(0, 5, (200, 6), generator=generator)
-    places = pictures.choose_patches(indices, 5, per_code=8)
+    places = choose_patches(indices, 5, per_code=8)
     assert (indices.numpy()[places[..., 0], places[..., 1]] == np.arange(5)[:, None]).all()
     assert (places[..., 0].max(axis=1) > 170).all() and (places[..., 0].min(axis=1) < 30).all()
     assert all(len(set(row)) == 8 for row in places[..., 0].tolist())
@@ -116,7 +119,7 @@ def test_patches_are_spread_over_the_images_and_do_hold_the_code():
 
 def test_a_patch_is_the_cell_of_its_token():
     picture = torch.arange(16).byte().reshape(1, 1, 4, 4).repeat(1, 3, 1, 1)
-    patch = pictures.crop_patches(picture, np.array([[0, 1], [0, 2], [-1, -1]]), (2, 2))
+    patch = crop_patches(picture, np.array([[0, 1], [0, 2], [-1, -1]]), (2, 2))
     assert patch[0, :, :, 0].tolist() == [[2, 3], [6, 7]]
     assert patch[1, :, :, 0].tolist() == [[8, 9], [12, 13]]
     assert (patch[2] == PAPER).all()
@@ -124,12 +127,12 @@ def test_a_patch_is_the_cell_of_its_token():
 
 def test_context_adds_the_pixels_around_and_repeats_the_edge():
     picture = torch.arange(16).byte().reshape(1, 1, 4, 4).repeat(1, 3, 1, 1)
-    patch = pictures.crop_patches(picture, np.array([[0, 0]]), (2, 2), context=1)
+    patch = crop_patches(picture, np.array([[0, 0]]), (2, 2), context=1)
     assert patch[0, :, :, 0].tolist() == [[0, 0, 1, 2], [0, 0, 1, 2], [4, 4, 5, 6], [8, 8, 9, 10]]
 
 
 def test_a_grid_that_does_not_divide_the_image_still_covers_it():
-    patch = pictures.crop_patches(images(1, 16), np.array([[0, 8]]), (3, 3))
+    patch = crop_patches(images(1, 16), np.array([[0, 8]]), (3, 3))
     assert patch.shape == (1, 6, 6, 3)
 
 
@@ -137,7 +140,7 @@ def test_every_used_code_has_a_sheet_and_sheets_repeat_byte_for_byte(tmp_path):
     indices = torch.tensor([[0, 5, 5, 2]]).repeat(3, 1)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        found = list(pictures.write_code_sheets(tmp_path / name, images(3), indices, (2, 2), 8, columns=2, context=3))
+        found = list(write_code_sheets(tmp_path / name, images(3), indices, (2, 2), 8, columns=2, context=3))
         assert [path.name for path in found] == ["code-00000.png", "code-00002.png", "code-00005.png"]
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -148,24 +151,24 @@ def test_five_hundred_sheets_of_36_patches_take_seconds(tmp_path):
     x = torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8, generator=generator)
     indices = torch.randint(0, 128, (400, 16), generator=generator)
     start = time.process_time()
-    assert len(list(pictures.write_code_sheets(tmp_path, x, indices, (4, 4), 128))) == 128
+    assert len(list(write_code_sheets(tmp_path, x, indices, (4, 4), 128))) == 128
     assert time.process_time() - start < 5  # a quarter of 20 s for 512
 
 
 def test_indices_of_another_grid_are_refused(tmp_path):
     with pytest.raises(TokError, match="do not fit"):
-        list(pictures.write_code_sheets(tmp_path, images(2), torch.zeros(2, 9, dtype=torch.int64), (2, 2), 4))
+        list(write_code_sheets(tmp_path, images(2), torch.zeros(2, 9, dtype=torch.int64), (2, 2), 4))
 
 
 def test_a_folder_that_is_gone_is_one_clear_error(tmp_path):
     with pytest.raises(TokError, match="cannot be written"):
-        list(pictures.write_code_sheets(tmp_path / "gone", images(1), torch.zeros(1, 4, dtype=torch.int64), (2, 2), 4))
+        list(write_code_sheets(tmp_path / "gone", images(1), torch.zeros(1, 4, dtype=torch.int64), (2, 2), 4))
 
 
 @pytest.mark.parametrize("codes", [1, 3, 40])
 def test_the_ranking_shows_the_most_used_code_and_holds_any_number(codes):
     indices = torch.arange(codes).repeat_interleave(4).reshape(codes, 4)
-    sheet = pictures.ranking_sheet(images(codes), indices, (2, 2), 64, rows=8, patches=4)
+    sheet = ranking_sheet(images(codes), indices, (2, 2), 64, rows=8, patches=4)
     assert (0, 255, 7) in colours_in(sheet)
 
 
@@ -196,7 +199,7 @@ def test_a_usage_plot_of_nothing_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def embedding():
     generator = torch.Generator().manual_seed(0)
-    return pictures.embed(
+    return embed(
         torch.randn(40, 60, generator=generator), torch.randn(30, 60, generator=generator), limit=20, code_limit=10
     )
 
@@ -210,14 +213,14 @@ def test_the_embedding_keeps_within_its_limits_and_says_which_rows_it_placed(emb
 def test_neighbours_stay_neighbours_in_the_plane():
     centres = torch.eye(4).repeat_interleave(10, dim=0) * 20
     x = centres + torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
-    found = pictures.embed(x, torch.eye(4) * 20, perplexity=5.0)
+    found = embed(x, torch.eye(4) * 20, perplexity=5.0)
     means = found.feature_xy.reshape(4, 10, 2).mean(axis=1)
     nearest = np.linalg.norm(found.code_xy[:, None] - means[None], axis=-1).argmin(axis=1)
     assert nearest.tolist() == [0, 1, 2, 3]
 
 
 def test_embedding_numbers_name_kind_row_and_class(embedding):
-    rows = pictures.embedding_numbers(embedding, torch.arange(40) % 2, ["even", "odd"], torch.full((30,), -1))
+    rows = embedding_numbers(embedding, torch.arange(40) % 2, ["even", "odd"], torch.full((30,), -1))
     assert [row["kind"] for row in rows] == ["feature"] * 20 + ["code"] * 10
     assert all(row["label"] == ["even", "odd"][row["index"] % 2] for row in rows[:20]) and rows[-1]["label"] == ""
 
@@ -231,13 +234,13 @@ def test_embedding_numbers_name_kind_row_and_class(embedding):
     ],
 )
 def test_the_embedding_plot_takes_two_classes_many_or_none(tmp_path, embedding, labels, classes, of_codes):
-    panels = [pictures.Panel("t", embedding, labels, of_codes)]
-    path = pictures.draw_embeddings(panels, tmp_path / "map.png", classes)
+    panels = [Panel("t", embedding, labels, of_codes)]
+    path = draw_embeddings(panels, tmp_path / "map.png", classes)
     assert Image.open(path).size == (1500, 1050)
-    two = pictures.draw_embeddings(panels * 2, tmp_path / "two.png", classes)
+    two = draw_embeddings(panels * 2, tmp_path / "two.png", classes)
     assert Image.open(two).size == (2505, 1050)
 
 
 def test_too_few_points_have_no_embedding():
     with pytest.raises(TokError, match="at least 4 points"):
-        pictures.embed(torch.zeros(1, 3), torch.zeros(2, 3))
+        embed(torch.zeros(1, 3), torch.zeros(2, 3))

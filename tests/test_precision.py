@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_faults import made
 
-from tokcli import precision
-from tokcli.metrics.extract import features
+from tokcli.device import precision
 from tokcli.models import ConvEncoder
+from tokcli.pretrained.extract import features
 
 BOTH = [False, *([True] if precision.PER_OPERATION else [])]
 

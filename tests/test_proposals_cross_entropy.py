@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokcli.data import tokens
+from tokcli.data.token_batches import TokenBatches
+from tokcli.data.token_store import TokenStore, merge, write_shard
 from tokcli.proposals import PROPOSALS, cross_entropy
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 
@@ -87,10 +88,10 @@ def test_networks_over_2_to_the_18_codes_learn_from_uint32_shards(mode: str, tmp
     k = 1 << 18
     indices = torch.randint(k, (4, 1, 9), generator=torch.Generator().manual_seed(0))
     indices[0, 0, 0] = k - 1
-    tokens.write_shard(tmp_path, 0, indices, [-1] * 4, list("abcd"), [[]] * 4, codebook_size=k)
-    tokens.merge(tmp_path, 1)
-    store = tokens.TokenStore(tmp_path)
-    batch = next(iter(tokens.TokenBatches(store, batch_size=4, seed=0)))
+    write_shard(tmp_path, 0, indices, [-1] * 4, list("abcd"), [[]] * 4, codebook_size=k)
+    merge(tmp_path, 1)
+    store = TokenStore(tmp_path)
+    batch = next(iter(TokenBatches(store, batch_size=4, seed=0)))
     assert store.dtype == np.uint32 and set(batch.indices.flatten().tolist()) == set(indices.flatten().tolist())
     network = PROPOSALS[mode](k, (3, 3), 0, width=4, depth=1, heads=1, mlp_width=4)
     loss = network.loss(batch.indices, batch.labels, batch.seeds)

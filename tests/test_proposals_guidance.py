@@ -78,7 +78,7 @@ def test_every_schedule_draws_other_pictures_than_constant(mode: str, schedule: 
 
 
 def test_a_moving_schedule_records_what_it_counts_and_the_old_way_is_one_step_ahead() -> None:
-    from tokcli.generation.request import Sample, sampling_of
+    from tokcli.sampling.request import Sample, sampling_of
 
     moving = Sample(number=1, cfg_scale=3.0, cfg_schedule="linear")
     assert moving.cfg_done == "before" and sampling_of(moving, "ar").scales(4) == [1.0, 1.5, 2.0, 2.5]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
-from tokcli.networks import sources
+from tokcli.pretrained import published_weights
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.transformer import grid_rotation, rotate
-from tokcli.weights import save_tensors
 
 K, GRID, N, CLASSES = 16, (3, 4), 12, 3
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
@@ -296,9 +296,9 @@ def test_absent_language_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch,
     from tokcli.stages import train_proposal as stage
 
     def none(repository: str, file: str) -> Path:
-        raise sources.Unreachable("hub unreachable")
+        raise published_weights.Unreachable("hub unreachable")
 
-    monkeypatch.setattr(sources, "hugging_face", none)
+    monkeypatch.setattr(published_weights, "hugging_face", none)
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     network = build("gpt2", language="gpt2-medium")
     said = "language model gpt2-medium: weights not found .hub unreachable.. Give --language-weights PATH, or fetch them.*openai-community/gpt2-medium model.safetensors"

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from tokcli.assemble import build_proposal
-from tokcli.catalog import check_file
-from tokcli.plan import parameter_count
-from tokcli.recipe import recipes_root, resolved
+from tokcli.build import build_proposal
+from tokcli.cli.recipes import check_file
+from tokcli.command.plan import parameter_count
+from tokcli.recipe.check import resolved
+from tokcli.recipe.yaml import recipes_root
 
 
 def sized(name: str, codebook_size: int, classes: int) -> int:

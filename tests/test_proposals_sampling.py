@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tokcli.errors import TokError
-from tokcli.proposals import sampling as module
+from tokcli.proposals import draw as module
+from tokcli.proposals.draw import Sampling, draw, keep_likely
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling, draw, keep_likely
 
 LOGITS = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
 

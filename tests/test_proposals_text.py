@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tokcli import distributed
 from tokcli.errors import TokError
-from tokcli.networks import text, text_cache
-from tokcli.networks.text import OpenCLIPText, TextTower, build_text_tower, byte_pairs
-from tokcli.networks.text_cache import BytePairTable, FeatureTable
+from tokcli.files import cache_dir
+from tokcli.pretrained import text, text_cache
+from tokcli.pretrained.text import OpenCLIPText, TextTower, build_text_tower, byte_pairs
+from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
-from tokcli.weights import cache_dir
 
 K, N, LENGTH = 16, 9, 4
 MODES = sorted(PROPOSALS)
@@ -243,7 +243,7 @@ def test_open_clip_towers_name_their_width_without_building() -> None:
 
 
 def test_minilm_computes_what_bert_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokcli.networks import minilm
+    from tokcli.pretrained import minilm
 
     for name, value in {"WIDTH": 8, "LAYERS": 2, "HEADS": 2, "MLP": 12, "WORDS": 20, "LONGEST": 9}.items():
         monkeypatch.setattr(minilm, name, value)

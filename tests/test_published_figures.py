@@ -7,12 +7,12 @@ from test_evaluation import TRAIN, fd, headings, measured, usage
 from test_faults import refusal
 from test_report_page import EXTRACTORS
 
-from tokcli import pictures
 from tokcli.evaluation.aims import Published
+from tokcli.evaluation.html import write_report
 from tokcli.evaluation.records import Measurement
 from tokcli.evaluation.tables import build_tables
-from tokcli.metrics.table import as_csv, as_html, as_markdown, as_text
-from tokcli.recipe import read_yaml, recipes_root
+from tokcli.evaluation.text_tables import as_csv, as_html, as_markdown, as_text
+from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages.evaluate import EvalRecipe
 
 AIMS = Published(
@@ -124,6 +124,6 @@ def test_the_page_sets_published_figures_apart(tmp_path):
         "artifacts": [m.as_json() for m in family],
         "table": build_tables(family, AIMS).as_json,
     }
-    pictures.write_report(tmp_path, report, logs={}, recipes={}, sheets=[], title="x")
+    write_report(tmp_path, report, logs={}, recipes={}, sheets=[], title="x")
     page = (tmp_path / "report.html").read_text()
     assert '<tr class="published"><th scope="row">vqkd, published</th><td class="published">90.0</td>' in page

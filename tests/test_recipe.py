@@ -11,19 +11,10 @@ import yaml
 
 from tokcli.errors import TokError
 from tokcli.methods import method_class
-from tokcli.recipe import (
-    InvalidRecipe,
-    _say_fallback,
-    check,
-    find_recipe,
-    override,
-    parse_set,
-    read_yaml,
-    recipes_root,
-    resolved,
-    to_yaml,
-)
-from tokcli.schema import Component, Optim, Recipe
+from tokcli.recipe.check import InvalidRecipe, check, resolved
+from tokcli.recipe.overrides import override, parse_set
+from tokcli.recipe.sections import Component, Optim, Recipe
+from tokcli.recipe.yaml import _say_fallback, find_recipe, read_yaml, recipes_root, to_yaml
 
 SHIPPED = sorted(recipes_root().glob("*/*.yaml"))
 
@@ -271,7 +262,7 @@ def test_every_data_set_with_a_tokenizer_has_its_own_recipes_of_what_follows() -
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_shipped_recipe_is_valid_and_its_resolved_form_repeats_it(path: Path, tmp_path: Path) -> None:
-    from tokcli.catalog import check_file
+    from tokcli.cli.recipes import check_file
 
     recipe = check_file(path)
     again = check_file(written(tmp_path, to_yaml(recipe)))
@@ -290,7 +281,8 @@ def test_every_shipped_recipe_opens_with_a_comment() -> None:
 
 
 def test_all_invalid_recipes_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokcli import catalog
+    from tokcli.cli import recipes as catalog
+    from tokcli.cli import recipes as recipes_module
 
     (tmp_path / "own").mkdir()
     for name, text in (
@@ -299,15 +291,16 @@ def test_all_invalid_recipes_are_told_at_once(tmp_path: Path, monkeypatch: pytes
         ("c", "stage: tokens\ntokens: {}"),
     ):
         (tmp_path / "own" / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(catalog, "recipes_root", lambda: tmp_path)
+    monkeypatch.setattr(recipes_module, "recipes_root", lambda: tmp_path)
     with pytest.raises(InvalidRecipe) as caught:
         catalog.check(None)
     assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["a.yaml", "b.yaml"]
 
 
 def test_recipe_of_another_stage_is_refused() -> None:
+    from tokcli.command.inputs import load_recipe
+    from tokcli.command.options import Options
     from tokcli.stages.tokenize import TokensRecipe
-    from tokcli.workspace import Options, load_recipe
 
     with pytest.raises(TokError, match="is a recipe of stage 'decoder'. wanted: 'tokens'"):
         load_recipe(Options(recipe="toy/decoder-conv"), TokensRecipe, "tokens", "toy", {})

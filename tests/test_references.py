@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact import open_artifact
+from tokcli.artifact.reading import open_artifact
+from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.evaluation import published
 from tokcli.evaluation.extractors import Extractor, Seen, chosen, load_extractors, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.references import References
 from tokcli.metrics import frechet_distance
-from tokcli.workspace import Options
 
 CPU = torch.device("cpu")
 
@@ -287,8 +287,8 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path, small_inception):
 
 
 def test_another_file_than_the_published_one_never_gives_an_fid(tmp_path, caplog):
-    from tokcli.networks import build_network
-    from tokcli.weights import save_tensors
+    from tokcli.artifact.weights import save_tensors
+    from tokcli.pretrained import build_network
 
     save_tensors(tmp_path / "w.safetensors", build_network("inception", "random").body.state_dict())
     (judge,) = load_extractors(["inception", "inception"], tmp_path / "w.safetensors", CPU)

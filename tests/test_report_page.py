@@ -8,12 +8,12 @@ import pytest
 from browser import Browser, browser  # noqa: F401  the fixture
 from PIL import Image
 
-from tokcli import pictures
-from tokcli.evaluation.page import read_log
+from tokcli.evaluation import charts
+from tokcli.evaluation import html as pages
+from tokcli.evaluation.html import Picture, write_report
 from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
+from tokcli.evaluation.report_page import read_log
 from tokcli.evaluation.tables import build_tables
-from tokcli.pictures import charts
-from tokcli.pictures import report as pages
 
 VAL = Against("statistics-1", "set/<val>", 285)
 SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -62,8 +62,8 @@ def page(tmp_path_factory, report):
     folder = tmp_path_factory.mktemp("report")
     Image.new("RGB", (900, 40), "red").save(folder / "sheet.png")
     log = [{"step": s, "epoch": 0.1 * s, "loss": 1 / s, "nan": float("nan"), "note": "text"} for s in range(1, 900)]
-    picture = pictures.Picture(folder / "sheet.png", "Originals", "<i>in red</i>")
-    name = pictures.write_report(
+    picture = Picture(folder / "sheet.png", "Originals", "<i>in red</i>")
+    name = write_report(
         folder, report[0], logs={"tokenizer-1": log}, recipes=report[1], sheets=[picture], title="a & b"
     )
     return folder / name

@@ -21,15 +21,18 @@ import torch
 import yaml
 from PIL import Image
 
-from tokcli import assemble
-from tokcli import draft as drafts
-from tokcli.artifact import open_artifact, read_manifest, scan
+from tokcli import build as build_module
+from tokcli import loading
+from tokcli.artifact import draft as drafts
+from tokcli.artifact.draft import Draft
+from tokcli.artifact.manifest import read_manifest
+from tokcli.artifact.reading import open_artifact, scan
+from tokcli.artifact.weights import load_tensors, read_checkpoint, save_tensors
+from tokcli.build import build_decoder, build_discriminator, build_losses
 from tokcli.cli import cli
-from tokcli.draft import Draft
 from tokcli.errors import Interrupted, TokError
-from tokcli.loop import STATE, save_state
-from tokcli.optim import Updater
-from tokcli.weights import load_tensors, read_checkpoint, save_tensors
+from tokcli.training.state import STATE, save_state
+from tokcli.training.updater import Updater
 
 STEPS = 5  # of 8 images out of 20: two epochs end inside a step
 
@@ -347,13 +350,13 @@ def test_what_a_decoder_is_trained_on_does_not_move(
 
         return build
 
-    monkeypatch.setattr(assemble, "load_tokenizer", kept(assemble.load_tokenizer, lambda t: [t], frozen))
-    monkeypatch.setattr(assemble, "build_losses", kept(assemble.build_losses, lambda ls: [ls[1][2].network], frozen))
-    monkeypatch.setattr(assemble, "build_discriminator", kept(assemble.build_discriminator, lambda d: [d], trained))
+    monkeypatch.setattr(loading, "load_tokenizer", kept(loading.load_tokenizer, lambda t: [t], frozen))
+    monkeypatch.setattr(build_module, "build_losses", kept(build_losses, lambda ls: [ls[1][2].network], frozen))
+    monkeypatch.setattr(build_module, "build_discriminator", kept(build_discriminator, lambda d: [d], trained))
     monkeypatch.setattr(
-        assemble, "build_discriminator", kept(assemble.build_discriminator, lambda d: [d._network[0]], frozen)
+        build_module, "build_discriminator", kept(build_discriminator, lambda d: [d._network[0]], frozen)
     )
-    monkeypatch.setattr(assemble, "build_decoder", kept(assemble.build_decoder, lambda d: [d], trained))
+    monkeypatch.setattr(build_module, "build_decoder", kept(build_decoder, lambda d: [d], trained))
     made = tok(*commands["decoder"], "--recipe", tmp_path / "decoder.yaml", "--out", tmp_path / "decoder")
     assert len(frozen) == 3 and len(trained) == 2
     for module, before in frozen:

@@ -19,19 +19,23 @@ from PIL import Image
 from test_faults import SMALL, draw, made, refusal, run
 from torch import Tensor
 
-from tokcli import assemble, distributed, measure, workspace
-from tokcli.artifact import Artifact, open_artifact
-from tokcli.data import open_source
-from tokcli.data import samples as store
+from tokcli import distributed, loading
+from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.command import output
+from tokcli.command.session import share_of
+from tokcli.data import sample_store as store
+from tokcli.data.pixels import unit
 from tokcli.data.prompts import read_prompts
-from tokcli.draft import Draft, locked
+from tokcli.data.sources import open_source
 from tokcli.errors import Misuse, TokError
-from tokcli.generation import neighbours, sheets
-from tokcli.generation.edits import Edit, rows_kept
-from tokcli.generation.generator import Generator
-from tokcli.generation.neighbours import Nearest, features_of, nearest, report
-from tokcli.generation.request import point_name, sweep_points
+from tokcli.measure.previews import read_samples
 from tokcli.proposals import Proposal
+from tokcli.sampling import contact_sheet, memorisation
+from tokcli.sampling.edits import Edit, rows_kept
+from tokcli.sampling.generator import Generator
+from tokcli.sampling.memorisation import Nearest, features_of, nearest, report
+from tokcli.sampling.request import point_name, sweep_points
 from tokcli.stages import sample as stage
 
 
@@ -84,7 +88,7 @@ def indices(samples: Path) -> np.ndarray:
 
 def pictures(samples: Path) -> Tensor:
     a = open_artifact(samples)
-    return measure.read_samples(a, range(a.facts["number"]))
+    return read_samples(a, range(a.facts["number"]))
 
 
 # how many of what
@@ -165,7 +169,7 @@ def test_guidance_of_a_network_that_saw_every_label_is_refused_at_once(
 
 @pytest.mark.parametrize("kind", ["tokenizer", "decoder", "proposal"])
 def test_a_network_that_is_loaded_is_frozen(family: dict[str, Path], kind: str) -> None:
-    load = {"tokenizer": assemble.load_tokenizer, "decoder": assemble.load_decoder, "proposal": assemble.load_proposal}
+    load = {"tokenizer": loading.load_tokenizer, "decoder": loading.load_decoder, "proposal": loading.load_proposal}
     network = load[kind](open_artifact(family["ar" if kind == "proposal" else kind]), torch.device("cpu"))
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
@@ -257,16 +261,16 @@ def test_a_batch_is_claimed_until_it_is_written_and_a_finished_artifact_is_left_
     done = open_artifact(made(*command, "--out", out))
     assert free == [False] * 3
     late = Draft(out, {**done.manifest, "status": "running"}, None, resumed=True)
-    monkeypatch.setattr(workspace, "begin", lambda *a, **k: late)  # of a job that began before the end of the other
+    monkeypatch.setattr(output, "begin", lambda *a, **k: late)  # of a job that began before the end of the other
     assert open_artifact(made(*command, "--out", out)).id == done.id and free == [False] * 3
     assert not (out / store.PARTS).exists()
 
 
 def test_a_share_of_the_work_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workspace.share_of((1, 4)) == (1, 4) and workspace.share_of(None) == (0, 1)
+    assert share_of((1, 4)) == (1, 4) and share_of(None) == (0, 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(Misuse, match="ranks share the work already"):
-        workspace.share_of((0, 2))
+        share_of((0, 2))
 
 
 def test_batches_are_put_together_in_their_order(tmp_path: Path) -> None:
@@ -356,9 +360,11 @@ def test_shards_hold_the_pictures_of_png_and_are_data(flags: Any, tmp_path: Path
 
 
 def test_the_sheet_has_the_asked_rows_and_columns(flags: Any) -> None:
-    assert sheets.shown([0, 1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
-    assert sheets.shown([-1] * 30, "2x3") == [0, 1, 2, 3, 4, 5] and len(sheets.shown([-1] * 100, None)) == 60
-    assert len(sheets.shown(list(range(1000)) * 50, None)) == 240
+    assert contact_sheet.shown([0, 1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
+    assert (
+        contact_sheet.shown([-1] * 30, "2x3") == [0, 1, 2, 3, 4, 5] and len(contact_sheet.shown([-1] * 100, None)) == 60
+    )
+    assert len(contact_sheet.shown(list(range(1000)) * 50, None)) == 240
     sizes = []
     for grid in ("2x2", "2x4"):
         with Image.open(made(*flags("nar"), "--per-class", 4, "--grid", grid) / "sheet.png") as image:
@@ -379,8 +385,8 @@ def test_a_sweep_loads_the_networks_once_and_prints_a_path_a_line(
     flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Artifact] = []
-    load = assemble.load_proposal
-    monkeypatch.setattr(assemble, "load_proposal", lambda a, device: loads.append(a) or load(a, device))
+    load = loading.load_proposal
+    monkeypatch.setattr(loading, "load_proposal", lambda a, device: loads.append(a) or load(a, device))
     result = run(
         *flags("nar"),
         "-n",
@@ -410,9 +416,9 @@ def mask_of(path: Path, size: tuple[int, int] = (64, 64), box: tuple[int, int, i
 
 
 def original_tokens(family: dict[str, Path]) -> np.ndarray:
-    tokenizer = assemble.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
+    tokenizer = loading.load_tokenizer(open_artifact(family["tokenizer"]), torch.device("cpu"))
     pixels = torch.from_numpy(np.array(Image.open(family["photo"]))).permute(2, 0, 1)[None]
-    return tokenizer.encode(measure.unit(pixels, torch.device("cpu")))[0].numpy()
+    return tokenizer.encode(unit(pixels, torch.device("cpu")))[0].numpy()
 
 
 @pytest.mark.parametrize("order", ["confidence", "halton"])
@@ -452,19 +458,21 @@ def test_the_top_of_a_picture_is_completed(family: dict[str, Path], flags: Any, 
 def test_edits_for_several_prompts_stand_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        sheets.pictures, "contact_sheet", lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True))
+        contact_sheet.pictures,
+        "contact_sheet",
+        lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True)),
     )
     picture = torch.full((3, 4, 4), 7, dtype=torch.uint8)
     edit = Edit(picture, torch.eye(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool), {})
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4)
-    sheets.sheet(images, [0, 1, 0, 1, 0], ["red", "blue"], None, edit)
+    contact_sheet.sheet(images, [0, 1, 0, 1, 0], ["red", "blue"], None, edit)
     original = seen.pop("original; grey is drawn anew")
-    assert torch.equal(original[0], picture) and int(original[1, 0, 0, 0]) == sheets.GREY
+    assert torch.equal(original[0], picture) and int(original[1, 0, 0, 0]) == contact_sheet.GREY
     assert {name: rows[:, 0, 0, 0].tolist() for name, rows in seen.items()} == {
         "edits: red": [0, 2, 4], "edits: blue": [1, 3],
     }  # fmt: skip
     seen.clear()
-    sheets.sheet(images, [-1] * 5, [], "3x2", edit)
+    contact_sheet.sheet(images, [-1] * 5, [], "3x2", edit)
     assert list(seen) == ["original; grey is drawn anew", "edits", ""]
 
 
@@ -568,7 +576,7 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
     opened, seen = [], []
     monkeypatch.setattr(stage, "open_source", lambda spec, **keys: opened.append(spec) or open_source(spec, **keys))
     monkeypatch.setattr(
-        neighbours, "nearest", lambda q, source, *rest: seen.append(len(source)) or nearest(q, source, *rest)
+        memorisation, "nearest", lambda q, source, *rest: seen.append(len(source)) or nearest(q, source, *rest)
     )
     command = ["sample", "--recipe", "toy/sample-ar", "--proposal", p, "--decoder", family["decoder"], "-n", 2]
     command += ["--neighbours", "pixels", "--workspace", tmp_path / "ws"]
@@ -592,7 +600,7 @@ def test_what_neighbours_lack_is_said_before_anything_is_drawn(
     def missing(*_: Any) -> None:
         raise TokError("extractor squeezenet", "weights not found")
 
-    monkeypatch.setattr(neighbours, "features_of", missing)
+    monkeypatch.setattr(memorisation, "features_of", missing)
     assert "weights not found" in refusal(*flags("nar"), "-n", 3, "--neighbours", "squeezenet")
     assert list(tmp_path.glob("ws/*")) and not list(tmp_path.glob("ws/*/images"))
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tokcli.cli import cli
-from tokcli.recipe import read_yaml, recipes_root
+from tokcli.recipe.yaml import read_yaml, recipes_root
 
 SHIPPED = sorted(str(path.relative_to(recipes_root()).with_suffix("")) for path in recipes_root().glob("*/*.yaml"))
 PROPOSALS = {  # whose samples a recipe of stage sample draws, where its name does not say it

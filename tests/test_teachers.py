@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
-from tokcli.networks import READY, build_network
-from tokcli.teachers import TEACHERS, Teacher, build_teacher
-from tokcli.teachers.cache import FeatureCache
-from tokcli.weights import save_tensors
+from tokcli.pretrained import READY, build_network
+from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 
 IMAGENET = (
     torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),

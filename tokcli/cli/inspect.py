@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokcli.cli.options import COMMON, DATA, NAME, PATH, options_of, run_stage, with_options
+from tokcli.cli.flags import COMMON, DATA, NAME, PATH, options_of, run_stage, with_options
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
@@ -38,7 +38,7 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
 @click.option("--check", is_flag=True, help="Check the named recipe, or all of them, against the code.")
 def recipes(name: str | None, check: bool) -> None:
     """List the recipes that come with tok, or show one; its header says command, cost and score."""
-    from tokcli import catalog as stage
+    from tokcli.cli import recipes as stage
 
     click.echo(stage.check(name) if check else stage.text(name) if name else stage.listing())
 

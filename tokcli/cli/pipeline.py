@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tokcli.cli.options import (
+from tokcli.cli.flags import (
     COMMON,
     DATA,
     HELD_OUT,

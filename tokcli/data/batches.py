@@ -1,11 +1,11 @@
-"""Images in batches, endless for training and in order for bulk jobs: the same for any workers and ranks."""
+"""Images in batches for training, endless: the same for any number of workers and ranks."""
 
 import contextlib
 import itertools
 import logging
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +13,16 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tokcli.data import BadImage, ImageSource
+from tokcli.data.order import Order
 from tokcli.data.randomness import generator
-from tokcli.data.sampling import Order
-from tokcli.data.transforms import CropViews, Transform
+from tokcli.data.sources import BadImage, ImageSource
+from tokcli.data.transforms import Transform
 from tokcli.errors import TokError, printable
 
-MOST_NAMED = 20  # bad images that are named on stderr; all are in `skipped`
-CHUNK = 16  # images that a worker of a bulk job hands over at once
 log = logging.getLogger("tok")
+
+
+MOST_NAMED = 20  # bad images that are named on stderr; all are in `skipped`
 
 
 class Batch(NamedTuple):
@@ -147,53 +148,7 @@ class TrainBatches:
             )
 
 
-class _Chunks(Dataset[Any]):
-    """Chunk of sample numbers -> (stacked images, the numbers they are of, what was bad)."""
-
-    def __init__(self, source: ImageSource, transform: Transform | CropViews, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
-
-    def __getitem__(self, chunk: list[int]) -> tuple[Tensor, list[tuple[int, str, str]]]:
-        images, bad = [], []
-        for i in chunk:
-            try:
-                image = self.source.image(i)
-            except BadImage as error:
-                bad.append((i, error.key, error.why))
-                continue
-            views = isinstance(self.transform, CropViews)
-            images.append(
-                self.transform(image, i) if views else self.transform(image, generator(self.seed, "read", i))  # type: ignore[arg-type]
-            )
-        return torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), bad
-
-
-def read_all(
-    source: ImageSource,
-    transform: Transform | CropViews,
-    *,
-    indices: Sequence[int],
-    workers: int = 0,
-    seed: int = 0,
-) -> Iterator[tuple[int, UInt8[Tensor, "*views 3 s s"] | BadImage]]:
-    """(sample number, transformed image or why there is none), in the order of `indices`.
-
-    `CropViews` give (views, 3, s, s); a random transform is a function of (seed, sample number).
-
-    Raises:
-        TokError: a worker died.
-    """
-    numbers = [int(i) for i in indices]
-    chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
-    loaded = _load(_Chunks(source, transform, seed), chunks, workers)
-    for chunk, (images, bad) in zip(chunks, loaded, strict=True):
-        why = {i: BadImage(key, reason) for i, key, reason in bad}
-        good = iter(images)
-        for i in chunk:
-            yield i, why[i] if i in why else next(good)
-
-
-def _load(dataset: _Steps | _Chunks, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
+def _load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
     """Items in the sampler's order, read here or in worker processes; pinned where there is a GPU."""
     pin = torch.cuda.is_available()
     if len(dataset.source) and workers:

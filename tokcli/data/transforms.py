@@ -235,3 +235,8 @@ def crop_views(
 ) -> CropViews:
     """The views named center, center-flip, crop1, crop1-flip, ... of a sample."""
     return CropViews(size, crops=crops, flip=flip, scale=scale, seed=seed)
+
+
+def evaluation_transform(size: int) -> CenterCrop:
+    """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop."""
+    return CenterCrop(size)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field, field_validator
 
+from tokcli.evaluation.text_tables import Cell, Column, Row
 from tokcli.metrics import METRICS, describe
-from tokcli.metrics.table import Cell, Column, Row
+from tokcli.recipe.sections import Section
 from tokcli.registry import nearest
-from tokcli.schema import Section
 
 MODES = ("ar", "nar", "t2i")
 DRAWN = ("fid", "sfid", "kid", "inception_score", "clip_score")  # of samples, so that their names end in a mode

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from tokcli import measure
-from tokcli.artifact import Artifact
+from tokcli.artifact.reading import Artifact
 from tokcli.evaluation.extractors import BATCH
 from tokcli.evaluation.records import Measurement
+from tokcli.measure.previews import read_samples
 from tokcli.metrics import METRICS
-from tokcli.metrics.extract import features
-from tokcli.networks import build_network
-from tokcli.networks.text import OpenCLIPText, build_text_tower
+from tokcli.pretrained import build_network
+from tokcli.pretrained.extract import features
+from tokcli.pretrained.text import OpenCLIPText, build_text_tower
 
 CLIP = "clip"
 
@@ -40,7 +40,7 @@ class ClipScore:
         if not prompts:
             return []
         number = a.facts["number"]
-        pieces = (measure.read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        pieces = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
         seen = torch.cat(list(features(pieces, self.images.pooled, device=self.device)))
         wanted = self.texts.embed(prompts)[[i % len(prompts) for i in range(number)]]
         value: Any = METRICS["clip_score"].function(seen.cpu(), wanted.cpu())

@@ -6,15 +6,16 @@ from typing import Protocol
 
 import torch
 
-from tokcli import assemble, compute
-from tokcli.artifact import Artifact
-from tokcli.compute import MICRO, Compute
+from tokcli import loading
+from tokcli.artifact.reading import Artifact
+from tokcli.command import compute
+from tokcli.command.compute import MICRO, Compute
+from tokcli.device.meta import on_meta
 from tokcli.evaluation.captions import CLIP
-from tokcli.evaluation.decoders import LPIPS
 from tokcli.evaluation.extractors import Extractor
-from tokcli.meta import on_meta
-from tokcli.networks import build_network
-from tokcli.teachers import build_teacher
+from tokcli.evaluation.reconstructions import LPIPS
+from tokcli.pretrained import build_network
+from tokcli.pretrained.teachers import build_teacher
 
 
 class Settings(Protocol):
@@ -60,7 +61,7 @@ def evaluation_cost(
             each += encoding if a.kind == "tokenizer" else 0.0
         if a.kind == "proposal":
             with on_meta():
-                network = assemble.proposal_of(a)
+                network = loading.proposal_of(a)
             each += network.pass_flops(network.length, network.length, network.tokens)
     shared = sum(judges.values())  # originals, once for all artifacts of a size
     unread = sum(number is None for number in references)
@@ -85,13 +86,13 @@ def _judge(name: str, size: int) -> float:
 
 def _encoding(tokenizer: Artifact) -> float:
     with on_meta():
-        network = assemble.tokenizer_of(tokenizer)
+        network = loading.tokenizer_of(tokenizer)
     return compute.encoding(network, tokenizer.recipe["quantizer"], tokenizer.facts["use_size"])
 
 
 def _pixels(a: Artifact) -> float:
     with on_meta():
-        decoder = assemble.decoder_of(a)
+        decoder = loading.decoder_of(a)
     return compute.decoding(decoder, a.facts["code_dim"], math.prod(a.facts["grid"]))
 
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.metrics.extract import features
 from tokcli.metrics.fid import Moments
-from tokcli.networks import Network, build_network, network_class
-from tokcli.networks.inception import FIDInception
+from tokcli.pretrained import Network, build_network, network_class
+from tokcli.pretrained.extract import features
+from tokcli.pretrained.inception import FIDInception
 
 log = logging.getLogger("tok")
 BATCH = 64  # images read at a time

@@ -11,22 +11,28 @@ from jaxtyping import UInt8
 from PIL.Image import Image
 from torch import Tensor
 
-from tokcli import artifact, assemble, measure, pictures, precision, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, evenly, limited, open_source
+from tokcli import loading, pictures
+from tokcli.artifact.manifest import canonical_hash
+from tokcli.artifact.reading import Artifact, locate
+from tokcli.command.options import Options
+from tokcli.command.output import reference
+from tokcli.data.reading import first_readable
+from tokcli.data.sources import ImageSource, evenly, limited, open_source
+from tokcli.device import precision
 from tokcli.errors import TokError
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.captions import CLIP, ClipScore
-from tokcli.evaluation.decoders import LPIPS, Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.extractors import Extractor, load_extractors
+from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
+from tokcli.evaluation.reconstructions import LPIPS, Lpips, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import References
-from tokcli.evaluation.samples import judge_samples
-from tokcli.evaluation.tokens import judge_proposal, judge_tokenizer, judge_understanding
+from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
+from tokcli.measure.decoding import reconstruct
+from tokcli.measure.previews import read_samples
 from tokcli.models import TeacherEncoder, Tokenizer
-from tokcli.teachers import Teacher, build_teacher
-from tokcli.workspace import Options
+from tokcli.pretrained.teachers import Teacher, build_teacher
 
 log = logging.getLogger("tok")
 COLUMNS = 12  # of the contact sheet
@@ -67,7 +73,7 @@ def asked_for(sample: Mapping[str, Any]) -> str | None:
             return f"{called} as in the {asked}"
         if asked:
             said = ", ".join(map(str, asked))
-            many = f"{len(asked):,} {called} ({artifact.canonical_hash(asked)[:8]})"
+            many = f"{len(asked):,} {called} ({canonical_hash(asked)[:8]})"
             return f"{called} {said}" if len(said) <= LEGIBLE else many
     return None
 
@@ -126,7 +132,7 @@ class Judge:
         used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}  # of another file it is another report
         found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
-        return found | {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in self.given.values()}
+        return found | {f"{a.kind}-{a.id[-6:]}": reference(a) for a in self.given.values()}
 
     def protocol(self) -> dict[str, Any]:
         """What holds for all numbers, as data."""
@@ -181,7 +187,7 @@ class Judge:
         wanted = str(a.input_id(role))
         if wanted in self.given:
             return self.given[wanted]
-        return a if a.id == wanted else artifact.locate(wanted, a.inputs[role]["path"], a.path.parent)
+        return a if a.id == wanted else locate(wanted, a.inputs[role]["path"], a.path.parent)
 
     def _roles(self, a: Artifact) -> Callable[[Extractor], tuple[str, ...]]:
         """The roles of an extractor in the training of an artifact and its ancestors."""
@@ -197,7 +203,7 @@ class Judge:
         """A tokenizer's network, read once for all artifacts in a row that are made from it."""
         if self._tokenizer_at_hand is None or self._tokenizer_at_hand[0] != a.id:
             self._tokenizer_at_hand = None  # the memory of one is enough
-            self._tokenizer_at_hand = a.id, assemble.load_tokenizer(a, self.device)
+            self._tokenizer_at_hand = a.id, loading.load_tokenizer(a, self.device)
         return self._tokenizer_at_hand[1]
 
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
@@ -238,7 +244,7 @@ class Judge:
         size, settings = a.facts["use_size"], self.settings
         tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(size)
         self._worst[a.id] = judge_decoder(
-            tokenizer, assemble.load_decoder(a, self.device), source, self.device, size=size,
+            tokenizer, loading.load_decoder(a, self.device), source, self.device, size=size,
             extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
             lpips_roles=self._lpips_roles(a), worst=settings.worst,
         )  # fmt: skip
@@ -247,9 +253,9 @@ class Judge:
     def _proposal(self, a: Artifact) -> list[Measurement]:
         size = a.facts["use_size"]
         return judge_proposal(
-            assemble.load_proposal(a, self.device), self._network(self._input(a, "tokenizer")),
+            loading.load_proposal(a, self.device), self._network(self._input(a, "tokenizer")),
             self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
-            classes=a.facts["classes"], captions=assemble.load_caption_encoder(a, self.options.weights.get("text"), self.device),
+            classes=a.facts["classes"], captions=loading.load_caption_encoder(a, self.options.weights.get("text"), self.device),
         )  # fmt: skip
 
     def _samples(self, a: Artifact) -> list[Measurement]:
@@ -290,7 +296,7 @@ class Judge:
                 title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
                 nothing = torch.full_like(images[:1], NOTHING)
                 if set(wanted) != {None}:
-                    rows[title] = torch.cat([nothing if n is None else measure.read_samples(a, [n]) for n in wanted])
+                    rows[title] = torch.cat([nothing if n is None else read_samples(a, [n]) for n in wanted])
         return pictures.comparison_sheet(rows, column_labels=names)
 
     def side_by_side(self, decoders: Sequence[Artifact]) -> Image:
@@ -309,7 +315,7 @@ class Judge:
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
         of_class: list[Sequence[int]] = [[i for i, label in enumerate(labels) if label == c] for c in classes]
         starts = [*evenly(len(labels), COLUMNS), len(labels)]
-        numbers, images = measure.first_readable(source, size, of_class or [range(*two) for two in pairwise(starts)])
+        numbers, images = first_readable(source, size, of_class or [range(*two) for two in pairwise(starts)])
         names = [source.classes[source.label(i)] for i in numbers] if classes else None
         return torch.stack(images), names
 
@@ -317,6 +323,6 @@ class Judge:
         """What becomes of its `_examples`, for its own sheet and for that of all."""
         if decoder.id not in self._reconstructions_shown:
             tokenizer = self._network(self._input(decoder, "tokenizer"))
-            network = assemble.load_decoder(decoder, self.device)
-            self._reconstructions_shown[decoder.id] = measure.reconstruct(tokenizer, network, images, self.device)
+            network = loading.load_decoder(decoder, self.device)
+            self._reconstructions_shown[decoder.id] = reconstruct(tokenizer, network, images, self.device)
         return self._reconstructions_shown[decoder.id]

@@ -4,10 +4,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tokcli import artifact
-from tokcli.artifact import Artifact
+from tokcli.artifact.reading import Artifact, locate
 from tokcli.errors import TokError
-from tokcli.networks import READY
+from tokcli.pretrained import READY
 
 log = logging.getLogger("tok")
 
@@ -30,7 +29,7 @@ def ancestry(a: Artifact, known: Iterable[Artifact] = ()) -> list[Artifact]:
             if entry["id"] in found or role in FILES or entry["id"].startswith("weights-"):
                 continue
             try:
-                parent = at_hand.get(entry["id"]) or artifact.locate(entry["id"], entry["path"], child.path.parent)
+                parent = at_hand.get(entry["id"]) or locate(entry["id"], entry["path"], child.path.parent)
             except TokError as error:
                 log.warning("%s: its %s is not at hand, so judges that trained it go unmarked: %s", a.id, role, error)
                 found[entry["id"]] = None

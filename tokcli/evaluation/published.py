@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.metrics.fid import Gaussian
-from tokcli.networks.inception import POOLED, SPATIAL
+from tokcli.pretrained.inception import POOLED, SPATIAL
 
 AT_ONCE = 64  # images that are read together
 IMAGES = "arr_0"

@@ -11,16 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokcli import artifact, measure, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, open_source
+from tokcli.artifact.manifest import MANIFEST
+from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.weights import load_tensors, save_tensors
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.data.reading import read_batches
+from tokcli.data.sources import ImageSource, open_source
+from tokcli.data.transforms import evaluation_transform
 from tokcli.errors import TokError
 from tokcli.evaluation.extractors import Extractor, Seen, chosen, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
+from tokcli.files import sha256
 from tokcli.metrics.fid import Gaussian
-from tokcli.weights import load_tensors, save_tensors, sha256
-from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
 DINOV2_BEFORE = 518  # pixels at which statistics that do not say so saw images
@@ -61,7 +65,7 @@ class References:
     ) -> None:
         self.options, self.manifold, self.device, self.held_out = options, manifold, device, held_out
         self.specs = list({Path(s).resolve() if Path(s).exists() else s: s for s in specs}.values())
-        self.given = {s: artifact.open_artifact(s, "--reference", ["statistics"]) for s in self.specs if is_artifact(s)}
+        self.given = {s: open_artifact(s, "--reference", ["statistics"]) for s in self.specs if is_artifact(s)}
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self._made: dict[tuple[str, str, int], Reference | None] = {}
 
@@ -105,7 +109,7 @@ class References:
         entries = []
         for spec in self.specs:
             if spec in self.given:
-                entries.append(workspace.reference(self.given[spec]))
+                entries.append(reference(self.given[spec]))
             elif is_npz(spec):
                 entries.append({"id": f"data-{sha256(_file(spec))[:12]}", "path": str(Path(spec).resolve())})
             else:
@@ -177,7 +181,7 @@ class References:
         draft = self._begin(source.name, describes, {"id": source.id, "path": source.name}, extractor)
         if isinstance(draft, Artifact):
             return read_statistics(draft)
-        batches = (images for _, images in measure.read(source, measure.evaluation_transform(size)))
+        batches = (images for _, images in read_batches(source, evaluation_transform(size)))
         keep = chosen(len(source), self.manifold)
         seen = look(batches, Seen(extractor, f"--reference {source.name}", keep), self.device)
         state = _state(seen.moments.gaussian(), seen.spatial.gaussian() if seen.spatial else None)
@@ -206,12 +210,12 @@ class References:
         recipe = {"stage": "statistics", "statistics": describes}
         log.info("reference %s: statistics of %s", name, extractor.name)
         options = replace(self.options, out=None)
-        return workspace.begin(options, "statistics", short, recipe, {"data": data}, self.device, wait=True)
+        return begin(options, "statistics", short, recipe, {"data": data}, self.device, wait=True)
 
 
 def is_artifact(spec: str) -> bool:
     """Whether `--reference` names an artifact."""
-    return (Path(spec) / artifact.MANIFEST).is_file()
+    return (Path(spec) / MANIFEST).is_file()
 
 
 def is_npz(spec: str) -> bool:

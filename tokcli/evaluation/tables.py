@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from tokcli.draft import differing_keys
+from tokcli.artifact.draft import differing_keys
 from tokcli.evaluation.aims import Published, interleaved
 from tokcli.evaluation.records import Measured, Measurement
+from tokcli.evaluation.text_tables import Cell, Column, Row, Table, cell_text
 from tokcli.metrics import METRICS, describe, is_known
 from tokcli.metrics.fid import ENOUGH_IMAGES
-from tokcli.metrics.table import Cell, Column, Row, Table, cell_text
 
 # The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode ("": any).
 PAPER = (

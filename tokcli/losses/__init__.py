@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokcli.losses.features import cosine
 from tokcli.losses.perceptual import PerceptualLoss
-from tokcli.losses.pixels import L1Loss, L2Loss
+from tokcli.losses.pixelwise import L1Loss, L2Loss
 
 __all__ = ["LOSSES", "L1Loss", "L2Loss", "Loss", "PerceptualLoss", "cosine"]
 

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
-from tokcli.networks import build_network
-from tokcli.networks.sources import package_folder
-from tokcli.weights import load_tensors
+from tokcli.pretrained import build_network
+from tokcli.pretrained.published_weights import package_folder
 
 # Beside the squared norm: the package lpips and our metric have its root, 1e-10, beside the norm. Inside the root, so that the
 # gradient of an all-zero feature is not NaN.

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from tokcli.methods.autoencoder import Pixels
 from tokcli.methods.clustering import Clustering
 from tokcli.methods.distillation import Distillation
 from tokcli.methods.method import Families, Method, TokenizerRecipe
-from tokcli.methods.pixels import Pixels
+from tokcli.pretrained.teachers import teacher_class
 from tokcli.registry import lookup
-from tokcli.teachers import teacher_class
 
 __all__ = ["METHODS", "Families", "Method", "TokenizerRecipe", "method_class", "resolve"]
 

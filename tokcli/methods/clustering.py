@@ -14,21 +14,24 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tokcli import assemble, measure
-from tokcli.data import ImageSource
+from tokcli import build
 from tokcli.data.batches import Batch
+from tokcli.data.pixels import unit
+from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
-from tokcli.meta import on_meta
+from tokcli.measure.previews import tokenizer_preview
+from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.models import TeacherEncoder
-from tokcli.optim import Updater
+from tokcli.pretrained.teachers import TEACHERS
 from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ
-from tokcli.recipe import leaving_out, resolved
-from tokcli.schema import Component
-from tokcli.teachers import TEACHERS
+from tokcli.recipe.check import leaving_out, resolved
+from tokcli.recipe.sections import Component
+from tokcli.training.updater import Updater
 
 
 class ClusterRecipe(TokenizerRecipe):
@@ -77,7 +80,7 @@ class Clustering(Method):
     def __init__(self, recipe: ClusterRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
-        self.tokenizer = assemble.build_clustering(resolved(recipe), file).to(device)
+        self.tokenizer = build.build_clustering(resolved(recipe), file).to(device)
         if not any(p.requires_grad for p in self.tokenizer.quantizer.parameters()):
             raise TokError("quantizer", "nothing to train by gradient", next="set quantizer.learning to gradient")
         encoder = self.tokenizer.encoder
@@ -91,7 +94,7 @@ class Clustering(Method):
     def settled(recipe: ClusterRecipe) -> ClusterRecipe:
         """With the width of the codes, which is that of the teacher's features."""
         with on_meta():
-            width = assemble.build_clustering(resolved(recipe), "random").quantizer.code_dim
+            width = build.build_clustering(resolved(recipe), "random").quantizer.code_dim
         codes = recipe.quantizer.model_copy(update={"code_dim": width})
         return recipe.model_copy(update={"quantizer": codes})
 
@@ -111,7 +114,7 @@ class Clustering(Method):
         assert isinstance(quantizer, VQ)
         seen = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=self.device)
         for batch in islice(batches, self.recipe.init_batches):
-            features = self.targets(batch, measure.unit(batch.images, self.device))
+            features = self.targets(batch, unit(batch.images, self.device))
             quantizer.initialise(features)
             quantizer.refine(features, seen)
 
@@ -129,11 +132,11 @@ class Clustering(Method):
 
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use, and the cosine distance of features to their codes."""
-        return measure.tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
+        return measure_tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
 
     def preview(self, source: ImageSource, size: int, path: Path) -> None:
         """Images, the teacher's features, and what the codes keep of them."""
-        measure.tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
+        tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
 
     def facts(self) -> dict[str, Any]:
         """The teacher, which is the encoder."""

@@ -13,20 +13,23 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tokcli import assemble, measure
-from tokcli.data import ImageSource
+from tokcli import build
 from tokcli.data.batches import Batch
+from tokcli.data.pixels import filled
+from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import cosine
+from tokcli.measure.previews import tokenizer_preview
+from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
 from tokcli.models import ENCODERS, Tokenizer
-from tokcli.optim import autocast
+from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 from tokcli.quantizers import QUANTIZERS
-from tokcli.recipe import resolved
-from tokcli.schema import Component
-from tokcli.teachers import TEACHERS, Teacher, build_teacher
-from tokcli.teachers.cache import FeatureCache
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Component
+from tokcli.training.compiling import autocast
 
 
 class FeatureData(TokenizerData):
@@ -37,7 +40,7 @@ class FeatureData(TokenizerData):
     @model_validator(mode="after")
     def _check(self) -> "FeatureData":
         known = self.transform.name in TRANSFORMS  # an unknown one is a fault of its own
-        if known and self.cache_features and not assemble.build_transform(self).deterministic:
+        if known and self.cache_features and not build.build_transform(self).deterministic:
             raise ValueError("cache_features needs a transform that is not random (such as center-crop without flip)")
         return self
 
@@ -126,14 +129,14 @@ class Distillation(Method):
         "teacher": TEACHERS,
         "encoder": ENCODERS,
         "quantizer": QUANTIZERS,
-        "decoder": assemble.FEATURE_DECODERS,
+        "decoder": build.FEATURE_DECODERS,
     }
 
     def __init__(self, recipe: DistillationRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
         self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
-        self.tokenizer = assemble.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
+        self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
         if not recipe.learn_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":
             raise TokError(
                 "learn_from_blank", "false needs a codebook of running means", got="quantizer.learning: gradient"
@@ -161,7 +164,7 @@ class Distillation(Method):
         """The patches of more than one colour, where the recipe leaves out the others."""
         if self.recipe.learn_from_blank:
             return None
-        return measure.filled(images, self.tokenizer.grid(images.shape[-1])).to(self.device)
+        return filled(images, self.tokenizer.grid(images.shape[-1])).to(self.device)
 
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The same for images of no data set."""
@@ -173,11 +176,11 @@ class Distillation(Method):
 
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use and feature loss."""
-        return measure.tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
+        return measure_tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
 
     def preview(self, source: ImageSource, size: int, path: Path) -> None:
         """Images, the teacher's features, and what the codes keep of them."""
-        measure.tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
+        tokenizer_preview(self.tokenizer, source, self.device, size, self.teacher, path)
 
     def facts(self) -> dict[str, Any]:
         """The teacher; there is no pixel decoder."""

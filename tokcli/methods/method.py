@@ -10,14 +10,15 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokcli import measure
-from tokcli.data import ImageSource
 from tokcli.data.batches import Batch
+from tokcli.data.pixels import unit
+from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
-from tokcli.methods.adversary import Adversary, update
 from tokcli.models import Tokenizer
-from tokcli.optim import Updater, autocast
-from tokcli.schema import Data, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.training.adversary import Adversary, update
+from tokcli.training.compiling import autocast
+from tokcli.training.updater import Updater
 
 Families = Mapping[str, Mapping[str, Callable[..., Any]]]
 
@@ -86,7 +87,7 @@ class Method(ABC):
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Start the codebook, from the features of the next batch; all ranks call it, each with its part."""
         batch = next(batches)
-        images = measure.unit(batch.images, self.device)
+        images = unit(batch.images, self.device)
         with autocast(self.device, self.recipe.train.precision):
             features = self.tokenizer.encoder(images)
         self.tokenizer.quantizer.initialise(features.float(), self.counted(batch.images))

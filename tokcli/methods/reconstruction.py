@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokcli.methods.adversary import Adversary
 from tokcli.models import ConvDecoder, MaskGITDecoder, ViTDecoder
+from tokcli.training.adversary import Adversary
 
 
 class PixelLoss:

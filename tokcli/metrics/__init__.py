@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from tokcli.errors import TokError
 from tokcli.metrics.clip_score import clip_score
-from tokcli.metrics.codebook import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
+from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
 from tokcli.metrics.density_coverage import coverage, density
-from tokcli.metrics.feature import feature_loss
+from tokcli.metrics.feature_prediction import feature_loss
 from tokcli.metrics.fid import frechet_distance
-from tokcli.metrics.image import l1, psnr, sharpness, ssim
+from tokcli.metrics.image_quality import l1, psnr, sharpness, ssim
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.kid import kid
+from tokcli.metrics.likelihood import masked_ce, proposal_ppl, token_accuracy
 from tokcli.metrics.lpips import lpips
 from tokcli.metrics.precision_recall import precision, recall
-from tokcli.metrics.proposal import masked_ce, proposal_ppl, token_accuracy
 from tokcli.metrics.understanding import knn_accuracy, probe_accuracy
 from tokcli.registry import nearest
 

@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
 from tokcli.models.conv import (
     PositionAttention,
     ResidualBlock,
@@ -18,8 +19,7 @@ from tokcli.models.conv import (
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITDecoder
-from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
-from tokcli.schema import Share
+from tokcli.recipe.sections import Share
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
-from tokcli.networks import build_network
+from tokcli.pretrained import build_network
 
 
 @runtime_checkable

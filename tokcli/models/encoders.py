@@ -8,6 +8,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
+from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
 from tokcli.models.conv import (
     Downsample,
     PositionAttention,
@@ -18,9 +19,8 @@ from tokcli.models.conv import (
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITEncoder
-from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
-from tokcli.schema import Share
-from tokcli.teachers import Teacher
+from tokcli.pretrained.teachers import Teacher
+from tokcli.recipe.sections import Share
 
 
 @runtime_checkable

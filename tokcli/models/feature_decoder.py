@@ -4,8 +4,8 @@ from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from tokcli.models.transformer import Grid, Trunk, start_weights, task_layers
-from tokcli.schema import Share
+from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
+from tokcli.recipe.sections import Share
 
 
 class FeatureDecoder(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokcli.models.blocks import Grid
 from tokcli.models.conv import (
     ResidualBlock,
     Upsample,
@@ -20,7 +21,6 @@ from tokcli.models.conv import (
     halved,
     training_layout,
 )
-from tokcli.models.transformer import Grid
 
 
 class MaskGITBlock(ResidualBlock):

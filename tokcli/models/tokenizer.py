@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
+from tokcli.artifact.weights import load_strict
 from tokcli.errors import TokError
+from tokcli.models.blocks import Grid
 from tokcli.models.decoders import ConvDecoder, ViTDecoder
 from tokcli.models.encoders import Encoder
 from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
 from tokcli.models.maskgit import MaskGITDecoder
-from tokcli.models.transformer import Grid
 from tokcli.quantizers import Quantized, Quantizer
-from tokcli.weights import load_strict
 
 
 class Tokenizer(nn.Module):

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.weights import atomic_write
+from tokcli.files import atomic_write
 
 PAPER = 236  # a light grey: the edge of an image on white stays visible
 INK = (24, 24, 28)

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.weights import atomic_write
+from tokcli.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

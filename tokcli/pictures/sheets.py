@@ -7,7 +7,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tokcli.data import evenly
+from tokcli.data.sources import evenly
 from tokcli.errors import TokError
 from tokcli.pictures.canvas import (
     FONT_PX,

@@ -1,11 +1,11 @@
 """Proposal networks, priors over the tokens of an image: `Proposal` is the protocol."""
 
 from tokcli.proposals.ar import AutoregressiveProposal
-from tokcli.proposals.base import Proposal
 from tokcli.proposals.conditions import CONDITIONS, ClassCondition, Condition, NoCondition, TextCondition
+from tokcli.proposals.draw import Sampling
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.nar import MaskedProposal
-from tokcli.proposals.sampling import Sampling
+from tokcli.proposals.protocol import Proposal
 
 PROPOSALS: dict[str, type[Proposal]] = {
     "ar": AutoregressiveProposal,

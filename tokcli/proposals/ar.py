@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.proposals.base import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
+from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling, draw
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.sampling import COMMON_KEYS, Drawing, Sampling, draw
+from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.networks.text import VOCABULARY, tower_dim
+from tokcli.pretrained.text import VOCABULARY, tower_dim
 from tokcli.proposals.transformer import INIT_STD, Shape, Transformer
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from jaxtyping import Int64
 from torch import Tensor
 
+from tokcli.proposals.draw import Sampling, draw
 from tokcli.proposals.masking import decoding_counts
 from tokcli.proposals.noise import Purpose, gumbel, uniform
-from tokcli.proposals.sampling import Sampling, draw
 
 
 def decode_by_confidence(

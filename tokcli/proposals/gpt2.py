@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from tokcli.artifact.weights import load_strict
 from tokcli.errors import TokError
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.conditions import TextCondition
-from tokcli.weights import load_strict
 
 PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices are stored input x output
     "ln_1": ("attention_norm", False),

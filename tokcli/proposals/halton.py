@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from tokcli.proposals.draw import Sampling, draw
 from tokcli.proposals.masking import decoding_counts
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.sampling import Sampling, draw
 
 
 def decode_by_halton(

@@ -16,16 +16,16 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.proposals.base import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
+from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.sampling import COMMON_KEYS, Drawing, Sampling
+from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
 from tokcli.registry import lookup
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}

@@ -10,25 +10,30 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from tokcli import artifact, assemble, measure, pictures, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import sibling
+from tokcli import build, pictures
+from tokcli.artifact.plans import Plan, Planned, read_plan
+from tokcli.artifact.reading import Artifact, locate, scan
+from tokcli.command import plan
+from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input, recipe_folder
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.command.session import session
+from tokcli.data.sources import sibling
 from tokcli.errors import NotFound, TokError
+from tokcli.evaluation import text_tables
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.cost import evaluation_cost
 from tokcli.evaluation.extractors import check_extractors
 from tokcli.evaluation.judge import Judge
-from tokcli.evaluation.page import write_page
 from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.references import References
+from tokcli.evaluation.report_page import write_page
 from tokcli.evaluation.tables import build_tables, small_sets
-from tokcli.metrics import table
+from tokcli.files import write_text
+from tokcli.measure.predicting import MASK_RATIO
 from tokcli.metrics.fid import ENOUGH_IMAGES
-from tokcli.planned import Plan, Planned, read_plan
-from tokcli.recipe import resolved
-from tokcli.schema import Recipe, Section
-from tokcli.weights import write_text
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
 MEASURED = ("tokenizer", "decoder", "proposal", "samples")
@@ -41,7 +46,7 @@ class Evaluation(Section):
     images: int = Field(0, ge=0)  # held-out images at most, evenly spread; 0: all
     lpips: bool = False  # of reconstructions; needs torchvision's VGG16
     clip_score: bool = False  # of samples drawn for captions; needs CLIP's weights
-    mask_ratio: float = Field(measure.MASK_RATIO, gt=0, le=1)  # of masked_ce
+    mask_ratio: float = Field(MASK_RATIO, gt=0, le=1)  # of masked_ce
     bootstrap: int = Field(20, ge=0)  # resampled sets behind the intervals of Fréchet distances; 0: no intervals
     manifold: int = Field(
         10_000, ge=0
@@ -68,9 +73,9 @@ class EvalRecipe(Recipe):
 def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[str]) -> Artifact | Plan:
     """Evaluate artifacts; see `tok eval --help`."""
     if artifacts:
-        given = [workspace.open_input(options, "ARTIFACT", path, MEASURED) for path in artifacts]
+        given = [open_input(options, "ARTIFACT", path, MEASURED) for path in artifacts]
     else:
-        given = [a for a in artifact.scan(options.workspace) if a.kind in MEASURED]
+        given = [a for a in scan(options.workspace) if a.kind in MEASURED]
         log.info("ARTIFACT...: all %d of %s", len(given), options.workspace)
     if not given:
         raise TokError(
@@ -78,21 +83,21 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         )
     recorded = given[0].inputs["data"]["path"]
     others = sorted({str(sibling(a.inputs["data"]["path"], "val")) for a in given})
-    if len(others) > 1 and workspace.named_data(options) is None:
+    if len(others) > 1 and named_data(options) is None:
         raise TokError(
             "ARTIFACT...", "they are of different data", got=", ".join(others),
             next="name the artifacts of one, or the held-out images for all: --data DIR",
         )  # fmt: skip
-    spec = workspace.named_data(options) or sibling(recorded, "val")
+    spec = named_data(options) or sibling(recorded, "val")
     if spec is None and given[0].inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
         spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
         spec = None if spec == recorded else spec
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
-    recipe = workspace.load_recipe(options, EvalRecipe, "eval", workspace.recipe_folder(spec), {})
+    recipe = load_recipe(options, EvalRecipe, "eval", recipe_folder(spec), {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
-    read = {name for a in given for name in assemble.weights_read(a.recipe)} & {"teacher", "text"}
-    workspace.check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
+    read = {name for a in given for name in build.weights_read(a.recipe)} & {"teacher", "text"}
+    check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
     sizes = [a.facts["use_size"] for a in given if a.kind == "samples"]
     if references and not sizes:
         raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
@@ -102,7 +107,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     tokenizers = [None if a.kind == "samples" else _tokenizer(a, given) for a in given]
     if options.dry_run:
         return _plan(options, recipe, list(zip(given, tokenizers, strict=True)), spec, references)
-    with workspace.session(options) as device:
+    with session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)
 
 
@@ -120,7 +125,7 @@ def _tokenizer(a: Artifact, given: Sequence[Artifact]) -> Artifact:
     plan_of_it = read_plan(path, "--tokenizer") if isinstance(a, Planned) and path.is_file() else None
     if plan_of_it is not None and plan_of_it.id == wanted:
         return plan_of_it
-    return artifact.locate(wanted, str(path), a.path.parent)
+    return locate(wanted, str(path), a.path.parent)
 
 
 def _plan(
@@ -150,7 +155,7 @@ def _plan(
     reads |= {f"reference {i}": entry["path"] for i, entry in enumerate(compared, 1)}
     reads |= {a.id: a for a in artifacts}
     inputs = {"data": held_out.entry} | {f"reference-{i}": entry for i, entry in enumerate(compared)}
-    inputs |= {f"{a.kind}-{a.id[-6:]}": workspace.reference(a) for a in artifacts}
+    inputs |= {f"{a.kind}-{a.id[-6:]}": reference(a) for a in artifacts}
     number = len(held_out.source) if held_out.source else recipe.eval.images or None
     return plan.describe(
         options, recipe, {}, reads=reads, writes="report", facts={"name": artifacts[0].facts["name"]}, inputs=inputs,
@@ -162,7 +167,7 @@ def _run(
     options: Options, recipe: EvalRecipe, given: Sequence[Artifact], spec: str, references: list[str], device: torch.device
 ) -> Artifact:  # fmt: skip
     judge = Judge(options, recipe.eval, given, spec, references, device)
-    draft = workspace.begin(options, "report", given[0].facts["name"], resolved(recipe), judge.inputs(), device)
+    draft = begin(options, "report", given[0].facts["name"], resolved(recipe), judge.inputs(), device)
     if isinstance(draft, Artifact):
         _print(draft.file("report.md").read_text(encoding="utf-8"))
         return draft
@@ -184,11 +189,11 @@ def _write(folder: Path, results: list[Measured], judge: Judge) -> list[str]:
     report |= {"table": tables.as_json}
     write_text(folder / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     header = judge.header()
-    _print("\n".join([table.as_text(tables.paper), *header]))
-    more = ["## More", table.as_markdown(tables.more)] if tables.more.columns else []
-    sections = [table.as_markdown(tables.paper), *more, "## Protocol"]
+    _print("\n".join([text_tables.as_text(tables.paper), *header]))
+    more = ["## More", text_tables.as_markdown(tables.more)] if tables.more.columns else []
+    sections = [text_tables.as_markdown(tables.paper), *more, "## Protocol"]
     write_text(folder / "report.md", "\n\n".join([*sections, *header]) + "\n")
-    write_text(folder / "table.csv", table.as_csv(tables.whole))
+    write_text(folder / "table.csv", text_tables.as_csv(tables.whole))
     sheets = []
     for name, sheet in judge.sheets():
         pictures.save_png(sheet, folder / name)

@@ -5,16 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokcli import assemble, plan, workspace
-from tokcli.artifact import Artifact
+from tokcli import build, loading
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import Artifact
+from tokcli.artifact.weights import load_tensors, save_tensors
+from tokcli.command import plan
+from tokcli.command.inputs import load_recipe
+from tokcli.command.options import Options
+from tokcli.command.output import begin
+from tokcli.command.session import session
+from tokcli.files import sha256, write_text
 from tokcli.methods import TokenizerRecipe, method_class, resolve
 from tokcli.models import Tokenizer
 from tokcli.models.foreign import convert
-from tokcli.planned import Plan
-from tokcli.recipe import resolved, to_yaml
+from tokcli.recipe.check import resolved
+from tokcli.recipe.yaml import to_yaml
 from tokcli.registry import lookup
-from tokcli.weights import load_tensors, save_tensors, sha256, write_text
-from tokcli.workspace import Options
 
 log = logging.getLogger("tok")
 
@@ -61,29 +67,29 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
     form = lookup("format", FORMATS, kind)
     method = method_class(form.method)
     options = replace(options, sets={**form.sets, **(sets or {}), **options.sets}, recipe=options.recipe)
-    recipe = workspace.load_recipe(
+    recipe = load_recipe(
         options, method.recipe_model, f"tokenizer-{form.method}", "imagenet", method.families, resolve,
         say=log.debug,  # the recipe's own components were never meant
     )  # fmt: skip
     if options.dry_run:
-        tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
+        tokenizer = build.build_tokenizer(resolved(recipe), form.feature_dim)
         modules = dict(tokenizer.named_children())
         return plan.describe(
             options, recipe, modules, reads={kind: str(file)}, writes="tokenizer",
             facts=_facts(kind, form, recipe, tokenizer, None), inputs=_inputs(options, file, "checkpoint-unknown"),
         )  # fmt: skip
-    with workspace.session(options) as device:
+    with session(options) as device:
         state = load_tensors(file)
-        tokenizer = assemble.build_tokenizer(resolved(recipe), form.feature_dim)
+        tokenizer = build.build_tokenizer(resolved(recipe), form.feature_dim)
         tokenizer.load_exported(convert(state, form.layout, tokenizer, str(file)), str(file))
         digest = sha256(file)
         facts, inputs = _facts(kind, form, recipe, tokenizer, digest), _inputs(options, file, digest)
-        draft = workspace.begin(options, "tokenizer", kind, resolved(recipe), inputs, device)
+        draft = begin(options, "tokenizer", kind, resolved(recipe), inputs, device)
         if isinstance(draft, Artifact):
             return draft
-        save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
+        save_tensors(draft.path / loading.WEIGHTS, tokenizer.export_state())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-        return draft.finish(facts, payload=[assemble.WEIGHTS], extras=["recipe.yaml"])
+        return draft.finish(facts, payload=[loading.WEIGHTS], extras=["recipe.yaml"])
 
 
 def _inputs(options: Options, file: Path, digest: str) -> dict[str, dict[str, str]]:

@@ -15,16 +15,31 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tokcli import artifact, assemble, compute, loop, measure, pictures, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, evenly, limited, open_source, sibling
-from tokcli.data import samples as store
-from tokcli.draft import Draft, locked, write_listing
+from tokcli import build, loading, pictures
+from tokcli.artifact.draft import Draft, locked, write_listing
+from tokcli.artifact.manifest import read_manifest
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact
+from tokcli.command import compute, plan
+from tokcli.command.bulk import claimed
+from tokcli.command.inputs import check_weights, choose, choose_decoder, load_recipe, recipe_folder
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference, tokenizer_reference
+from tokcli.command.session import session, share_of
+from tokcli.data import sample_store as store
+from tokcli.data.reading import BATCH, read_batches
+from tokcli.data.sources import ImageSource, evenly, limited, open_source, sibling
+from tokcli.data.transforms import evaluation_transform
+from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
-from tokcli.generation import neighbours, sheets
-from tokcli.generation.edits import Edit, read_edit
-from tokcli.generation.generator import Generator
-from tokcli.generation.request import (
+from tokcli.measure.previews import read_samples
+from tokcli.pretrained import network_class
+from tokcli.proposals import Proposal, Sampling
+from tokcli.recipe.check import resolved
+from tokcli.sampling import contact_sheet, memorisation
+from tokcli.sampling.edits import Edit, read_edit
+from tokcli.sampling.generator import Generator
+from tokcli.sampling.request import (
     SampleRecipe,
     Unnamed,
     check_prompts,
@@ -35,13 +50,7 @@ from tokcli.generation.request import (
     sweep_points,
     with_prompts,
 )
-from tokcli.meta import on_meta
-from tokcli.networks import network_class
-from tokcli.optim import check_compiler
-from tokcli.planned import Plan
-from tokcli.proposals import Proposal, Sampling
-from tokcli.recipe import resolved
-from tokcli.workspace import Options
+from tokcli.training.compiling import check_compiler
 
 log = logging.getLogger("tok")
 AHEAD = 2  # batches whose pixels may be waiting
@@ -75,19 +84,19 @@ def main(
     if isinstance(number, int) and number < 1:
         raise TokError("-n", "at least 1 image must be asked for", got=str(number))
     options, points = with_prompts(options, prompts), sweep_points(sweep, options.sets)
-    proposal_artifact = workspace.choose(
+    proposal_artifact = choose(
         options, "--proposal", proposal, ["proposal"], lambda a: mode in (None, a.facts["mode"]), "tok train-proposal"
     )
     if mode not in (None, proposal_artifact.facts["mode"]):
         raise TokError(f"--proposal {proposal}", f"is of mode {proposal_artifact.facts['mode']}", got=f"--mode {mode}")
-    workspace.check_weights(options, assemble.weights_read(proposal_artifact.recipe))
-    decoder_artifact = workspace.choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
-    artifact.check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
+    check_weights(options, build.weights_read(proposal_artifact.recipe))
+    decoder_artifact = choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
+    check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
     if options.dry_run:
         plans = [_plan(request, proposal_artifact, decoder_artifact) for request in requests]
         return plans if sweep else plans[0]
-    with workspace.session(options) as device:
+    with session(options) as device:
         if any(r.recipe.sample.compile for r in requests):
             check_compiler("--compile", device)
         generators: dict[str, Generator] = {}  # loaded when there is something to draw, once for all points
@@ -103,7 +112,7 @@ def main(
                 )
             return generators[precision]
 
-        shared = workspace.share_of(share)
+        shared = share_of(share)
         # all points first: a rank that is ahead must not wait at the next one for a rank that still puts the last together
         drafts = [_begin(r, proposal_artifact, decoder_artifact, device) for r in requests]
         todo = [r.recipe.sample.neighbours for d, r in zip(drafts, requests, strict=True) if isinstance(d, Draft)]
@@ -130,7 +139,7 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
     """What the samples take; each pass over a batch reads the network's weights, each token what is cached of its image."""
     asked, number = request.recipe.sample, len(request.labels)
     with on_meta():
-        network, pixels = assemble.proposal_of(proposal), assemble.decoder_of(decoder)
+        network, pixels = loading.proposal_of(proposal), loading.decoder_of(decoder)
     drawing = network.drawing(request.settings, int(request.edit.drawn.sum()) if request.edit else network.tokens)
     weights = plan.parameter_count(network.transformer) * (2 if asked.precision == "bfloat16" else 4)
     traffic = -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
@@ -150,15 +159,15 @@ def _request(
         sets["sample.cfg_scale"] = 1.0
     out = options.out / point_name(point) if options.out and point else options.out
     options = dataclasses.replace(options, sets=sets, out=out)
-    folder = workspace.recipe_folder(proposal.inputs["data"]["path"])
-    recipe = workspace.load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
+    folder = recipe_folder(proposal.inputs["data"]["path"])
+    recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
     labels = image_labels(recipe, *_classes(proposal))
     check_prompts(asked.prompts, facts)
-    if asked.neighbours not in (None, neighbours.PIXELS):
+    if asked.neighbours not in (None, memorisation.PIXELS):
         network_class(str(asked.neighbours), role="extractor")
     with on_meta():
-        network = assemble.proposal_of(proposal)
+        network = loading.proposal_of(proposal)
     picture = None
     if edit is not None:
         picture = read_edit(
@@ -200,14 +209,14 @@ def _for_edit(
 def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torch.device) -> Draft | Artifact:
     name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
     recipe, inputs = resolved(request.recipe), _inputs(request, proposal, decoder)
-    return workspace.begin(request.options, "samples", name, recipe, inputs, device, exclusive=False)
+    return begin(request.options, "samples", name, recipe, inputs, device, exclusive=False)
 
 
 def _inputs(request: Request, proposal: Artifact, decoder: Artifact) -> dict[str, dict[str, str]]:
     return {
-        "proposal": workspace.reference(proposal),
-        "decoder": workspace.reference(decoder),
-        "tokenizer": workspace.tokenizer_reference(proposal),
+        "proposal": reference(proposal),
+        "decoder": reference(decoder),
+        "tokenizer": tokenizer_reference(proposal),
         "data": dict(proposal.inputs["data"]),
         **(request.edit.inputs if request.edit else {}),
     }
@@ -240,7 +249,7 @@ def _sample(
         return set(range(batches)) if _completed(draft.path) else store.present(draft.path)
 
     held: dict[int, contextlib.ExitStack] = {}
-    claims = loop.claimed(
+    claims = claimed(
         draft.path, range(index, batches, jobs), present, size=size, unit="image", desc="sample", held=held
     )
     with ThreadPoolExecutor(1) as background:
@@ -275,7 +284,7 @@ def _write(
 
 
 def _completed(folder: Path) -> bool:
-    return artifact.read_manifest(folder, str(folder))["status"] == "complete"
+    return read_manifest(folder, str(folder))["status"] == "complete"
 
 
 def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[str, Beside]) -> Artifact:
@@ -283,7 +292,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
     prompts = asked.prompts or []
     with locked(folder, ".finish.lock") as got:
         if _completed(folder):
-            return artifact.open_artifact(folder)
+            return open_artifact(folder)
         if not got:
             log.info("%s: another job completes it", folder)
             return Artifact(folder, draft.manifest)
@@ -299,9 +308,9 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
         facts = _facts(request, proposal) | {"labels": labels}
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
-        shown = sheets.shown(rows, asked.grid)
-        sheet = sheets.sheet(
-            measure.read_samples(made, shown),
+        shown = contact_sheet.shown(rows, asked.grid)
+        sheet = contact_sheet.sheet(
+            read_samples(made, shown),
             [rows[i] for i in shown],
             prompts or facts["classes"],
             asked.grid,
@@ -325,7 +334,7 @@ def _training_images(proposal: Artifact) -> ImageSource:
         log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
     tokens = proposal.inputs["tokens"]
     try:
-        made = artifact.locate(tokens["id"], tokens["path"], proposal.path.parent)
+        made = locate(tokens["id"], tokens["path"], proposal.path.parent)
     except TokError as error:
         log.warning(
             "--neighbours: among all images of %s, for its tokens cannot say which were used: %s", source.name, error
@@ -340,7 +349,7 @@ def _beside(names: Sequence[str | None], proposal: Artifact, device: torch.devic
     if not asked:
         return {}
     training = _training_images(proposal)
-    return {name: Beside(training, neighbours.features_of(name, device)) for name in asked}
+    return {name: Beside(training, memorisation.features_of(name, device)) for name in asked}
 
 
 def _compare(
@@ -348,17 +357,17 @@ def _compare(
 ) -> dict[str, float]:
     """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
     size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
-    images, beside = measure.read_samples(samples, range(number)), sibling(training.name, "val")
+    images, beside = read_samples(samples, range(number)), sibling(training.name, "val")
     queries = [images]
     if beside is not None:
         held_out = open_source(beside, size=size)
         some = evenly(len(held_out), COMPARED)
-        queries += [batch for _, batch in measure.read(held_out, measure.evaluation_transform(size), some)]
-    found = neighbours.nearest(
-        torch.cat([features(part) for batch in queries for part in batch.split(measure.BATCH)]),
+        queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
+    found = memorisation.nearest(
+        torch.cat([features(part) for batch in queries for part in batch.split(BATCH)]),
         training, features, size,
     )  # fmt: skip
     ours, theirs = found[:number], found[number:]
-    shown = ours.distances.argsort(stable=True)[: 4 * neighbours.COLUMNS]
-    pictures.save_png(neighbours.neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")
-    return neighbours.report(ours, theirs if len(theirs) else None, name)
+    shown = ours.distances.argsort(stable=True)[: 4 * memorisation.COLUMNS]
+    pictures.save_png(memorisation.neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")
+    return memorisation.report(ours, theirs if len(theirs) else None, name)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact import Artifact, content_id, open_artifact, read_manifest, scan
+from tokcli.artifact.manifest import content_id, read_manifest
+from tokcli.artifact.reading import Artifact, open_artifact, scan
 from tokcli.errors import TokError
-from tokcli.weights import sha256
+from tokcli.files import sha256
 
 
 def manifest(path: Path) -> dict[str, Any]:

@@ -8,20 +8,27 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from tokcli import assemble, compute, loop, measure, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import BadImage, ImageSource, limited, open_source
-from tokcli.data import tokens as store
+from tokcli import loading
+from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import Artifact
+from tokcli.command import compute, plan
+from tokcli.command.bulk import claimed
+from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.command.session import session, share_of
+from tokcli.data import token_store
+from tokcli.data.pixels import unit
+from tokcli.data.sources import BadImage, ImageSource, limited, open_source
+from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
-from tokcli.draft import Draft, locked
+from tokcli.device.meta import on_meta
+from tokcli.device.precision import tensor_cores
 from tokcli.errors import TokError, printable
-from tokcli.meta import on_meta
 from tokcli.models import Tokenizer
-from tokcli.planned import Plan
-from tokcli.precision import tensor_cores
-from tokcli.recipe import resolved
-from tokcli.schema import Recipe, Section
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
 BATCH = 64  # views at a time
@@ -61,24 +68,24 @@ class TokensRecipe(Recipe):
 
 def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | None) -> Artifact | Plan:
     """Tokenize a data set; see `tok tokenize --help`."""
-    made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
-    assemble.check_discrete(made_by)
-    spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
-    recipe = workspace.load_recipe(options, TokensRecipe, "tokens", workspace.recipe_folder(spec), {})
+    made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    loading.check_discrete(made_by)
+    spec = data_spec(options, made_by.inputs["data"]["path"])
+    recipe = load_recipe(options, TokensRecipe, "tokens", recipe_folder(spec), {})
     if options.dry_run:
         return _plan(options, recipe, made_by, spec)
     source = limited(open_source(spec, size=made_by.facts["use_size"], labels=options.labels), recipe.tokens.images)
-    with workspace.session(options) as device:
-        inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": workspace.reference(made_by)}
+    with session(options) as device:
+        inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": reference(made_by)}
         name = made_by.facts["name"]
-        draft = workspace.begin(options, "tokens", name, resolved(recipe), inputs, device, exclusive=False)
+        draft = begin(options, "tokens", name, resolved(recipe), inputs, device, exclusive=False)
         if isinstance(draft, Artifact):
             return draft
         views = _views(recipe, made_by)
         shards = -(-len(source) // recipe.tokens.shard_size)
-        index, number = workspace.share_of(share)
+        index, number = share_of(share)
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
-        missing = shards - len(store.present(draft.path))
+        missing = shards - len(token_store.present(draft.path))
         if missing:
             log.info("%s: %d of %d shards are still to come from other jobs", draft.path, missing, shards)
             return Artifact(draft.path, draft.manifest)
@@ -97,9 +104,9 @@ def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) 
     images = plan.find_images(spec, made_by.facts["use_size"], options.labels, recipe.tokens.images)
     rows = len(images.source) if images.source else recipe.tokens.images or None
     facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)
-    inputs = {"data": images.entry, "tokenizer": workspace.reference(made_by)}
+    inputs = {"data": images.entry, "tokenizer": reference(made_by)}
     with on_meta():
-        tokenizer = assemble.tokenizer_of(made_by)
+        tokenizer = loading.tokenizer_of(made_by)
     flop = compute.encoding(tokenizer, made_by.recipe["quantizer"], made_by.facts["use_size"]) * len(facts["views"])
     return plan.describe(
         options, recipe, {}, reads={"data": spec, "tokenizer": made_by}, writes="tokens", inputs=inputs,
@@ -133,9 +140,9 @@ def _write_shards(
 ) -> None:
     size = recipe.tokens.shard_size
     tokenizer: Tokenizer | None = None
-    present = lambda: store.present(draft.path)  # noqa: E731
-    for shard in loop.claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
-        tokenizer = tokenizer or assemble.load_tokenizer(made_by, device)
+    present = lambda: token_store.present(draft.path)  # noqa: E731
+    for shard in claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
+        tokenizer = tokenizer or loading.load_tokenizer(made_by, device)
         rows = range(shard * size, min((shard + 1) * size, len(source)))
         _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
 
@@ -164,9 +171,9 @@ def _write_shard(
     found = torch.empty(len(kept), len(views.names), grid[0] * grid[1], dtype=torch.int64)
     if kept:
         flat = torch.stack(images).flatten(0, 1)
-        pieces = [tokenizer.encode(measure.unit(piece, device)).cpu() for piece in flat.split(BATCH)]
+        pieces = [tokenizer.encode(unit(piece, device)).cpu() for piece in flat.split(BATCH)]
         found = torch.cat(pieces).unflatten(0, (len(kept), len(views.names)))
-    store.write_shard(
+    write_shard(
         folder, shard, found.numpy(), codebook_size=tokenizer.quantizer.codebook_size,
         labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
         captions=[source.captions(i) for i in kept], skipped=skipped,
@@ -180,7 +187,7 @@ def _finish(
         if not got:
             log.info("%s: another job completes it", draft.path)
             return Artifact(draft.path, draft.manifest)
-        merged = store.merge(draft.path, shards)
+        merged = merge(draft.path, shards)
         bad = merged.skipped + len(source.problems)
         for key, why in source.problems:
             log.warning("%s: left out: %s", printable(key), printable(why))

@@ -11,23 +11,42 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import limited, open_source, sibling
+from tokcli import build, distributed, loading
+from tokcli.artifact.plans import Plan, Planned
+from tokcli.artifact.reading import Artifact
+from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
+from tokcli.command import compute, plan
+from tokcli.command.inputs import (
+    check_expected,
+    check_weights,
+    choose,
+    data_spec,
+    load_recipe,
+    open_input,
+    recipe_folder,
+)
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.command.session import session
 from tokcli.data.batches import Batch, TrainBatches
+from tokcli.data.pixels import unit
+from tokcli.data.sources import limited, open_source, sibling
 from tokcli.data.transforms import TRANSFORMS
+from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
+from tokcli.files import write_text
 from tokcli.losses import LOSSES
-from tokcli.meta import on_meta
-from tokcli.methods.adversary import Adversary, update
+from tokcli.measure.decoding import measure_decoder
+from tokcli.measure.previews import decoder_preview
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
-from tokcli.optim import Updater
-from tokcli.planned import Plan, Planned
-from tokcli.recipe import resolved, to_yaml
-from tokcli.schema import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
-from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.recipe.yaml import to_yaml
+from tokcli.training import loop
+from tokcli.training.adversary import Adversary, update
+from tokcli.training.state import Stateful, complete
+from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 KEPT = 1 << 24  # indices of training images in memory: 64 MiB
@@ -55,42 +74,42 @@ class DecoderRecipe(Recipe):
 
 def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | Plan:
     """Train a pixel decoder; see `tok train-decoder --help`."""
-    start = workspace.open_input(options, "--init", init, ["decoder"]) if init else None
+    start = open_input(options, "--init", init, ["decoder"]) if init else None
     if options.dry_run and tokenizer is None:
-        spec = workspace.data_spec(options)
+        spec = data_spec(options)
         return _plan(options, _recipe(options, spec), spec, None, start)
-    source_artifact = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
-    spec = workspace.data_spec(options, source_artifact.inputs["data"]["path"])
+    source_artifact = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    spec = data_spec(options, source_artifact.inputs["data"]["path"])
     recipe = _recipe(options, spec)
     _check(recipe, source_artifact)
     if options.dry_run:
         return _plan(options, recipe, spec, source_artifact, start)
-    with workspace.session(options) as device:
+    with session(options) as device:
         return _train(options, recipe, source_artifact, spec, start, device)
 
 
 def _recipe(options: Options, spec: str) -> DecoderRecipe:
-    recipe = workspace.load_recipe(options, DecoderRecipe, "decoder-conv", workspace.recipe_folder(spec), FAMILIES)
-    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
+    recipe = load_recipe(options, DecoderRecipe, "decoder-conv", recipe_folder(spec), FAMILIES)
+    check_weights(options, build.weights_read(resolved(recipe)))
     return recipe
 
 
 def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
     """Refuse a tokenizer that the recipe is not for."""
     facts, size = tokenizer.facts, recipe.data.size
-    assemble.check_discrete(tokenizer)
+    loading.check_discrete(tokenizer)
     if size != facts["use_size"]:
         raise TokError(
             "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
             next=f"--set data.size={facts['use_size']}",
         )  # fmt: skip
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
-    measure.check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
+    check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
 
 
 def _inputs(data: dict[str, str], tokenizer: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
     roles = {"tokenizer": tokenizer, "init": start}
-    return {"data": data, **{role: workspace.reference(a) for role, a in roles.items() if a}}
+    return {"data": data, **{role: reference(a) for role, a in roles.items() if a}}
 
 
 def _facts(
@@ -100,7 +119,7 @@ def _facts(
     copied = ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")
     return {
         **{key: facts[key] for key in copied},
-        "transform": assemble.build_transform(recipe.data).describe(),
+        "transform": build.build_transform(recipe.data).describe(),
         "losses": {name: dict(section) for name, section in recipe.loss.items()},
         "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
         "trainable_parameters": plan.parameter_count(decoder),
@@ -117,9 +136,9 @@ def _plan(
         raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
     images = plan.find_images(spec, size, options.labels)
     with on_meta() as device:
-        frozen = assemble.tokenizer_of(tokenizer) if tokenizer else None
-        decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
-        losses = assemble.build_losses(recipe.loss, None, device)
+        frozen = loading.tokenizer_of(tokenizer) if tokenizer else None
+        decoder = build.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
+        losses = build.build_losses(recipe.loss, None, device)
         adversary = _adversary(recipe, None, device)
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     if adversary:
@@ -130,7 +149,7 @@ def _plan(
 
     def seconds() -> str:
         assert tokenizer is not None
-        with workspace.session(options) as device:
+        with session(options) as device:
             return plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
 
     return plan.describe(
@@ -148,9 +167,7 @@ def _compute(
 ) -> tuple[compute.Compute, float]:  # fmt: skip
     """What the training computes, see `compute.training`; all networks are on the meta device."""
     size, number = recipe.data.size, len(images.source) if images.source else None
-    kept = (
-        assemble.build_transform(recipe.data).deterministic and (number or 0) * math.prod(made_by.facts["grid"]) <= KEPT
-    )
+    kept = build.build_transform(recipe.data).deterministic and (number or 0) * math.prod(made_by.facts["grid"]) <= KEPT
 
     def inputs() -> list[Tensor]:
         some = torch.empty(compute.MICRO, 3, size, size)
@@ -167,10 +184,10 @@ def trial(
     options: Options, recipe: DecoderRecipe, made_by: Artifact, device: torch.device
 ) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random images, for their time: all that a step does but reading."""
-    tokenizer = assemble.load_tokenizer(made_by, device)
+    tokenizer = loading.load_tokenizer(made_by, device)
     size = recipe.data.size
-    decoder = assemble.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
-    losses = assemble.build_losses(recipe.loss, options.weights, device)
+    decoder = build.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
+    losses = build.build_losses(recipe.loss, options.weights, device)
     adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder.to(device), losses, adversary, device)
 
@@ -227,16 +244,16 @@ def _train(
     size, grid = recipe.data.size, tuple(facts["grid"])
     source = open_source(spec, size=size, labels=options.labels)
     inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
-    draft = workspace.begin(options, "decoder", facts["name"], resolved(recipe), inputs, device)
+    draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         return draft
 
-    tokenizer = assemble.load_tokenizer(tokenizer_artifact, device)
-    decoder = assemble.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(device)
+    tokenizer = loading.load_tokenizer(tokenizer_artifact, device)
+    decoder = build.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(device)
     if start:
-        load_strict(decoder, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
-    losses = assemble.build_losses(recipe.loss, options.weights, device)
-    transform = assemble.build_transform(recipe.data)
+        load_strict(decoder, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
+    losses = build.build_losses(recipe.loss, options.weights, device)
+    transform = build.build_transform(recipe.data)
     adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder, losses, adversary, device)
     batches = TrainBatches(
@@ -247,7 +264,7 @@ def _train(
     encode = Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
-        images = measure.unit(batch.images, device)
+        images = unit(batch.images, device)
         return update(updater, adversary, number, [tokenizer.codes(encode(batch, images)), images], images)
 
     val = sibling(source.name, "val")
@@ -255,9 +272,9 @@ def _train(
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            return measure.decoder(tokenizer, decoder, held_out or source, device, size=size)
+            return measure_decoder(tokenizer, decoder, held_out or source, device, size=size)
 
-    parts: dict[str, loop.Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
+    parts: dict[str, Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
         draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts=parts,
         evaluate=evaluate, epoch=batches.epoch, live=("loss", *recipe.loss),
@@ -267,9 +284,9 @@ def _train(
     measured = {}
     with updater.weights():
         decoder.eval()
-        save_tensors(draft.path / assemble.WEIGHTS, decoder.state_dict())
+        save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out:
-            measured = measure.decoder(tokenizer, decoder, held_out, device, size=size)
-        measure.decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
-    return loop.complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)
+            measured = measure_decoder(tokenizer, decoder, held_out, device, size=size)
+        decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
+    return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)

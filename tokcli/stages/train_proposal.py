@@ -9,33 +9,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact, check_lineage
-from tokcli.data import evenly
-from tokcli.data.tokens import TokenBatch, TokenBatches, TokenStore
-from tokcli.errors import Misuse, TokError
-from tokcli.meta import on_meta
-from tokcli.models.transformer import Grid
-from tokcli.networks.sources import Source, find_weights
-from tokcli.networks.text import build_text_tower
-from tokcli.networks.text_cache import BytePairTable, FeatureTable
-from tokcli.optim import Updater
-from tokcli.planned import Plan, Planned
-from tokcli.proposals import (
-    CONDITIONS,
-    PROPOSALS,
-    ClassCondition,
-    Condition,
-    NoCondition,
-    Proposal,
-    TextCondition,
+from tokcli import build, distributed, loading
+from tokcli.artifact.plans import Plan, Planned
+from tokcli.artifact.reading import Artifact, check_lineage
+from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
+from tokcli.command import compute, plan
+from tokcli.command.inputs import (
+    check_expected,
+    check_weights,
+    choose,
+    data_spec,
+    load_recipe,
+    open_input,
+    recipe_folder,
 )
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference, tokenizer_reference
+from tokcli.command.session import session
+from tokcli.data.reading import BATCH
+from tokcli.data.sources import evenly
+from tokcli.data.token_batches import TokenBatch, TokenBatches
+from tokcli.data.token_store import TokenStore
+from tokcli.device.meta import on_meta
+from tokcli.errors import Misuse, TokError
+from tokcli.files import write_text
+from tokcli.measure.predicting import MASK_RATIO, HeldOut, class_numbers, measure_proposal
+from tokcli.models.blocks import Grid
+from tokcli.pretrained.published_weights import Source, find_weights
+from tokcli.pretrained.text import build_text_tower
+from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
+from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Condition, NoCondition, Proposal, TextCondition
 from tokcli.proposals.cross_entropy import keep_eager
 from tokcli.proposals.gpt2 import GPT2Proposal
-from tokcli.recipe import resolved, to_yaml
-from tokcli.schema import Component, Expects, MeasuredTrain, Optim, Recipe
-from tokcli.weights import load_strict, load_tensors, save_tensors, write_text
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.recipe.yaml import to_yaml
+from tokcli.training import loop
+from tokcli.training.state import complete, started
+from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 FAMILIES: dict[str, Mapping[str, Callable[..., Any]]] = {"proposal": PROPOSALS, "condition": CONDITIONS}
@@ -71,16 +82,16 @@ def main(
     name = f"proposal-{mode or 'ar'}"
     if options.dry_run and tokens is None:
         made_by = None
-        recipe = _recipe(options, name, workspace.data_spec(options))
+        recipe = _recipe(options, name, data_spec(options))
     else:
-        made_by = workspace.choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
+        made_by = choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
         recipe = _recipe(options, name, made_by.inputs["data"]["path"])
     start = _check(options, recipe, made_by, mode, init)
     held_out = _held_out(options, val, recipe, made_by) if made_by else None
     if options.dry_run:
         return _plan(options, recipe, made_by, start)
     assert made_by is not None, "no dry run"
-    with workspace.session(options) as device:
+    with session(options) as device:
         return _train(options, recipe, made_by, held_out, start, device)
 
 
@@ -94,12 +105,12 @@ def _check(
         )
     if init is not None and "language" in options.weights:
         raise Misuse("--language-weights", "--init says where the weights come from", next="give one of the two")
-    start = workspace.open_input(options, "--init", init, ["proposal"]) if init else None
+    start = open_input(options, "--init", init, ["proposal"]) if init else None
     if made_by is None:
         return start
     facts = made_by.facts
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
-    measure.check_expected(recipe.expects, **plan.known(seen | {"classes": made_by.class_count}))
+    check_expected(recipe.expects, **plan.known(seen | {"classes": made_by.class_count}))
     if start:
         check_lineage(start, "--init", made_by, "--tokens")
         if start.facts["classes"] and start.facts["classes"] != facts["classes"]:
@@ -114,7 +125,7 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
             raise TokError("train.eval_every", "there is nothing to measure on", got=str(recipe.train.eval_every), next=(
                 "give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
         return None
-    found = workspace.open_input(options, "--val", val, ["tokens"])
+    found = open_input(options, "--val", val, ["tokens"])
     ours, theirs = (a.input_id("tokenizer") for a in (tokens, found))
     if ours != theirs:
         raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=(
@@ -125,8 +136,8 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
 
 
 def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
-    recipe = workspace.load_recipe(options, ProposalRecipe, name, workspace.recipe_folder(spec), FAMILIES)
-    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
+    recipe = load_recipe(options, ProposalRecipe, name, recipe_folder(spec), FAMILIES)
+    check_weights(options, build.weights_read(resolved(recipe)))
     return recipe
 
 
@@ -146,7 +157,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     size, grid = facts["codebook_size"], tuple(facts["grid"])
     classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])
     with on_meta():
-        network = assemble.build_proposal(resolved(recipe), size, grid, classes)
+        network = build.build_proposal(resolved(recipe), size, grid, classes)
     if tokens and _captioned(tokens) is False:
         _check_captions(recipe, f"--tokens {tokens.path}", captioned=False)
     step = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
@@ -157,7 +168,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     )  # fmt: skip
 
     def seconds() -> str:
-        with workspace.session(options) as device:
+        with session(options) as device:
             return plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
 
     return plan.describe(
@@ -170,12 +181,12 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
 
 
 def _inputs(made_by: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
-    found = {"init": workspace.reference(start)} if start else {}
+    found = {"init": reference(start)} if start else {}
     if made_by is None:
         return found
     return {
-        "tokens": workspace.reference(made_by),
-        "tokenizer": workspace.tokenizer_reference(made_by),
+        "tokens": reference(made_by),
+        "tokenizer": tokenizer_reference(made_by),
         "data": dict(made_by.inputs["data"]),
         **found,
     }
@@ -197,7 +208,7 @@ def _facts(recipe: ProposalRecipe, facts: Mapping[str, Any], network: Proposal) 
 
 def _condition(recipe: ProposalRecipe) -> Condition:
     """What the recipe's network is conditioned on."""
-    return assemble.condition_of(resolved(recipe))
+    return build.condition_of(resolved(recipe))
 
 
 def _captioned(tokens: Artifact) -> bool | None:
@@ -221,7 +232,7 @@ def _trial(
     recipe: ProposalRecipe, codebook_size: int, grid: Grid, classes: int, device: torch.device
 ) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random tokens, for their time: all that a step does but reading."""
-    proposal = assemble.build_proposal(resolved(recipe), codebook_size, grid, classes).to(device)
+    proposal = build.build_proposal(resolved(recipe), codebook_size, grid, classes).to(device)
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
 
     def step(samples: int) -> Callable[[], Any]:
@@ -246,7 +257,7 @@ def _train(
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
     inputs = _inputs(made_by, start)
     mode = PROPOSALS[recipe.proposal.name].mode
-    draft = workspace.begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
+    draft = begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         measured_on = draft.manifest["provenance"].get("val", {}).get("id")
         if held_out and measured_on != held_out.id:
@@ -256,17 +267,17 @@ def _train(
         return draft
 
     store = _store(made_by)
-    proposal = assemble.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
+    proposal = build.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
-        load_strict(proposal, load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
-    elif isinstance(proposal, GPT2Proposal) and proposal.language and not loop.started(draft.path):
+        load_strict(proposal, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
+    elif isinstance(proposal, GPT2Proposal) and proposal.language and not started(draft.path):
         _start_from_language(proposal, options.weights.get("language"))
     tables = _caption_tables(options, recipe, device)
     captions = tables(store, f"--tokens {made_by.path}") if tables else None
     by_class = isinstance(_condition(recipe), ClassCondition)
     judged = _store(held_out) if held_out else store
     judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
-    theirs = measure.class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
+    theirs = class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
     if recipe.train.compile:
         keep_eager()
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
@@ -291,7 +302,7 @@ def _train(
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
             tokens = _read(judged, recipe.train.eval_images, theirs, judged_captions)
-            return measure.proposal(proposal, tokens, device, mask_ratio=measure.MASK_RATIO)
+            return measure_proposal(proposal, tokens, device, mask_ratio=MASK_RATIO)
 
     seconds = loop.run(
         draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
@@ -300,17 +311,17 @@ def _train(
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     with updater.weights():
-        save_tensors(draft.path / assemble.WEIGHTS, proposal.state_dict())
+        save_tensors(draft.path / loading.WEIGHTS, proposal.state_dict())
     write_text(draft.path / "recipe.yaml", to_yaml(recipe))
     measured = {}
     if held_out:
         measured = evaluate(recipe.train.steps)
-        draft.manifest["provenance"]["val"] = workspace.reference(held_out)
+        draft.manifest["provenance"]["val"] = reference(held_out)
     made = _facts(recipe, facts, proposal)
     made["text_sha256"] = captions.tower.sha256 if isinstance(captions, FeatureTable) else None
     if by_class:
         made["class_counts"] = np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist()
-    return loop.complete(draft, made, measured, [], seconds)
+    return complete(draft, made, measured, [], seconds)
 
 
 def _start_from_language(proposal: GPT2Proposal, given: Path | None) -> None:
@@ -328,17 +339,17 @@ def _store(tokens: Artifact) -> TokenStore:
     return TokenStore(tokens.path)
 
 
-def _read(store: TokenStore, most: int, classes: Tensor, captions: "Table | None") -> Iterator[measure.HeldOut]:
+def _read(store: TokenStore, most: int, classes: Tensor, captions: "Table | None") -> Iterator[HeldOut]:
     """The first view of at most `most` images, evenly spread, as a network whose classes have other numbers reads them."""
     chosen = np.array(evenly(store.rows, most))
-    for numbers in torch.arange(len(chosen)).split(measure.BATCH):
+    for numbers in torch.arange(len(chosen)).split(BATCH):
         rows = chosen[numbers]
         if captions:
             first, stop = store.caption_ends[rows], store.caption_ends[rows + 1]
             condition = captions.rows(torch.from_numpy(np.where(first < stop, first, -1)))
         else:
             condition = classes[torch.from_numpy(store.labels[rows].astype(np.int64))]
-        yield measure.HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
+        yield HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
 
 
 Table = BytePairTable | FeatureTable

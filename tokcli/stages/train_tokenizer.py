@@ -7,18 +7,35 @@ from typing import Any
 
 import torch
 
-from tokcli import assemble, compute, distributed, loop, measure, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, limited, open_source, sibling
+from tokcli import build, distributed, loading
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import Artifact
+from tokcli.artifact.weights import load_tensors, save_tensors
+from tokcli.command import compute, plan
+from tokcli.command.inputs import (
+    check_expected,
+    check_weights,
+    data_spec,
+    load_recipe,
+    method_of,
+    open_input,
+    recipe_folder,
+)
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.command.session import session
 from tokcli.data.batches import Batch, TrainBatches
-from tokcli.meta import on_meta
+from tokcli.data.pixels import unit
+from tokcli.data.sources import ImageSource, limited, open_source, sibling
+from tokcli.device.meta import on_meta
+from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.methods.distillation import FeatureData
-from tokcli.optim import Updater
-from tokcli.planned import Plan
-from tokcli.recipe import resolved, to_yaml
-from tokcli.weights import load_tensors, save_tensors, write_text
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.yaml import to_yaml
+from tokcli.training import loop
+from tokcli.training.state import Stateful, complete
+from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
@@ -26,17 +43,17 @@ USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
 
 def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | Plan:
     """Train a tokenizer; see `tok train-tokenizer --help`."""
-    spec = workspace.data_spec(options)
-    folder = workspace.recipe_folder(spec)
-    chosen = workspace.method_of(options, folder, method)
+    spec = data_spec(options)
+    folder = recipe_folder(spec)
+    chosen = method_of(options, folder, method)
     kind = method_class(chosen)
-    recipe = workspace.load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
+    recipe = load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
     recipe = kind.settled(recipe)
-    workspace.check_weights(options, assemble.weights_read(resolved(recipe)))
-    start = workspace.open_input(options, "--init", init, ["tokenizer"]) if init else None
+    check_weights(options, build.weights_read(resolved(recipe)))
+    start = open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:
         return _plan(options, kind, recipe, spec, start)
-    with workspace.session(options) as device:
+    with session(options) as device:
         return _train(options, kind, recipe, spec, start, device)
 
 
@@ -50,7 +67,7 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
     computed, activations = _compute(recipe, method, len(images.source) if images.source else None)
 
     def seconds() -> str:
-        with workspace.session(options) as device:
+        with session(options) as device:
             return plan.step_time(recipe.train, device, trial(kind(recipe, None, device), recipe, device))
 
     return plan.describe(
@@ -73,7 +90,7 @@ def _compute(recipe: TokenizerRecipe, method: Method, images: int | None) -> tup
 
 
 def _inputs(data: dict[str, str], start: Artifact | None) -> dict[str, dict[str, str]]:
-    return {"data": data} | ({"init": workspace.reference(start)} if start else {})
+    return {"data": data} | ({"init": reference(start)} if start else {})
 
 
 def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes: list[str] | None) -> dict[str, Any]:
@@ -87,7 +104,7 @@ def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes:
     grid, quantizer = tokenizer.grid(use_size), tokenizer.quantizer
     expected = {"codebook_size": quantizer.codebook_size, "code_dim": quantizer.code_dim, "grid": tokenizer.grid(size)}
     expected |= {} if classes is None else {"classes": len(classes)}
-    measure.check_expected(recipe.expects, **expected)
+    check_expected(recipe.expects, **expected)
     return {
         "method": recipe.method,
         "name": kind.label(recipe),
@@ -97,7 +114,7 @@ def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes:
         "use_size": use_size,
         "grid": list(grid),
         "classes": classes,
-        "transform": assemble.build_transform(recipe.data).describe(),
+        "transform": build.build_transform(recipe.data).describe(),
         **method.facts(),
         "parameters": {name: plan.parameter_count(part) for name, part in method.modules().items()},
     }
@@ -131,17 +148,17 @@ def _train(
     size = recipe.data.size
     source = open_source(spec, size=size, labels=options.labels)
     inputs = _inputs({"id": source.id, "path": source.name}, start)
-    draft = workspace.begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device)
+    draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):
         return draft
 
     method = kind(recipe, options.weights, device)
     tokenizer = method.tokenizer
     if start:
-        tokenizer.load_exported(load_tensors(start.file(assemble.WEIGHTS)), str(start.path))
+        tokenizer.load_exported(load_tensors(start.file(loading.WEIGHTS)), str(start.path))
     facts = _facts(kind, recipe, method, source.classes)
     use_size = facts["use_size"]
-    transform = assemble.build_transform(recipe.data)
+    transform = build.build_transform(recipe.data)
     method.begin(source, transform)
     updater = Updater(method.objective, recipe.optim, recipe.train, device)
     batches = TrainBatches(
@@ -154,7 +171,7 @@ def _train(
         with updater.weights():
             return method.measure(held_out or source, size)
 
-    parts: dict[str, loop.Stateful] = {"updater": updater}
+    parts: dict[str, Stateful] = {"updater": updater}
     if method.adversary is not None:
         parts["adversary"] = method.adversary
     seconds = loop.run(
@@ -164,7 +181,7 @@ def _train(
     measured = {}
     with updater.weights():
         if distributed.is_main():
-            save_tensors(draft.path / assemble.WEIGHTS, tokenizer.export_state())
+            save_tensors(draft.path / loading.WEIGHTS, tokenizer.export_state())
             write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out is not None:
             measured = method.measure(held_out, use_size)
@@ -172,7 +189,7 @@ def _train(
             method.preview(held_out or source, use_size, draft.path / "preview.png")
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
-    return loop.complete(draft, facts, measured, batches.skipped, seconds)
+    return complete(draft, facts, measured, batches.skipped, seconds)
 
 
 def _step(
@@ -181,7 +198,7 @@ def _step(
     quantizer, warned = method.tokenizer.quantizer, False
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
-        images = measure.unit(batch.images, method.device)
+        images = unit(batch.images, method.device)
         if not quantizer.initialised and number >= quantizer.init_after:
             method.initialise(batches.from_step(number))
         terms = method.update(updater, number, method.inputs(batch, images), images)

@@ -9,18 +9,28 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokcli import assemble, measure, metrics, pictures, plan, workspace
-from tokcli.artifact import Artifact
-from tokcli.data import ImageSource, evenly, open_source
-from tokcli.draft import write_listing
+from tokcli import loading, metrics, pictures
+from tokcli.artifact.draft import write_listing
+from tokcli.artifact.plans import Plan
+from tokcli.artifact.reading import Artifact
+from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_numbers
+from tokcli.codebook.page import write_page
+from tokcli.codebook.view import Codebook, see, write_pictures
+from tokcli.command import plan
+from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder
+from tokcli.command.options import Options
+from tokcli.command.output import begin, reference
+from tokcli.command.session import session
+from tokcli.data.pixels import filled, unit
+from tokcli.data.reading import read_batches
+from tokcli.data.sources import ImageSource, evenly, open_source
+from tokcli.data.transforms import evaluation_transform
 from tokcli.errors import TokError
-from tokcli.metrics.codebook import count_codes
+from tokcli.metrics.code_usage import count_codes
 from tokcli.models import Tokenizer
-from tokcli.planned import Plan
 from tokcli.quantizers import Quantizer
-from tokcli.recipe import resolved
-from tokcli.schema import Recipe, Section
-from tokcli.workspace import Options
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
 
@@ -44,26 +54,26 @@ class VizRecipe(Recipe):
 
 def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> Artifact | Plan:
     """Draw a codebook, and another beside it; see `tok viz-codebook --help`."""
-    made_by = workspace.choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     drawn = {"tokenizer": made_by}
     if against is not None:
-        drawn["against"] = workspace.choose(options, "--against", against, ["tokenizer"])
+        drawn["against"] = choose(options, "--against", against, ["tokenizer"])
         if drawn["against"].id == made_by.id:
             raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="name another one")
-    spec = workspace.data_spec(options, made_by.inputs["data"]["path"])
-    recipe = workspace.load_recipe(options, VizRecipe, "viz", workspace.recipe_folder(spec), {})
+    spec = data_spec(options, made_by.inputs["data"]["path"])
+    recipe = load_recipe(options, VizRecipe, "viz", recipe_folder(spec), {})
     if options.dry_run:
         images = plan.find_images(spec, made_by.facts["use_size"], options.labels)
-        inputs = {"data": images.entry} | {role: workspace.reference(a) for role, a in drawn.items()}
+        inputs = {"data": images.entry} | {role: reference(a) for role, a in drawn.items()}
         facts = {key: made_by.facts[key] for key in ("name", "codebook_size")}
         return plan.describe(
             options, recipe, {}, reads={"data": spec, **drawn}, writes="viz", facts=facts, inputs=inputs
         )
-    with workspace.session(options) as device:
+    with session(options) as device:
         source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels)
         inputs = {"data": {"id": source.id, "path": source.name}}
-        inputs |= {role: workspace.reference(a) for role, a in drawn.items()}
-        draft = workspace.begin(options, "viz", made_by.facts["name"], resolved(recipe), inputs, device)
+        inputs |= {role: reference(a) for role, a in drawn.items()}
+        draft = begin(options, "viz", made_by.facts["name"], resolved(recipe), inputs, device)
         if isinstance(draft, Artifact):
             return draft
         views = []
@@ -71,7 +81,7 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
             if a.facts["use_size"] != made_by.facts["use_size"]:  # vector images are rendered anew
                 source = open_source(spec, size=a.facts["use_size"], labels=options.labels)
             views.append(_draw(draft.path, role, a, name, source, recipe, device))
-        pictures.draw_embeddings([view.panel for view in views], draft.path / "map.png", source.classes)
+        draw_embeddings([view.panel for view in views], draft.path / "map.png", source.classes)
         page = _write_page(draft.path, views, source, recipe)
         write_listing(draft.path, "page.sha256", page)
         facts = {
@@ -112,8 +122,8 @@ class _Seen(NamedTuple):
 class _View(NamedTuple):
     """What was drawn of one tokenizer."""
 
-    panel: pictures.Panel
-    book: pictures.Codebook
+    panel: Panel
+    book: Codebook
     seen: _Seen
     payload: list[str]
     extras: list[str]
@@ -131,8 +141,8 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
     grid = network.grid(size)
     read, images, indices, distances, labels, features, owners = [], [], [], [], [], [], []
     keep = max(1, 4 * viz.points // max(1, len(chosen)))  # per image: a few times what is drawn, not every patch
-    for numbers, batch in measure.read(source, measure.evaluation_transform(size), chosen):
-        pixels = measure.unit(batch, device)
+    for numbers, batch in read_batches(source, evaluation_transform(size), chosen):
+        pixels = unit(batch, device)
         encoded = network.encoder(pixels).float()
         found = network.quantizer(encoded).indices
         z_e = as_compared(network.quantizer, encoded)
@@ -142,7 +152,7 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
         distances.append((z_e - as_compared(network.quantizer, network.codes(found))).square().sum(-1).cpu())
         of = torch.tensor([source.label(i) for i in numbers])
         labels.append(of)
-        content = measure.filled(batch, grid)
+        content = filled(batch, grid)
         for row in range(len(batch)):
             places = content[row].nonzero().flatten()
             places = places[:: max(1, len(places) // keep)][:keep]
@@ -158,7 +168,7 @@ def _draw(
     root: Path, role: str, a: Artifact, name: str, source: ImageSource, recipe: VizRecipe, device: torch.device
 ) -> _View:
     """Write all pictures and tables of one tokenizer but the map, which several share."""
-    network = assemble.load_tokenizer(a, device)
+    network = loading.load_tokenizer(a, device)
     viz, quantizer = recipe.viz, network.quantizer
     if not quantizer.discrete:
         raise TokError(f"--{role} {a.path}", "was trained without a quantizer and has no codes")
@@ -173,11 +183,11 @@ def _draw(
         "tokens": int(counts.sum()),
     }
     codes = as_compared(quantizer, quantizer.codes(torch.arange(k, device=device))).cpu()
-    book = pictures.see(
+    book = see(
         name, seen.images, seen.indices, seen.labels, seen.grid, codes, seen.distances,
         perplexity=viz.perplexity, seed=recipe.seed,
     )  # fmt: skip
-    sheets, tables, drawn = pictures.write_pictures(
+    sheets, tables, drawn = write_pictures(
         folder, book, source.classes, columns=viz.columns, context=viz.context,
         usage=measured["codebook_usage"], perplexity=measured["codebook_perplexity"],
     )  # fmt: skip
@@ -188,15 +198,15 @@ def _draw(
         log.info("%s: no image has a class, so there is no purity", source.name)
     else:
         measured["purity"], measured["purity_shuffled"] = book.purity.mean()
-    embedding = pictures.embed(seen.features, codes, limit=viz.points, perplexity=viz.perplexity, seed=recipe.seed)
-    rows = pictures.embedding_numbers(embedding, seen.feature_labels, source.classes, owners)
+    embedding = embed(seen.features, codes, limit=viz.points, perplexity=viz.perplexity, seed=recipe.seed)
+    rows = embedding_numbers(embedding, seen.feature_labels, source.classes, owners)
     pictures.write_csv(folder / "map.csv", rows)
     images = [
         {"image": i, "key": source.key(number), "label": source.classes[c] if 0 <= c < len(source.classes) else ""}
         for i, (number, c) in enumerate(zip(seen.numbers, seen.labels.tolist(), strict=True))
     ]
     pictures.write_csv(folder / "images.csv", images)
-    panel = pictures.Panel(book.name, embedding, seen.feature_labels, owners)
+    panel = Panel(book.name, embedding, seen.feature_labels, owners)
     payload = [str(at / name) for name in ("codes.sha256", "map.csv", "images.csv", *tables)]
     return _View(panel, book, seen, payload, [str(at / name) for name in drawn], measured)
 
@@ -205,7 +215,7 @@ def _write_page(folder: Path, views: list[_View], source: ImageSource, recipe: V
     """The page, of one tokenizer or two."""
     seen = views[0].seen
     names = [next(iter(source.captions(i)), "") or source.key(i) for i in seen.numbers]
-    return pictures.write_page(
+    return write_page(
         folder, [view.book for view in views], seen.labels, names, source.classes,
         perplexities=[view.metrics["codebook_perplexity"] for view in views], context=recipe.viz.context,
         title=" and ".join(view.book.name for view in views) + f" on {source.name}",

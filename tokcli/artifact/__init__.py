@@ -1,0 +1,1 @@
+"""Artifacts: folders with a manifest, named by their content, whole or marked as running."""

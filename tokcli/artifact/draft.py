@@ -1,0 +1,228 @@
+"""Drafts: artifacts being written.
+
+A writer holds a `Draft`: it locks the folder, marks it as running, and completes it by replacing the manifest in one atomic
+step. Repeating the command finds the draft again and resumes it.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from tokcli.artifact.manifest import MANIFEST, SCHEMA, content_id, read_manifest
+from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.errors import TokError
+from tokcli.files import disk_error, sha256, write_text
+
+log = logging.getLogger("tok")
+
+
+class Draft:
+    """A folder being written. Only one process writes it; readers do not see it."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: IO[str] | None, resumed: bool) -> None:
+        self.path, self.manifest, self.resumed, self._lock = path, manifest, resumed, lock
+
+    def finish(
+        self,
+        facts: Mapping[str, Any],
+        *,
+        payload: Iterable[str],
+        extras: Iterable[str] = (),
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Complete the artifact: hash its files, give it its id, replace the manifest.
+
+        Args:
+            facts: what consumers rely on; part of the id.
+            payload: files whose content is part of the id.
+            extras: files listed with their hashes that stay out of the id (logs, pictures).
+            metrics: numbers measured on the way, outside the id.
+            provenance: how it was made, outside the id.
+        """
+        for tmp in self.path.glob("**/.*.tmp"):  # of a killed process
+            tmp.unlink(missing_ok=True)
+        payload = sorted(payload)
+        files = {
+            name: {
+                "sha256": sha256(self.path / name),
+                "bytes": (self.path / name).stat().st_size,
+                "payload": name in payload,
+            }
+            for name in [*payload, *sorted(extras)]
+        }
+        self.manifest |= {"facts": json.loads(json.dumps(facts)), "files": files, "status": "complete"}
+        self.manifest["metrics"] = dict(metrics or {})
+        self.manifest["provenance"] |= dict(provenance or {})
+        self.manifest["id"] = content_id(self.manifest)
+        write_manifest(self.path, self.manifest)
+        self.close()
+        return Artifact(self.path, self.manifest)
+
+    def close(self) -> None:
+        """Release the lock; the folder stays as it is."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def write_listing(folder: Path, name: str, files: Iterable[str]) -> None:
+    """Write `name`, a sha256sum list of many files, so that the manifest need not name each."""
+    lines = [f"{sha256(folder / file)}  {file}" for file in sorted(files)]
+    write_text(folder / name, "".join(line + "\n" for line in lines))
+
+
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace a folder's manifest atomically."""
+    order = ["schema", "kind", "id", "status", "facts", "metrics", "inputs", "files", "recipe", "provenance"]
+    ordered = {key: manifest[key] for key in order if key in manifest}
+    text = json.dumps(ordered, indent=2, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(ordered, indent=2)  # a path that is not UTF-8: escapes bring it back whole
+    write_text(path / MANIFEST, text + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
+    """Try to hold a lock file in a folder; yields whether it was got. The kernel drops it with the process."""
+    with open(path / name, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _take_lock(path: Path, wait: bool) -> IO[str]:
+    file = open(path / ".lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        if not wait:
+            file.close()
+            raise TokError(
+                str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
+            ) from None
+        log.info("%s is being written by %s: waiting for it", path, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
+    return file
+
+
+def begin(
+    path: Path,
+    kind: str,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]],
+    provenance: Mapping[str, Any],
+    *,
+    exclusive: bool = True,
+    wait: bool = False,
+) -> Draft | Artifact:
+    """Start, resume or find an artifact.
+
+    Args:
+        path: the folder (`--out`).
+        kind: what will be written.
+        recipe: the resolved recipe.
+        inputs: role -> {id, path}.
+        provenance: how it is made.
+        exclusive: hold the folder's lock; bulk commands lock shard by shard instead.
+        wait: for another process that holds the lock, since it makes the very same; else that is an error.
+
+    Returns:
+        The complete artifact where the same command finished here before, else a draft (`resumed` says which).
+
+    Raises:
+        TokError: the folder holds something else, was started by another recipe or inputs, is locked, or cannot be written.
+    """
+    where = f"--out {path}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
+        if occupied and not (path / MANIFEST).exists():
+            raise TokError(where, "is not empty and not an artifact", next="choose another folder")
+        # the lock comes before the manifest is read: whoever holds it may be about to replace it
+        lock = _take_lock(path, wait) if exclusive and os.access(path, os.W_OK) else None
+    except OSError as error:
+        raise disk_error(path, error) from None
+    started: dict[str, Any] = {
+        "schema": SCHEMA, "kind": kind, "status": "running", "inputs": {r: dict(i) for r, i in inputs.items()},
+        "recipe": dict(recipe), "provenance": dict(provenance),
+    }  # fmt: skip
+    try:
+        if (path / MANIFEST).exists():
+            manifest = read_manifest(path, where)
+            if lock and manifest["kind"] == kind and manifest["status"] == "running" and _untouched(path):
+                manifest = started
+                write_manifest(path, manifest)  # a command that failed at its start holds nothing to protect
+            _refuse_changes(where, manifest, kind, recipe, inputs)
+            if manifest["status"] == "complete":
+                if lock:
+                    lock.close()
+                return open_artifact(path)
+            _remove_stale(path, exclusive)
+            return Draft(path, manifest, lock, resumed=True)
+        write_manifest(path, started)
+        return Draft(path, started, lock, resumed=False)
+    except BaseException:
+        if lock:
+            lock.close()
+        raise
+
+
+def _untouched(path: Path) -> bool:
+    """Whether a folder holds a manifest and nothing else that a command took time to make."""
+    return all(child.name in (MANIFEST, ".lock", "log.jsonl", "tensorboard") for child in path.iterdir())
+
+
+def _remove_stale(path: Path, exclusive: bool) -> None:
+    if exclusive:  # nobody else writes here, so temporary files are those of a killed process
+        for tmp in path.glob(".*.tmp"):
+            tmp.unlink(missing_ok=True)
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two resolved recipes differ, as `optim.lr: 0.001, not 0.002` (a's value, not b's)."""
+    found = []
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left!r}, not {right!r}")
+    return found
+
+
+def _refuse_changes(
+    where: str,
+    manifest: Mapping[str, Any],
+    kind: str,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]],
+) -> None:
+    if manifest["kind"] != kind:
+        raise TokError(
+            where, f"is of kind {manifest['kind']}", got=f"this command writes {kind}", next="choose another --out"
+        )
+    changed = differing_keys(manifest["recipe"], recipe)
+    old = {role: entry["id"] for role, entry in manifest["inputs"].items()}
+    new = {role: entry["id"] for role, entry in inputs.items()}
+    changed += differing_keys(old, new, "inputs.")
+    if changed:
+        raise TokError(
+            where,
+            "was made by another recipe or other inputs",
+            got="; ".join(changed),
+            next="choose another --out, or leave it out",
+        )

@@ -1,0 +1,128 @@
+"""Weights on disk: safetensors out, safetensors or safely read PyTorch files in."""
+
+import argparse
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokcli.errors import TokError
+from tokcli.files import atomic_write
+
+
+def save_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically and without metadata (equal tensors give equal bytes)."""
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as tmp:
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+        try:
+            save_file(tensors, tmp)
+        except Exception as error:  # safetensors raises its own class for a full disk
+            if re.search(r"(os error|code:) (27|28)\b", str(error)):  # as its releases tell it
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
+
+
+# classes that published checkpoints keep beside their weights: options and Lightning's callbacks
+FOREIGN = (
+    "argparse.Namespace",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "omegaconf.dictconfig.DictConfig",
+)
+
+
+class _Inert:
+    """Stands in for classes that others' checkpoints mention; keeps whatever state it is given and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__["state"] = state
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Whatever a PyTorch file holds, without running any code that it names.
+
+    Raises:
+        TokError: missing, truncated, a TorchScript archive, or naming a class that is not a plain container.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals([*((_Inert, name) for name in FOREIGN), argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise TokError(str(path), "no such file") from None
+    except Exception as error:
+        # torch opens with advice on its own arguments; what it met comes after that
+        text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+        first = text.splitlines()[0][:160] if text else type(error).__name__
+        if "TorchScript" in str(error) or "torch.jit" in str(error):
+            raise TokError(
+                str(path),
+                "is a TorchScript archive, which holds code",
+                next="export its state_dict: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
+            ) from None
+        raise TokError(
+            str(path), "cannot be read as weights", got=first, next="check the download or use a .safetensors file"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise TokError(str(path), "holds no dictionary of weights", got=type(loaded).__name__)
+    return loaded
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file or a PyTorch checkpoint (`state_dict`, `model` are unwrapped;
+    of a training run that kept averaged weights, they: `ema`).
+
+    Raises:
+        TokError: the file is missing, truncated or not a file of weights.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        loaded = read_checkpoint(path)
+        for key in ("ema", "state_dict", "model", "module", "teacher"):
+            if isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+                break
+        return {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise TokError(str(path), "no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise TokError(str(path), "is not a whole safetensors file", got=str(error)) from None
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Copy `state` into `module`; every name and shape must match.
+
+    Raises:
+        TokError: with the names that are missing, unexpected, or of another shape.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or extra or shapes:
+        parts = [("missing", missing), ("unexpected", extra), ("of another shape", shapes)]
+        found = "; ".join(
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in parts
+            if names
+        )
+        raise TokError(where, "weights do not fit the network", got=found)
+    module.load_state_dict(dict(state), strict=True)

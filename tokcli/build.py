@@ -1,0 +1,180 @@
+"""Fresh networks from recipes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.errors import TokError
+from tokcli.losses import LOSSES
+from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, CodesAsFeatures, FeatureDecoder, TeacherEncoder, Tokenizer
+from tokcli.pretrained.teachers import build_teacher
+from tokcli.proposals import CONDITIONS, PROPOSALS, Condition, NoCondition, Proposal, TextCondition
+from tokcli.quantizers import QUANTIZERS
+from tokcli.recipe.check import component_model
+from tokcli.recipe.sections import Data
+from tokcli.registry import lookup
+
+M = TypeVar("M", bound=nn.Module)
+
+
+FEATURE_DECODERS = {"feature": FeatureDecoder}
+
+
+WEIGHTS_FLAGS = {"vgg16": "vgg", "inception": "inception"}  # networks whose file has a flag of its own
+
+
+def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any], *supplied: Any) -> Any:
+    """`table[section["name"]](*supplied, **other keys)`."""
+    factory = lookup(family, table, section["name"])
+    keys = {key: value for key, value in section.items() if key != "name"}
+    # the recipe's lists become tuples where the constructor wants them
+    checked = dict(component_model(factory).model_validate_json(json.dumps(keys)))
+    try:
+        return factory(*supplied, **checked)
+    except ValueError as error:  # values that do not go together
+        raise TokError(f"{family} {section['name']}", str(error)) from None
+
+
+def build_transform(data: Data) -> Transform:
+    """The transform that a recipe's section `data` names, for its size."""
+    transform: Transform = component("transform", TRANSFORMS, data.transform.model_dump(), data.size)
+    return transform
+
+
+def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Tokenizer:
+    """A tokenizer with fresh weights.
+
+    Args:
+        recipe: a resolved recipe of stage tokenizer.
+        feature_dim: width of the teacher's features that its decoder predicts; None: the decoder, where there is one,
+            makes pixels.
+    """
+    torch.manual_seed(recipe["seed"])
+    size = recipe["data"]["size"]
+    if recipe["encoder"].get("image_size", size) != size:
+        raise TokError(
+            "encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]),
+            next=f"--set encoder.image_size={size}, or --set data.size={recipe['encoder']['image_size']}",
+        )  # fmt: skip
+    quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
+    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
+    grid, section = encoder.grid(size), recipe["decoder"]
+    if feature_dim is None:
+        return Tokenizer(
+            encoder, quantizer, pixel_decoder=component("decoder", DECODERS, section, quantizer.code_dim, grid, size)
+        )
+    return Tokenizer(
+        encoder, quantizer, component("decoder", FEATURE_DECODERS, section, quantizer.code_dim, feature_dim, grid)
+    )
+
+
+def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"] | None) -> Tokenizer:
+    """A tokenizer whose encoder is a frozen teacher, with a fresh codebook.
+
+    Args:
+        recipe: a resolved recipe of method cluster; `quantizer.code_dim` null is the width of the teacher's features.
+        weights: the teacher's file; "random" where they are loaded or not needed; None: looked for.
+
+    Raises:
+        TokError: codes and features differ in width.
+    """
+    torch.manual_seed(recipe["seed"])
+    section = {key: value for key, value in recipe["teacher"].items() if key != "name"}
+    teacher = build_teacher(recipe["teacher"]["name"], section, weights)
+    encoder = TeacherEncoder(teacher, recipe["data"]["size"], tuple(recipe["grid"]) if recipe.get("grid") else None)
+    width = recipe["quantizer"].get("code_dim")
+    if width not in (None, encoder.code_dim):
+        raise TokError(
+            "quantizer.code_dim", f"must be the width of the teacher's features, {encoder.code_dim}", got=str(width),
+            next="leave it out: --set quantizer.code_dim=null",
+        )  # fmt: skip
+    quantizer = component("quantizer", QUANTIZERS, {**recipe["quantizer"], "code_dim": encoder.code_dim})
+    return Tokenizer(encoder, quantizer, CodesAsFeatures())
+
+
+def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int], size: int) -> nn.Module:
+    """A pixel decoder with fresh weights.
+
+    Args:
+        recipe: a resolved recipe of stage decoder.
+        code_dim, grid: of the codes that it reads.
+        size: pixels of the images that it writes.
+
+    Raises:
+        TokError: the network writes images of another size.
+    """
+    torch.manual_seed(recipe["seed"])
+    decoder: nn.Module = component("decoder", DECODERS, recipe["decoder"], code_dim, grid, size)
+    return decoder
+
+
+def condition_of(recipe: Mapping[str, Any]) -> Condition:
+    """What a recipe of stage proposal conditions its network on; classes, where it is older than that section."""
+    condition: Condition = component("condition", CONDITIONS, recipe.get("condition", {"name": "class"}))
+    return condition
+
+
+def build_proposal(recipe: Mapping[str, Any], codebook_size: int, grid: tuple[int, int], classes: int) -> Proposal:
+    """A proposal network with fresh weights, for tokens of that codebook and grid and images of so many classes."""
+    torch.manual_seed(recipe["seed"])
+    condition = condition_of(recipe)
+    text = condition if isinstance(condition, TextCondition) else None
+    classes = 0 if isinstance(condition, NoCondition) else classes
+    proposal: Proposal = component("proposal", PROPOSALS, recipe["proposal"], codebook_size, grid, classes, text)
+    return proposal
+
+
+def build_losses(
+    terms: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Path] | None, device: torch.device
+) -> list[tuple[str, float, nn.Module]]:
+    """The recipe's loss terms as (name, weight, frozen module).
+
+    Args:
+        terms: the recipe's section `loss`.
+        weights: files given by flags; None: random ones, for plans.
+        device: where they run.
+    """
+    built: list[tuple[str, float, nn.Module]] = []
+    for name, section in terms.items():
+        keys = {key: value for key, value in section.items() if key not in ("weight",)}
+        loss = lookup("loss", LOSSES, name)(*_weights_of(keys, weights), **keys)
+        built.append((name, float(section["weight"]), frozen_on(loss, device)))
+    return built
+
+
+def weights_read(recipe: Mapping[str, Any]) -> set[str]:
+    """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
+    sections = [*recipe.get("loss", {}).values(), (recipe.get("gan") or {}).get("discriminator", {})]
+    networks = {s.get("network") for s in sections if isinstance(s, Mapping)}
+    found = {flag for network, flag in WEIGHTS_FLAGS.items() if network in networks}
+    parts = {
+        "teacher": recipe.get("teacher"),
+        "text": recipe.get("condition", {}).get("tower"),
+        "language": recipe.get("proposal", {}).get("language"),
+    }
+    return found | {name for name, part in parts.items() if part is not None}
+
+
+def build_discriminator(section: Mapping[str, Any], weights: Mapping[str, Path] | None, seed: int) -> nn.Module:
+    """The discriminator that a recipe's section names, with fresh weights; arguments as in `build_losses`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built: nn.Module = component("discriminator", DISCRIMINATORS, section, *_weights_of(section, weights))
+    return built
+
+
+def _weights_of(keys: Mapping[str, Any], weights: Mapping[str, Path] | None) -> list[Any]:
+    """The argument `weights` of a component made of a pretrained network; nothing for any other."""
+    if "network" not in keys:
+        return []
+    return ["random" if weights is None else weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))]
+
+
+def frozen_on(module: M, device: torch.device) -> M:
+    """The module on the device, in eval mode, without gradients."""
+    return module.to(device).eval().requires_grad_(False)

@@ -1,0 +1,155 @@
+"""Flags that several commands share, declared once, and what they turn into."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from tokcli.artifact.plans import Plan
+    from tokcli.artifact.reading import Artifact
+    from tokcli.command.options import Options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Path(click.Path):
+    """A path that is not empty, as that of a script's unset variable is: Path("") would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: name one, or leave it out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Name(click.ParamType):
+    """A word that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("it is empty: name one, or leave it out", param, ctx)
+        return value
+
+
+PATH, NAME = _Path(path_type=Path), _Name()
+
+COMMON = [
+    click.option("--recipe", type=NAME, metavar="NAME|FILE", help="Another recipe: a name from `tok recipes`, or a YAML file."),
+    click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a recipe key, such as optim.lr=1e-4; repeatable."),
+    click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True,
+                 metavar="DIR", help="Where artifacts are looked for and written."),
+    click.option("--out", type=PATH, metavar="DIR", help="Folder to write. Default: a readable name in the workspace."),
+    click.option("--device", type=NAME, metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory; write nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; a dry run: its plan)."),
+]  # fmt: skip
+DATA = [
+    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="openmoji/train, fashion-mnist/train, a folder of images, or "
+                 "shards-{000..099}.tar. Default: what the input was made from, else $TOK_DATA, else openmoji/train."),
+    click.option("--labels", type=PATH, metavar="FILE", help="A file of `path class` lines; default: sub-folders are classes."),
+]  # fmt: skip
+HELD_OUT = [
+    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
+    DATA[1],
+]  # fmt: skip
+TEACHER_WEIGHTS = click.option(
+    "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable."
+)
+VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="Weights of the perceptual loss's network.")
+INCEPTION_WEIGHTS = click.option(
+    "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name."
+)
+
+TEXT_WEIGHTS = click.option("--text-weights", type=PATH, metavar="FILE", help="Weights of a frozen text tower.")
+
+
+def with_options(*groups: Any) -> Callable[[F], F]:
+    """Add flags, singly or in lists, in the order given."""
+
+    def decorate(function: F) -> F:
+        for option in reversed([o for group in groups for o in (group if isinstance(group, list) else [group])]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) -> "Options":
+    """The common flags as `Options`; shorthands (dotted key -> value or None) join the `--set`s.
+
+    Args:
+        flags: values of COMMON, DATA and the weights flags; those that a command does not have are absent.
+        shorthands: recipe keys that have a flag of their own.
+    """
+    from tokcli.command.options import Options
+    from tokcli.recipe.overrides import parse_set
+
+    sets = parse_set(flags["sets"])
+    for key, value in {"seed": flags["seed"], **(shorthands or {})}.items():
+        if value is not None:
+            sets[key] = value
+    weights = {
+        name: flags[f"{name}_weights"]
+        for name in ("teacher", "vgg", "inception", "text", "language")
+        if flags.get(f"{name}_weights")
+    }
+    kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
+    return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Any:
+    """stdout carries the result alone: whatever a library prints goes to stderr, our notices too."""
+    logger = logging.getLogger("tok")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # other packages' deprecations are no news to a user of tok
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bool) -> None:
+    """Run one stage and print its artifact's path (a sweep's one a line), the manifest with --json, or the plan of a dry run."""
+    from tokcli import distributed
+    from tokcli.artifact.plans import Plan
+
+    with quiet_stdout():
+        if not distributed.is_main():
+            logging.getLogger("tok").setLevel(logging.WARNING)  # notices once, not once a rank
+        result: Artifact | Plan | Sequence[Artifact | Plan] | None = stage(options)
+        listed = [] if result is None else result if isinstance(result, Sequence) else [result]
+        lines: list[str | bytes] = []  # a path that is not UTF-8 too
+        if not as_json:
+            lines = [one.text() if isinstance(one, Plan) else os.fsencode(one.path) for one in listed]
+    if not listed or not distributed.is_main():
+        return
+    if as_json:
+        shown = [_document(one) for one in listed]
+        click.echo(json.dumps(shown if isinstance(result, Sequence) else shown[0], indent=2, ensure_ascii=False))
+    for line in lines:
+        click.echo(line)
+
+
+def _document(result: "Artifact | Plan") -> Any:
+    """What --json prints: a plan, metrics, or a manifest."""
+    from tokcli.artifact.plans import Plan
+
+    if isinstance(result, Plan):
+        return result.document
+    return result.manifest["metrics"] if result.kind == "report" else result.manifest

@@ -1,0 +1,82 @@
+"""The recipes that come with tok: list, show and check them against every stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokcli.errors import TokError
+from tokcli.recipe.check import InvalidRecipe
+from tokcli.recipe.check import check as check_recipe
+from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+
+
+def listing() -> str:
+    """Every recipe with the first line of its header."""
+    root = recipes_root()
+    lines = []
+    for path in sorted(root.glob("*/*.yaml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        lines.append(f"{path.relative_to(root).with_suffix('')!s:<36}{first}")
+    return "\n".join(lines)
+
+
+def text(name: str) -> str:
+    """A recipe's file as it is, header included."""
+    return find_recipe(name, folder="folder", name="").read_text(encoding="utf-8").rstrip()
+
+
+def check(name: str | None) -> str:
+    """Check one recipe, or all of them, against the code.
+
+    Raises:
+        InvalidRecipe: with every fault of every file.
+    """
+    paths = [find_recipe(name, folder="folder", name="")] if name else sorted(recipes_root().glob("*/*.yaml"))
+    faults = []
+    for path in paths:
+        try:
+            check_file(path)
+        except TokError as error:
+            faults.append(str(error))
+    if faults:
+        raise InvalidRecipe(faults)
+    return f"{len(paths)} recipes are valid" if len(paths) != 1 else f"{paths[0]} is valid"
+
+
+def check_file(path: Path) -> Any:
+    """The validated recipe in a file.
+
+    Raises:
+        TokError: of an unknown stage or method, or invalid.
+    """
+    from tokcli.methods import resolve
+
+    tree = read_yaml(path)
+    model, families = model_of(tree, str(path))
+    return check_recipe(model, tree, str(path), families, resolve)
+
+
+def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:
+    """The recipe model of a recipe's stage (and method), and its component families.
+
+    Raises:
+        TokError: there is no such stage or method.
+    """
+    from tokcli.methods import method_class
+    from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, viz_codebook
+
+    stage = str(tree.get("stage"))
+    if stage == "tokenizer":
+        method = method_class(str(tree.get("method")), f"{where}: method")
+        return method.recipe_model, method.families
+    models: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        "decoder": (train_decoder.DecoderRecipe, train_decoder.FAMILIES),
+        "tokens": (tokenize.TokensRecipe, {}),
+        "proposal": (train_proposal.ProposalRecipe, train_proposal.FAMILIES),
+        "sample": (sample.SampleRecipe, {}),
+        "eval": (evaluate.EvalRecipe, {}),
+        "viz": (viz_codebook.VizRecipe, {}),
+    }
+    if stage not in models:
+        raise TokError(where, f"no such stage '{stage}'", next=f"Known: tokenizer, {', '.join(models)}")
+    return models[stage]

@@ -1,0 +1,1 @@
+"""What `tok viz-codebook` draws: what each code means, as pictures, numbers and a page to walk through."""

@@ -1,0 +1,214 @@
+"""What a command reads: its recipe, its data and the artifacts that it starts from."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokcli.artifact import plans
+from tokcli.artifact.reading import Artifact, open_artifact, scan
+from tokcli.command.options import EMBEDDED, Options
+from tokcli.errors import TokError
+from tokcli.recipe.check import check
+from tokcli.recipe.overrides import override
+from tokcli.recipe.sections import Expects, Recipe
+from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+
+
+def check_expected(expected: Expects, **actual: Any) -> None:
+    """Compare a recipe's `expects` with the real inputs.
+
+    Raises:
+        TokError: naming every fact that differs.
+    """
+    facts = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in actual.items()}
+    wrong = [name for name, value in facts.items() if not expected.accepts(name, value)]
+    if wrong:
+        said = "; ".join(f"expects.{name}: {_either(getattr(expected, name))}, not {facts[name]}" for name in wrong)
+        ways = " ".join(f"--set 'expects.{name}={json.dumps(facts[name])}'" for name in wrong)
+        raise TokError(
+            "recipe", "its expectations are not met", got=said, next=f"to train on these all the same: {ways}"
+        )
+
+
+def _either(wanted: Any) -> str:
+    return " or ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+log = logging.getLogger("tok")
+
+
+READERS = {  # of files of weights
+    "teacher": "a teacher does, or the encoder of a tokenizer that has one",
+    "vgg": "network vgg16 does: --set loss.perceptual.network=vgg16, or of tok eval --set eval.lpips=true",
+    "inception": "extractor inception does: --set 'eval.extractors=[inception]'",
+    "text": "networks that read captions by a tower do, and tok eval with --set eval.clip_score=true",
+    "language": "a network that starts from a language model does: --set proposal.name=gpt2",
+}
+
+
+def load_recipe(
+    options: Options,
+    model: type[R],
+    name: str,
+    folder: str,
+    families: Mapping[str, Mapping[str, Callable[..., Any]]],
+    resolve: Callable[[str], Callable[..., Any] | None] = lambda name: None,
+    say: Callable[..., None] = log.info,
+) -> R:
+    """The recipe of this command, overridden by its flags and checked.
+
+    Args:
+        model: the stage's recipe.
+        name: default file name, such as `tokenizer-vqkd`.
+        folder: the data set's folder of recipes.
+        families, resolve: see `recipe.check`.
+        say: is told which keys went with a component that a flag replaced.
+    """
+    path = find_recipe(options.recipe, folder=folder, name=name)
+    tree = read_yaml(path)
+    stage = model.model_fields["stage"].annotation
+    wanted = getattr(stage, "__args__", ("",))[0]
+    if tree.get("stage") != wanted:
+        raise TokError(str(path), f"is a recipe of stage '{tree.get('stage')}'", got=f"wanted: '{wanted}'")
+    override(tree, options.sets, families, resolve, say)
+    return check(model, tree, str(path), families, resolve)
+
+
+def method_of(options: Options, folder: str, given: str | None) -> str:
+    """The tokenizer method: `--method` or `--set method=`, else that of `--recipe`, else VQ-KD.
+
+    Raises:
+        TokError: they and the recipe, whose other keys are its method's, name different ones.
+    """
+    said = options.sets.get("method")
+    if said is not None and given not in (None, said):
+        raise TokError(f"--method {given}", "is not what --set says", got=f"method={said}", next="leave one out")
+    given = given if said is None else str(said)
+    if options.recipe is None:
+        return given or "vqkd"
+    path = find_recipe(options.recipe, folder=folder, name="")
+    recorded = str(read_yaml(path).get("method", given or "vqkd"))
+    if given not in (None, recorded):
+        raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}",
+                       next=f"choose a recipe of {given}, or leave the method out")  # fmt: skip
+    return recorded
+
+
+def recipe_folder(spec: str) -> str:
+    """The folder of recipes of a data set: `openmoji/train` -> `openmoji`; a user's own path -> `folder`."""
+    head = spec.split("/")[0]
+    return head if "/" not in head and (recipes_root() / head).is_dir() and not Path(spec).is_dir() else "folder"
+
+
+def named_data(options: Options) -> str | None:
+    """What `--data` names, if anything.
+
+    Raises:
+        TokError: `--data ""`, as a script passes whose variable is not set.
+    """
+    if options.data is not None and not options.data.strip():
+        raise TokError("--data", "is empty", next="name a data set or a folder, or leave the flag out")
+    return options.data
+
+
+def data_spec(options: Options, recorded: str | None = None) -> str:
+    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set.
+
+    Raises:
+        TokError: see `named_data`.
+    """
+    named = named_data(options)
+    if named is not None:
+        return named
+    for spec, origin in ((recorded, "recorded in the input"), (os.environ.get("TOK_DATA"), "from TOK_DATA")):
+        if spec:
+            log.info("data: %s (%s)", spec, origin)
+            return spec
+    log.info("data: %s (embedded; --data names your own)", EMBEDDED)
+    return EMBEDDED
+
+
+def check_weights(options: Options, read: Collection[str]) -> None:
+    """Refuse a file of weights that nothing reads, before its numbers are taken for another network's.
+
+    Args:
+        read: which of the names in `Options.weights` this command reads.
+
+    Raises:
+        TokError: another was given.
+    """
+    for name, file in options.weights.items():
+        if name not in read:
+            hint = f"{READERS[name]}; or leave it out"
+            raise TokError(f"--{name}-weights {file}", "nothing here reads it", next=hint)
+
+
+def open_input(options: Options, flag: str, given: Path, kinds: Sequence[str]) -> Artifact:
+    """The artifact that a flag names; in a dry run it may be the plan of one.
+
+    Raises:
+        TokError: see `artifact.open_artifact` and `planned.open_planned`.
+    """
+    plan = plans.open_planned(given, flag, kinds, dry_run=options.dry_run)
+    return plan or open_artifact(given, flag, kinds)
+
+
+def choose(
+    options: Options,
+    flag: str,
+    given: Path | None,
+    kinds: Sequence[str],
+    fits: Callable[[Artifact], bool] = lambda a: True,
+    maker: str = "",
+) -> Artifact:
+    """The input named by a flag, or the one artifact of the workspace that fits.
+
+    Args:
+        flag: such as `--tokenizer`.
+        given: its value.
+        kinds: the kinds of artifact it accepts.
+        fits: which of them go with the other inputs.
+        maker: the command that makes one, for the message.
+
+    Raises:
+        TokError: none or several fit.
+    """
+    if given is not None:
+        return open_input(options, flag, given, kinds)
+    found = [a for a in scan(options.workspace) if a.kind in kinds and fits(a)]
+    if len(found) == 1:
+        log.info("%s %s (the only one that fits)", flag, found[0].path)
+        return found[0]
+    if not found:
+        raise TokError(
+            flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"name one, or make it: {maker}"
+        )
+    listed = ", ".join(str(a.path) for a in found)
+    raise TokError(flag, f"{len(found)} fit", got=listed, next=f"pick one with {flag} PATH")
+
+
+def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | None) -> Artifact:
+    """What turns a tokenizer's codes into pixels: `--decoder`, else a decoder made for it, else the tokenizer's own.
+
+    Raises:
+        TokError: none or several decoders fit, or the tokenizer named has none.
+    """
+    kinds = ["decoder", "tokenizer"]
+    if given is not None:
+        chosen = open_input(options, "--decoder", given, kinds)
+        if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
+            raise TokError(
+                f"--decoder {given}", "is a tokenizer without a pixel decoder",
+                next=f"train one: tok train-decoder --tokenizer {given}",
+            )  # fmt: skip
+        return chosen
+    of_it = [a for a in scan(options.workspace) if a.input_id("tokenizer") == tokenizer_id and a.kind in kinds]
+    trained = any(a.kind == "decoder" for a in of_it)
+    fits = lambda a: a in of_it and (a.kind == "decoder" if trained else a.facts["has_decoder"])  # noqa: E731
+    return choose(options, "--decoder", None, kinds if not trained else ["decoder"], fits, "tok train-decoder")

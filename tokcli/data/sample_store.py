@@ -1,0 +1,138 @@
+"""Sample store: what `tok sample` writes, batch by batch, so that a killed command goes on where it was; and how it is read.
+
+`images/000000.png` or `images-00000.tar` (webdataset: `000000.png`, `000000.cls`), and `indices-00000.npy` (images, tokens). A
+batch is done when its indices lie in `.parts`; they are put together when all are.
+"""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from tokcli.data.decode import BadImage, decode
+from tokcli.data.sources.tar_index import index_tar
+from tokcli.errors import TokError
+from tokcli.files import atomic_write, disk_error
+
+PARTS = ".parts"
+FORMATS = ("png", "shards")
+
+
+def image_path(folder: Path, number: int, form: str = "png") -> Path:
+    """Where the PNG of that number lies: for good, or until it goes into a tar."""
+    return folder / ("images" if form == "png" else PARTS) / f"{number:06d}.png"
+
+
+def write_batch(
+    folder: Path, batch: int, numbers: range, indices: Int64[Tensor, "b n"], images: UInt8[Tensor, "b 3 s s"], form: str
+) -> None:
+    """Write a batch's images, then its indices, which say that it is whole.
+
+    Raises:
+        TokError: the disk is full or cannot be written.
+    """
+    for number, image in zip(numbers, images, strict=True):
+        path = image_path(folder, number, form)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
+        except OSError as error:
+            raise disk_error(path, error) from error
+    (folder / PARTS).mkdir(exist_ok=True)
+    with atomic_write(folder / PARTS / f"indices-{batch:06d}.npy") as tmp, open(tmp, "wb") as file:
+        np.save(file, indices.numpy())
+
+
+def present(folder: Path) -> set[int]:
+    """The batches that are written."""
+    return {int(p.stem.removeprefix("indices-")) for p in (folder / PARTS).glob("indices-*.npy")}
+
+
+def merge(
+    folder: Path,
+    number: int,
+    *,
+    per_file: int,
+    codebook_size: int,
+    form: str,
+    labels: Sequence[int],
+    captions: Sequence[str],
+) -> list[str]:
+    """Put all batches together; returns the names of the files that hold indices, and images in form `shards`.
+
+    Args:
+        number: of images.
+        per_file: images of one file.
+        labels: class of each image, -1 for none.
+        captions: of each image, or none at all.
+    """
+    parts = [folder / PARTS / f"indices-{batch:06d}.npy" for batch in sorted(present(folder))]
+    codes = np.concatenate([np.load(part) for part in parts])
+    names = []
+    for shard, first in enumerate(range(0, number, per_file)):
+        numbers = range(first, min(first + per_file, number))
+        names.append(f"indices-{shard:05d}.npy")
+        with atomic_write(folder / names[-1]) as tmp, open(tmp, "wb") as file:
+            np.save(file, codes[numbers].astype(np.uint16 if codebook_size <= 1 << 16 else np.uint32))
+        if form == "shards":
+            names.append(f"images-{shard:05d}.tar")
+            with atomic_write(folder / names[-1]) as tmp:
+                _write_tar(tmp, folder, numbers, labels, captions)
+    return names
+
+
+def _write_tar(path: Path, folder: Path, numbers: range, labels: Sequence[int], captions: Sequence[str]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            members = {"png": image_path(folder, number, "shards").read_bytes()}
+            if labels[number] >= 0:
+                members["cls"] = str(labels[number]).encode()
+            if captions:
+                members["txt"] = captions[number].encode()
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:06d}.{extension}")  # no time, no owner: equal images, equal bytes
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def clean(folder: Path) -> None:
+    """Remove what only a command that is not done needs."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for lock in folder.glob(".shard-*.lock"):
+        lock.unlink(missing_ok=True)
+
+
+def read(folder: Path, numbers: Iterable[int], *, form: str = "png", per_file: int = 1) -> UInt8[Tensor, "n 3 s s"]:
+    """Images by their numbers.
+
+    Args:
+        form: `png` or `shards`.
+        per_file: images in each tar.
+
+    Raises:
+        TokError: a file is missing or damaged.
+    """
+    images = []
+    for number in numbers:
+        path = folder / f"images-{number // per_file:05d}.tar" if form == "shards" else image_path(folder, number)
+        try:
+            if form == "shards":
+                offset, size = index_tar(path).images[number % per_file]
+                with open(path, "rb") as file:
+                    file.seek(offset)
+                    images.append(decode(file.read(size), path.name))
+            else:
+                images.append(decode(path))
+            if images[-1].shape != images[0].shape:
+                raise BadImage(path.name, f"of another size than those before: {tuple(images[-1].shape[1:])}")
+        except (OSError, BadImage, IndexError) as error:
+            got = error.why if isinstance(error, BadImage) else str(error)
+            raise TokError(str(path), "is missing or damaged", got=got, next="tok verify names all that is") from None
+    return torch.stack(images)

@@ -1,0 +1,107 @@
+"""MS-COCO's layout: a folder of images and annotations/captions_*.json with several captions an image."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tokcli.data.sources.folder import read_image
+from tokcli.data.sources.listing import bad_name, captions_of, data_id, read_text
+from tokcli.errors import TokError
+
+
+def coco_split(path: Path) -> tuple[Path, Path] | None:
+    """The image folder and captions file behind DIR/train2017, or DIR/train for short; None if not COCO's.
+
+    Raises:
+        TokError: DIR/train where there are captions of several years.
+    """
+    files = sorted(path.parent.glob("annotations/captions_*.json"))
+    named = {file.stem.removeprefix("captions_"): file for file in files}
+    fitting = [name for name in named if name == path.name or re.fullmatch(re.escape(path.name) + r"\d{4}", name)]
+    if path.name in named:
+        fitting = [path.name]
+    if len(fitting) > 1:
+        raise TokError(f"--data {path}", "there are captions of several years", got=", ".join(fitting), next="Name one")
+    if not fitting:
+        return None
+    folders = [folder for folder in (path.parent / fitting[0], path) if folder.is_dir()]
+    return (folders[0], named[fitting[0]]) if folders else None
+
+
+def coco_splits(path: Path) -> list[str]:
+    """The names of the splits inside a COCO folder, [] for any other folder."""
+    names = [file.stem.removeprefix("captions_") for file in sorted(path.glob("annotations/captions_*.json"))]
+    return [name for name in names if (path / name).is_dir()]
+
+
+class Coco:
+    """The images that a captions file lists, sorted by file name; there are no classes.
+
+    Images listed but not there are `problems`; images there but not listed are left out.
+
+    Raises:
+        TokError: the JSON is broken, not of COCO's form, or none of its images is in the folder.
+    """
+
+    def __init__(self, folder: Path, captions: Path) -> None:
+        self.root = folder.resolve()
+        self.name = str(self.root)
+        self.classes: list[str] = []
+        names, texts = _read(captions)
+        self.problems: list[tuple[str, str]] = []
+        self.keys: list[str] = []
+        self._captions: list[list[str]] = []
+        sizes = []
+        for number, key in sorted(names.items(), key=lambda item: item[1]):
+            why = bad_name(key) or ("leads out of the folder" if ".." in Path(key).parts or key[:1] == "/" else "")
+            try:
+                size = 0 if why else (self.root / key).stat().st_size
+                why = why or ("" if (self.root / key).is_file() else "not a file")
+            except (OSError, ValueError):
+                why = f"in {captions.name}, but no such image"
+            if why:
+                self.problems.append((key, why))
+                continue
+            self.keys.append(key)
+            self._captions.append(texts.get(number, []))
+            sizes.append(size)
+        if not self.keys:
+            raise TokError(f"--data {folder}", f"holds none of the {len(names)} images in {captions}")
+        said = json.dumps(self._captions)
+        self.id = data_id("coco", "1", self.keys, np.full(len(self.keys), -1), sizes, said)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, i: int) -> str:
+        """Sample i's file name."""
+        return self.keys[i]
+
+    def label(self, i: int) -> int:
+        """-1: there are no classes."""
+        return -1
+
+    def captions(self, i: int) -> list[str]:
+        """The captions of sample i, [] for none."""
+        return self._captions[i]
+
+    def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage."""
+        return read_image(self.root / self.keys[i], self.keys[i])
+
+
+def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
+    try:
+        table: Any = json.loads(read_text(path, str(path)))
+        names = {int(image["id"]): str(image["file_name"]) for image in table["images"]}
+        texts: dict[int, list[str]] = {}
+        for row in table["annotations"]:
+            texts.setdefault(int(row["image_id"]), []).extend(captions_of(row) or [])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise TokError(str(path), "not COCO's captions", got=f"{type(error).__name__}: {error}") from None
+    return names, texts

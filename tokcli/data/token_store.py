@@ -1,0 +1,210 @@
+"""The token store: indices of a data set in memory-mapped shards, written whole or not at all."""
+
+import bisect
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tokcli.data.npy import NpyError, open_npy
+from tokcli.errors import TokError
+from tokcli.files import atomic_write, write_text
+
+_SHARD = re.compile(r"indices-(\d{5,})\.npy")
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"indices-{number:05d}.npy"
+
+
+def _sidecar(folder: Path, number: int) -> Path:
+    return folder / f"rows-{number:05d}.json"
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    indices: Int[Tensor, "rows views n"] | np.ndarray,
+    labels: Sequence[int],
+    keys: Sequence[str],
+    captions: Sequence[list[str]],
+    skipped: Sequence[tuple[str, str]] = (),
+    *,
+    codebook_size: int,
+) -> Path:
+    """Write shard `number`; the indices come last, so that a shard which is `present` is complete.
+
+    Labels, keys, captions (one list a row) and what was skipped wait in `rows-XXXXX.json` until `merge`.
+
+    Raises:
+        ValueError: rows that do not match, or an index outside [0, codebook_size).
+        TokError: the disk is full or the folder cannot be written.
+    """
+    array = np.asarray(indices)
+    if not (array.ndim == 3 and len(array) == len(labels) == len(keys) == len(captions)):
+        raise ValueError(f"{array.shape} indices, {len(labels)} labels, {len(keys)} keys, {len(captions)} captions")
+    if array.size and (array.min() < 0 or array.max() >= codebook_size):
+        raise ValueError(f"indices from {array.min()} to {array.max()}, outside a codebook of {codebook_size}")
+    rows = {
+        "labels": list(map(int, labels)),
+        "keys": list(keys),
+        "captions": list(captions),
+        "skipped": list(skipped),
+    }
+    write_text(_sidecar(folder, number), json.dumps(rows, ensure_ascii=False) + "\n")
+    dtype = np.uint16 if codebook_size <= 1 << 16 else np.uint32
+    _save(_shard(folder, number), np.ascontiguousarray(array, dtype=dtype))
+    return _shard(folder, number)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path) as tmp, open(tmp, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def present(folder: Path) -> set[int]:
+    """The numbers of the shards that are complete."""
+    return {int(match[1]) for path in folder.glob("indices-*.npy") if (match := _SHARD.fullmatch(path.name))}
+
+
+class Counts(NamedTuple):
+    """How many rows a finished store has, and how many images were skipped."""
+
+    rows: int
+    skipped: int
+
+
+def merge(folder: Path, shards: int) -> Counts:
+    """Join the shards' rows into labels.npy, keys.txt, captions.jsonl (if there are any) and skipped.jsonl.
+
+    Several processes may do so at once, and again: they write the same bytes.
+
+    Raises:
+        TokError: a shard is missing.
+    """
+    if missing := sorted(set(range(shards)) - present(folder)):
+        raise TokError(str(folder), f"{len(missing)} of {shards} shards are missing", got=f"the first: {missing[0]}")
+    try:
+        parts = [json.loads(_sidecar(folder, i).read_text(encoding="utf-8")) for i in range(shards)]
+    except FileNotFoundError:
+        return _merged(folder)
+    whole = {name: [x for part in parts for x in part[name]] for name in ("labels", "keys", "captions", "skipped")}
+    _save(folder / "labels.npy", np.array(whole["labels"], dtype=np.int32))
+    write_text(folder / "keys.txt", "".join(f"{key}\n" for key in whole["keys"]))
+    if any(whole["captions"]):
+        rows = zip(whole["keys"], whole["captions"], strict=True)
+        write_text(folder / "captions.jsonl", _lines({"key": key, "captions": texts} for key, texts in rows))
+    # Written last, and always: with it the merge is done, and the parts can go.
+    write_text(folder / "skipped.jsonl", _lines({"key": key, "why": why} for key, why in whole["skipped"]))
+    for i in range(shards):
+        _sidecar(folder, i).unlink(missing_ok=True)
+    return Counts(len(whole["keys"]), len(whole["skipped"]))
+
+
+def _merged(folder: Path) -> Counts:
+    try:
+        skipped = (folder / "skipped.jsonl").read_text(encoding="utf-8").count("\n")
+        return Counts(len(open_npy(folder / "labels.npy")), skipped)
+    except FileNotFoundError:
+        raise TokError(str(folder), "the rows of a shard are missing", next="Delete its indices and repeat") from None
+
+
+def _lines(rows: Iterator[dict[str, object]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+class TokenStore:
+    """The tokens in a folder: `rows` images, `views` of each, `n` tokens a view. Opening reads headers only.
+
+    Raises:
+        TokError: no shards, one missing, cut short or unlike the others, or labels or keys that do not match
+            them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        numbers = sorted(present(folder))
+        if not numbers or numbers != list(range(len(numbers))):
+            raise TokError(str(folder), "token shards are missing", got=f"{len(numbers)} are there")
+        try:
+            self._shards = [open_npy(_shard(folder, number)) for number in numbers]
+            self.labels: np.ndarray = open_npy(folder / "labels.npy")
+        except FileNotFoundError:
+            raise TokError(
+                str(folder), "labels.npy is missing", next="Repeat tok tokenize: it completes the folder"
+            ) from None
+        self.dtype = self._shards[0].dtype
+        for number, shard in zip(numbers, self._shards, strict=True):
+            like_first = shard.ndim == 3 and shard.shape[1:] == self._shards[0].shape[1:] and shard.dtype == self.dtype
+            if not like_first or shard.dtype not in (np.uint16, np.uint32):
+                raise NpyError(str(_shard(folder, number)), "no token shard", got=f"{shard.dtype} {shard.shape}")
+        self.views, self.n = self._shards[0].shape[1:]
+        self._ends = list(itertools.accumulate(len(shard) for shard in self._shards))
+        self.rows = self._ends[-1]
+        if self.labels.shape != (self.rows,) or self.labels.dtype != np.int32:
+            raise NpyError(str(folder / "labels.npy"), f"not {self.rows} labels", got=f"{self.labels.shape}")
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The key of each row.
+
+        Raises:
+            TokError: missing, or of another number.
+        """
+        return self._checked("keys.txt", self._text("keys.txt").split("\n")[:-1])
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The captions of each row, [] where it has none.
+
+        Raises:
+            TokError: damaged, or of another number.
+        """
+        if not (self.folder / "captions.jsonl").exists():
+            return [[] for _ in range(self.rows)]
+        try:
+            found = [json.loads(line)["captions"] for line in self._text("captions.jsonl").split("\n")[:-1]]
+        except (ValueError, KeyError, TypeError):
+            raise TokError(str(self.folder / "captions.jsonl"), "is damaged") from None
+        return self._checked("captions.jsonl", found)
+
+    @cached_property
+    def caption_ends(self) -> np.ndarray:
+        """Row i's captions are numbers caption_ends[i] to caption_ends[i + 1] - 1 of all captions, int64 (rows + 1,)."""
+        return np.cumsum([0, *(len(texts) for texts in self.captions)], dtype=np.int64)
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokError(str(self.folder / name), "cannot be read", got=str(error)) from None
+
+    def _checked(self, name: str, found: list) -> list:  # type: ignore[type-arg]
+        if len(found) != self.rows:
+            raise TokError(str(self.folder / name), f"not one line for each of {self.rows} rows", got=str(len(found)))
+        return found
+
+    def batch(self, rows: Int[Tensor, " b"] | np.ndarray, views: Int[Tensor, " b"] | np.ndarray) -> Int[Tensor, "b n"]:
+        """Tokens of one view of each row, as int64."""
+        rows, views = np.asarray(rows), np.asarray(views)
+        tokens = np.empty((len(rows), self.n), dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.rows):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.rows}")
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            start = self._ends[number - 1] if number else 0
+            tokens[here] = self._shards[number][rows[here] - start, views[here]]
+        return torch.from_numpy(tokens)
+
+    def shard_of(self, row: int) -> int:
+        """The number of the shard that holds a row."""
+        return bisect.bisect_right(self._ends, row)

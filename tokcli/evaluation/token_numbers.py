@@ -1,0 +1,120 @@
+"""What tokens say: how the codebook is used, whether classes can be told from tokens, how well a network predicts them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokcli import metrics
+from tokcli.data.pixels import unit
+from tokcli.data.reading import read_batches
+from tokcli.data.sources import ImageSource
+from tokcli.data.transforms import evaluation_transform
+from tokcli.evaluation.extractors import chosen
+from tokcli.evaluation.records import Against, Measurement
+from tokcli.measure.predicting import held_out_tokens, measure_proposal
+from tokcli.measure.tokenizing import measure_tokenizer
+from tokcli.metrics.understanding import bags
+from tokcli.models import Tokenizer
+from tokcli.pretrained.teachers import Teacher
+from tokcli.proposals import Proposal
+
+log = logging.getLogger("tok")
+UNITS = (
+    "tokens",
+    "tokens_nonblank",
+    "images",
+)  # of `measure`: numbers counted, which belong to the numbers beside them
+
+
+def judge_tokenizer(
+    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None
+) -> list[Measurement]:
+    """Codebook use and feature loss on held-out images."""
+    found = measure_tokenizer(network, source, device, size=size, teacher=teacher)
+    against = Against(source.id, source.name, int(found["images"]))
+    result = []
+    for name, value in found.items():
+        if name in UNITS:
+            continue
+        tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
+        count, of = (int(found["images"]), "images") if name == "feature_loss" else (tokens, "tokens")
+        by = _features(teacher) if teacher is not None and name == "feature_loss" else None
+        result.append(Measurement(name, value, count, of, against, by=by))
+    return result
+
+
+def _features(teacher: Teacher) -> str:
+    """What a feature loss is of: every setting that makes other features."""
+    layers, norm = ", ".join(map(str, teacher.layers)), "" if teacher.norm else " without norm"
+    norm += " without projection" if teacher.projection is False else ""
+    return f"features of {teacher.name} (layer {layers}{norm}, at {teacher.image_size} px, sha256 {str(teacher.sha256)[:8]})"
+
+
+class Told(NamedTuple):
+    """Tokens of labelled images."""
+
+    indices: Tensor  # (b, n)
+    labels: np.ndarray  # (b,)
+
+
+@torch.no_grad()
+def _told(network: Tokenizer, source: ImageSource, most: int, size: int, device: torch.device) -> Told:
+    labelled = [i for i in chosen(len(source), most) if source.label(i) >= 0]
+    indices, labels = [], []
+    for numbers, images in read_batches(source, evaluation_transform(size), labelled):
+        indices.append(network.encode(unit(images, device)).cpu())
+        labels += [source.label(i) for i in numbers]
+    return Told(torch.cat(indices), np.array(labels))
+
+
+def judge_understanding(
+    network: Tokenizer, train: ImageSource, held_out: ImageSource, device: torch.device, *, size: int, most: int
+) -> list[Measurement]:
+    """Accuracy of held-out images' classes told from their tokens; none where images have no classes, or one, or are the same.
+
+    Args:
+        train: images that a probe learns from.
+        most: so many of each set at most, at random.
+    """
+    if not (most and train.classes and train.classes == held_out.classes):
+        return []
+    if train.id == held_out.id:
+        log.warning("no probe: the held-out images are those that it would learn from: %s", train.name)
+        return []
+    learnt, asked = (_told(network, source, most, size, device) for source in (train, held_out))
+    if len(set(learnt.labels.tolist())) < 2:
+        log.warning("no probe: %s holds one class", train.name)
+        return []
+    grid, k = network.grid(size), network.quantizer.codebook_size
+    of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))
+    against = Against(train.id, train.name, len(learnt.labels))
+    return [
+        Measurement(
+            name,
+            metrics.METRICS[name].function(of_learnt, learnt.labels, of_asked, asked.labels),
+            len(asked.labels),
+            against=against,
+        )
+        for name in ("probe_accuracy", "knn_accuracy")
+    ]
+
+
+def judge_proposal(
+    network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
+    classes: Sequence[str], captions: Callable[[Sequence[str]], Tensor] | None,
+) -> list[Measurement]:  # fmt: skip
+    """Perplexity or masked cross-entropy on held-out tokens; `classes` and `captions` are as for `measure.held_out_tokens`."""
+    unknown = [name for name in source.classes if name not in classes] if classes else []
+    if unknown:
+        log.warning("%s: images of classes that the proposal network does not know are predicted without class: %s",
+                    source.name, ", ".join(unknown))  # fmt: skip
+    tokens = held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
+    found = measure_proposal(network, tokens, device, mask_ratio=mask_ratio)
+    against = Against(source.id, source.name, int(found["images"]))
+    of = "tokens" if "tokens" in found else "images"
+    count = int(found[of])
+    return [Measurement(name, value, count, of, against) for name, value in found.items() if name not in UNITS]

@@ -1,0 +1,98 @@
+"""Files: writes that are whole or absent, hashes, errors of the disk, the cache folder."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokcli.errors import TokError
+
+
+def cache_dir() -> Path:
+    """Where fetched weights and computed features are kept: $TOK_CACHE, else ~/.cache/tok."""
+    return Path(os.environ.get("TOK_CACHE") or Path.home() / ".cache" / "tok").expanduser()
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def disk_error(path: Path, error: OSError) -> TokError:
+    """The one-line form of an error met while writing `path`."""
+    short = error.errno is None and "requested and" in str(error)  # NumPy's words for a write that was cut short
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return TokError(str(path), "the disk is full", next="free some space and repeat the command: it resumes")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return TokError(str(path), "cannot write here", got=error.strerror or "", next="choose another --out")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return TokError(str(path), "cannot be written", got="a file is in the way", next="choose another --out")
+    return TokError(str(path), "cannot be written", got=error.strerror or str(error))
+
+
+def require_space(folder: Path, need: int, where: str, *, next: str) -> None:
+    """Refuse to begin what the disk of `folder` cannot hold.
+
+    Args:
+        need: bytes.
+        where, next: the key or flag that asks for them, and what to do instead.
+
+    Raises:
+        TokError: fewer are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise TokError(
+            where, f"needs {need / 2**30:.1f} GiB in {folder}", got=f"{free / 2**30:.1f} GiB are free", next=next
+        )
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success flush it to disk and rename it into place.
+
+    Raises:
+        TokError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    tmp: Path | None = None
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(fd)
+        tmp = Path(name)
+        yield tmp
+        with open(tmp, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes private files; artifacts are to be shared
+        os.replace(tmp, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        if tmp is not None:
+            tmp.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file atomically, as UTF-8."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")

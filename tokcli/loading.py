@@ -1,0 +1,141 @@
+"""Trained networks from artifacts."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tokcli.artifact.manifest import MANIFEST, RESTORE
+from tokcli.artifact.reading import Artifact
+from tokcli.artifact.weights import load_strict, load_tensors
+from tokcli.build import build_clustering, build_decoder, build_proposal, build_tokenizer, condition_of, frozen_on
+from tokcli.errors import TokError
+from tokcli.models import TeacherEncoder, Tokenizer
+from tokcli.pretrained.text import build_text_tower, byte_pairs
+from tokcli.proposals import Proposal, TextCondition
+from tokcli.quantizers import QUANTIZERS
+
+WEIGHTS = "model.safetensors"
+
+
+@contextlib.contextmanager
+def _recorded(artifact: Artifact) -> Iterator[None]:
+    """Whatever is wrong with a recorded recipe or fact is said of the manifest."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TokError(
+            str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", got=repr(error).splitlines()[0],
+            next=RESTORE,
+        ) from None  # fmt: skip
+
+
+def tokenizer_of(artifact: Artifact) -> Tokenizer:
+    """The tokenizer that an artifact describes, with fresh weights."""
+    with _recorded(artifact):
+        teacher = artifact.facts["teacher"]
+        if artifact.recipe["method"] == "cluster":
+            return build_clustering(artifact.recipe, "random")
+        return build_tokenizer(artifact.recipe, teacher["feature_dim"] if teacher else None)
+
+
+def check_discrete(artifact: Artifact) -> None:
+    """Refuse a tokenizer without codes where indices are needed.
+
+    Raises:
+        TokError: its quantizer is the yardstick.
+    """
+    with _recorded(artifact):
+        discrete = QUANTIZERS[artifact.recipe["quantizer"]["name"]].discrete
+    if not discrete:
+        raise TokError(
+            f"--tokenizer {artifact.path}",
+            "was trained without a quantizer and has no indices",
+            next="train one with codes",
+        )
+
+
+def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
+    """A trained tokenizer, in eval mode, its weights' hash checked.
+
+    Raises:
+        TokError: the weights are damaged or do not fit the recipe.
+    """
+    tokenizer, teacher = tokenizer_of(artifact), artifact.facts["teacher"]
+    tokenizer.load_exported(load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    if isinstance(tokenizer.encoder, TeacherEncoder):
+        tokenizer.encoder.teacher.network.sha256 = teacher["sha256"]  # whose weights these were
+    return frozen_on(tokenizer, device)
+
+
+def decoder_of(artifact: Artifact) -> nn.Module:
+    """The pixel decoder that an artifact describes, with fresh weights; arguments as for `load_decoder`."""
+    facts = artifact.facts
+    if artifact.kind == "tokenizer":
+        own = tokenizer_of(artifact).pixel_decoder
+        assert own is not None, "fact has_decoder was not checked"
+        own.grid = tuple(facts["grid"])  # at use
+        return own
+    with _recorded(artifact):
+        return build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
+
+
+def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
+    """A trained pixel decoder, in eval mode: codes (b, n, d) -> images (b, 3, s, s).
+
+    Args:
+        artifact: a decoder, or a tokenizer that was trained with one.
+    """
+    facts = artifact.facts
+    if artifact.kind == "tokenizer":
+        own = load_tokenizer(artifact, device).pixel_decoder
+        assert own is not None, "fact has_decoder was not checked"
+        own.grid = tuple(facts["grid"])  # at use
+        return own
+    decoder = decoder_of(artifact)
+    load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    return frozen_on(decoder, device)
+
+
+def proposal_of(artifact: Artifact) -> Proposal:
+    """The proposal network that an artifact describes, with fresh weights."""
+    facts = artifact.facts
+    with _recorded(artifact):
+        grid, classes = tuple(facts["grid"]), artifact.class_count or 0
+        return build_proposal(artifact.recipe, facts["codebook_size"], grid, classes)
+
+
+def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
+    """A trained proposal network, in eval mode."""
+    proposal = proposal_of(artifact)
+    load_strict(proposal, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
+    return frozen_on(proposal, device)
+
+
+def load_caption_encoder(
+    artifact: Artifact, weights: Path | None, device: torch.device
+) -> Callable[[Sequence[str]], Tensor] | None:
+    """Captions to conditions of a trained proposal network, on the CPU; None where it is not text-conditional.
+
+    Args:
+        weights: the text tower's file, where it has one; None: looked for.
+
+    Raises:
+        TokError: the tower's weights are found nowhere, or are not those that the network was trained with.
+    """
+    with _recorded(artifact):
+        condition = condition_of(artifact.recipe)
+        if not isinstance(condition, TextCondition):
+            return None
+        length, recorded = condition.length, artifact.facts["text_sha256"]
+    if condition.tower is None:
+        return lambda captions: byte_pairs(captions, length)
+    tower = build_text_tower(condition.tower, weights).to(device)
+    if tower.sha256 != recorded:
+        raise TokError(
+            f"text tower {condition.tower}", f"has other weights than {artifact.path} was trained with",
+            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}", next="give the same file: --text-weights PATH",
+        )  # fmt: skip
+    return lambda captions: tower.encode(captions, length)

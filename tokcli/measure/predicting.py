@@ -1,0 +1,92 @@
+"""How well a proposal network predicts held-out tokens."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from tokcli import metrics
+from tokcli.data.pixels import unit
+from tokcli.data.reading import read_batches
+from tokcli.data.sources import ImageSource
+from tokcli.data.transforms import evaluation_transform
+from tokcli.metrics.likelihood import masked_ce_name
+from tokcli.models import Tokenizer
+from tokcli.proposals import Proposal
+
+MASK_RATIO = 0.5  # of masked_ce, where a recipe says nothing else
+
+
+class HeldOut(NamedTuple):
+    """Tokens of held-out images, and what a proposal network is given with them."""
+
+    numbers: Int64[Tensor, " b"]  # of the images: what a masked network is not shown is a function of them
+    indices: Int64[Tensor, "b n"]
+    condition: Tensor  # (b, ...), see `Proposal`
+
+
+def class_numbers(known: Sequence[str], names: Sequence[str]) -> Int64[Tensor, " n"]:
+    """The numbers that a network calls other data's classes by: -1 for one that it does not know; the last is for none."""
+    return torch.tensor([*(known.index(name) if name in known else -1 for name in names), -1])
+
+
+@torch.no_grad()
+def held_out_tokens(
+    tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, classes: Sequence[str] = (),
+    captions: Callable[[Sequence[str]], Tensor] | None = None,
+) -> Iterator[HeldOut]:  # fmt: skip
+    """Held-out images as a proposal network reads them.
+
+    Args:
+        classes: names of the classes that the network knows; images of any other are predicted without class.
+        captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
+    """
+    known = class_numbers(classes, source.classes)
+    for numbers, images in read_batches(source, evaluation_transform(size)):
+        if captions:
+            texts = [next(iter(source.captions(i)), "") for i in numbers]
+            condition = captions(texts)
+            condition[torch.tensor([not text for text in texts])] = (
+                0  # as in training, not a tower's "" with its end token
+            )
+        else:
+            condition = known[torch.tensor([source.label(i) for i in numbers])]
+        yield HeldOut(torch.tensor(numbers), tokenizer.encode(unit(images, device)), condition)
+
+
+@torch.no_grad()
+def measure_proposal(
+    network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
+) -> dict[str, float]:
+    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
+
+    It is put into eval mode meanwhile.
+
+    Args:
+        mask_ratio: share of the tokens that a masked network has to predict.
+    """
+    total, right, count, images = 0.0, 0.0, 0, 0
+    masked = not hasattr(network, "nll")
+    training = network.training
+    network.eval()
+    for batch in batches:
+        numbers, indices, condition = (part.to(device) for part in batch)
+        if masked:
+            nats, hits = network.judged(indices, condition, numbers, mask_ratio)  # type: ignore[operator]
+        else:
+            nats, hits = network.judged(indices, condition)  # type: ignore[operator]
+        total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
+        count, images = count + nats.numel(), images + len(indices)
+    network.train(training)
+    accuracy = metrics.token_accuracy(right, count)
+    if masked:
+        at = f"{mask_ratio:.2f}"
+        return {
+            masked_ce_name(mask_ratio): metrics.masked_ce(total, count),
+            f"masked_accuracy_{at}": accuracy,
+            "images": images,
+        }
+    found = {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy}
+    return found | {"tokens": count, "images": images}

@@ -1,0 +1,47 @@
+"""Teachers by name. All are one class around a network; one that needs more is a file and a line here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tokcli.pretrained import READY
+from tokcli.pretrained.teacher import Teacher
+from tokcli.registry import lookup
+
+__all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class"]
+
+TEACHERS: dict[str, type[Teacher]] = {
+    "efflite0": Teacher,
+    "vits14": Teacher,
+    "clip": Teacher,
+    "vit": Teacher,
+    "dino": Teacher,
+    "mae": Teacher,
+    **dict.fromkeys(READY, Teacher),
+}
+
+
+def teacher_class(name: str) -> type[Teacher]:
+    """The class of a teacher by name, also `timm:NAME` and `open_clip:NAME/PRETRAINED`.
+
+    Raises:
+        TokError: no such teacher.
+    """
+    if name.startswith(("timm:", "open_clip:")):
+        return Teacher
+    return lookup("teacher", TEACHERS, name)
+
+
+def build_teacher(name: str, keys: Mapping[str, Any], weights: Path | Literal["random"] | None = None) -> Teacher:
+    """A frozen teacher.
+
+    Args:
+        name: a key of TEACHERS, `timm:NAME`, or `open_clip:NAME/PRETRAINED`.
+        keys: `layers`, `norm`, `projection`, `image_size`, `grid` of the recipe.
+        weights: its file (`--teacher-weights`), "random", or None to look for it.
+
+    Raises:
+        TokError: no such teacher, no weights, or weights that do not fit.
+    """
+    grid = keys.get("grid")  # YAML and JSON know lists only
+    return teacher_class(name)(name, weights, **{**keys, "grid": tuple(grid) if grid else None})

@@ -1,0 +1,206 @@
+"""A recipe against the code: unknown keys, wrong types and values out of range, all at once."""
+
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError, create_model
+
+from tokcli.errors import TokError
+from tokcli.recipe.sections import Recipe, Section
+from tokcli.registry import nearest
+
+Factory = Callable[..., Any]
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class InvalidRecipe(TokError):
+    """All faults of one recipe, a line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("recipe", "invalid")
+        self.args = ("\n".join(dict.fromkeys(lines)),)
+
+
+def component_model(factory: Factory) -> type[Section]:
+    """A strict model of a constructor's keyword-only arguments: the keys a recipe may give it."""
+    function = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    hints = typing.get_type_hints(function, include_extras=True)  # with their ranges
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    return create_model(getattr(factory, "__name__", "keys"), __base__=Section, **fields)
+
+
+def leaving_out(factory: type, key: str) -> Factory:
+    """A component whose recipe may leave out a required key, or say null, because it follows from others.
+
+    What builds the component says which value it has then.
+    """
+
+    def build(*supplied: Any, **keys: Any) -> Any:
+        return factory(*supplied, **keys)
+
+    signature = inspect.signature(factory)
+    hints = typing.get_type_hints(factory.__init__, include_extras=True)  # type: ignore[misc]
+    parameters = [p.replace(default=None) if p.name == key else p for p in signature.parameters.values()]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    build.__annotations__ = {**hints, key: hints[key] | None}
+    return build
+
+
+def _validate(model: type[M], tree: Mapping[str, Any]) -> M:
+    # JSON mode: strict about types, yet a YAML list may stand for a tuple and 1 for 1.0
+    return model.model_validate_json(json.dumps(dict(tree), default=str), strict=True)
+
+
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    owner: Any = model
+    for part in location[:-1]:
+        field = getattr(owner, "model_fields", {}).get(str(part))
+        owner = field.annotation if field else None
+    return nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields)
+
+
+def _key(model: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's location up to a value of several types, of which pydantic names each that it tried."""
+    kind = model
+    for depth, part in enumerate(location):
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+        if union and len(kinds) > 1:
+            return location[:depth]
+        kind = kinds[0] if union else kind
+        fields, inner = getattr(kind, "model_fields", {}), typing.get_args(kind)
+        if part in fields:
+            kind = fields[part].annotation
+        else:  # of a list, or of a mapping
+            kind = inner[0 if isinstance(part, int) else -1] if inner else None
+    return location
+
+
+def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    tried: dict[str, list[Any]] = {}
+    for item in error.errors():
+        key = _key(model, item["loc"])
+        path = ".".join(filter(None, [prefix, *map(str, key)]))
+        if key != item["loc"]:
+            tried.setdefault(path, []).append(item)
+            continue
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: this key is missing.")
+        elif item["type"] == "value_error":  # a validator of ours: its own words
+            lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
+        else:
+            message = item["msg"].removeprefix("Input ").rstrip(".")
+            lines.append(f"{path}: {message}. Got {_shown(item['input'])}.")
+    for path, items in tried.items():
+        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
+        outermost = min(items, key=lambda item: len(item["loc"]))
+        lines.append(f"{path}: should be {' or '.join(wanted)}. Got {_shown(outermost['input'])}.")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:80]
+
+
+def _check_component(
+    path: str, name: str, keys: Any, table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
+) -> tuple[dict[str, Any], list[str]]:
+    """One component's keys with its defaults filled in, and what is wrong with them."""
+    factory = table.get(name) or resolve(name)
+    if factory is None:
+        kind = path.removesuffix(f".{name}").split(".")[-1]
+        return {}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"]
+    if not isinstance(keys, Mapping):
+        return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
+    model = component_model(factory)
+    try:
+        return _validate(model, keys).model_dump(mode="json"), []
+    except ValidationError as error:
+        return {}, _faults(error, model, path)
+
+
+def _check_terms(
+    section: str, value: Mapping[str, Any], table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
+) -> tuple[dict[str, Any], list[str]]:
+    """A weighted sum of named terms; `l1: 1.0` is short for `l1: {weight: 1.0}`."""
+    terms, lines = {}, []
+    for name, entry in value.items():
+        keys = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+        weight = keys.pop("weight", 1.0)
+        filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            faults.append(f"{section}.{name}.weight: should be a number. Got {json.dumps(weight, default=str)}.")
+        elif not 0 <= weight < math.inf:
+            faults.append(f"{section}.{name}.weight: should be finite and at least 0. Got {weight}.")
+        terms[str(name)] = {"weight": weight, **filled}
+        lines += faults
+    return terms, lines
+
+
+def check(
+    model: type[R],
+    tree: Mapping[str, Any],
+    where: str,
+    families: Mapping[str, Mapping[str, Factory]],
+    resolve: Callable[[str], Factory | None] = lambda name: None,
+) -> R:
+    """Validate a recipe against its stage's model and its components' constructors, defaults filled in.
+
+    Args:
+        model: the stage's recipe.
+        tree: what the YAML file and the command line say.
+        where: the file, for messages.
+        families: section (`data.transform` for a nested one) -> the family's dict. A section is `{name: vq, ...}`, or `{term: {weight: 1.0, ...}, ...}`
+            for a sum of named terms.
+        resolve: constructors of names outside the dicts, such as `timm:NAME`.
+
+    Raises:
+        InvalidRecipe: with one line per fault.
+    """
+    tree = json.loads(json.dumps(dict(tree), default=str))
+    lines: list[str] = []
+    for section, table in families.items():
+        *above, last = section.split(".")
+        owner: Any = tree
+        for part in above:
+            owner = owner.get(part) if isinstance(owner, Mapping) else None
+        value = owner.get(last) if isinstance(owner, Mapping) else None
+        if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
+            continue  # missing or of a wrong type: the stage's model says so
+        if "name" in value:
+            keys = {k: v for k, v in value.items() if k != "name"}
+            filled, faults = _check_component(section, value["name"], keys, table, resolve)
+            owner[last] = {"name": value["name"], **filled}
+        else:
+            owner[last], faults = _check_terms(section, value, table, resolve)
+        lines += faults
+    try:
+        recipe = _validate(model, tree)
+    except ValidationError as error:
+        lines = _faults(error, model, "") + lines
+    if lines:
+        raise InvalidRecipe([f"{where}: {line}" for line in lines])
+    return recipe
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain YAML values: complete, and itself a valid recipe."""
+    plain: dict[str, Any] = recipe.model_dump(mode="json")
+    return plain

@@ -1,0 +1,122 @@
+"""Recipes on disk: found by name or path, read strictly, written so that they repeat the run."""
+
+import functools
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tokcli.errors import TokError
+from tokcli.recipe.check import resolved
+from tokcli.recipe.sections import Recipe
+from tokcli.registry import nearest
+
+log = logging.getLogger("tok")
+
+
+LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and aliases, and reads `1e-4` as a float (YAML 1.1 reads text)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # ten lines of aliases can stand for gigabytes, or for themselves
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "a recipe has no anchors and aliases", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key_node.start_mark)
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def recipes_root() -> Path:
+    """The folder of shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
+    """The file of a recipe: a path, a NAME or FOLDER/NAME among the shipped ones, or the default `folder/name`.
+
+    Args:
+        choice: what `--recipe` was given, or None.
+        folder: the data set's folder of recipes; one without its own uses `folder`, which is said once.
+        name: the stage and its variant, such as `tokenizer-vqkd`.
+
+    Raises:
+        TokError: there is no such recipe.
+    """
+    root = recipes_root()
+    if choice is None:
+        home = folder if (root / folder / f"{name}.yaml").is_file() else "folder"
+        if home != folder:
+            _say_fallback(home, folder, name)
+        path = root / home / f"{name}.yaml"
+        if not path.is_file():
+            raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="tok recipes lists them")
+        return path
+    path = Path(choice)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise TokError(f"--recipe {choice}", "no such file", next="tok recipes lists those that come with tok")
+    for candidate in (root / f"{choice}.yaml", root / folder / f"{choice}.yaml"):
+        if candidate.is_file():
+            return candidate
+    close = nearest(choice, [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")])
+    hint = close if close.startswith("Did") else "tok recipes lists them"
+    raise TokError(f"--recipe {choice}", "no such recipe", next=hint)
+
+
+@functools.cache  # `tok sample --sweep` looks for it once a point
+def _say_fallback(home: str, folder: str, name: str) -> None:
+    log.info("recipe: %s/%s (%s has none)", home, name, folder)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        TokError: missing, too large, not YAML, a key given twice, or no mapping.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise TokError(str(path), "cannot be read", got=error.strerror or str(error)) from None
+    except RecursionError:
+        raise TokError(str(path), "is not a valid recipe", got="brackets nested too deeply") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise TokError(where, "is not a valid recipe", got=problem) from None
+    if not isinstance(loaded, dict):
+        raise TokError(str(path), "is not a mapping of recipe keys", got=type(loaded).__name__)
+    return loaded
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,98 @@
+"""The networks of `tok sample`, loaded once: image numbers to tokens, tokens to pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64, Shaped, UInt8
+from torch import Tensor, nn
+
+from tokcli import loading, pictures
+from tokcli.artifact.reading import Artifact, locate
+from tokcli.data.pixels import unit
+from tokcli.data.randomness import seed_of
+from tokcli.device.precision import tell_if_emulated, tensor_cores
+from tokcli.models import Tokenizer
+from tokcli.proposals import Proposal, Sampling
+from tokcli.sampling.edits import Edit
+
+KEPT = 1000  # captions whose features are kept
+
+
+class Generator:
+    """A proposal network and a pixel decoder over one tokenizer."""
+
+    def __init__(
+        self, proposal: Artifact, decoder: Artifact, device: torch.device, *, precision: str, text_weights: Path | None
+    ) -> None:
+        tokenizer = locate(
+            str(proposal.input_id("tokenizer")), proposal.inputs["tokenizer"]["path"], proposal.path.parent
+        )
+        self.proposal: Proposal = loading.load_proposal(proposal, device)
+        self.tokenizer: Tokenizer = loading.load_tokenizer(tokenizer, device)
+        self.decoder: nn.Module = loading.load_decoder(decoder, device)
+        self.encode = loading.load_caption_encoder(proposal, text_weights, device)
+        self.device, self.precision = device, precision
+        self._captions: dict[str, Tensor] = {}
+        if precision == "bfloat16":
+            tell_if_emulated("sample.precision", device)
+            # autocast would round frozen weights again at every token; the head stays float32
+            for module in self.proposal.transformer.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+
+    def conditions(
+        self, numbers: range, labels: Sequence[int], prompts: Sequence[str] | None
+    ) -> Shaped[Tensor, "b *c"]:
+        """What the images of those numbers are to show: their captions, which they take in turn, or their classes.
+
+        Args:
+            labels: the class of every image, -1 for none.
+            prompts: captions, for a text-conditional network.
+        """
+        if self.encode is None or not prompts:
+            return torch.tensor([labels[number] for number in numbers])
+        asked = [prompts[number % len(prompts)] for number in numbers]
+        if len(self._captions) > KEPT:
+            self._captions.clear()
+        for caption in asked:
+            if caption not in self._captions:  # each alone: a batch would move the last bits of its features
+                self._captions[caption] = self.encode([caption])[0]
+        return torch.stack([self._captions[caption] for caption in asked])
+
+    @tensor_cores()
+    def tokens(
+        self,
+        seed: int,
+        numbers: range,
+        condition: Shaped[Tensor, "b *c"],
+        settings: Sampling,
+        edit: Edit | None = None,
+        rows: int = 0,
+    ) -> Int64[Tensor, "b n"]:
+        """Tokens of the images of those numbers; an image's randomness depends on (seed, its number) alone.
+
+        Args:
+            condition: as `conditions` gives it.
+            edit: a picture of which some tokens stay.
+            rows: fill the batch up to so many by copies that are dropped: a compiler makes programs for a number of rows.
+        """
+        seeds = torch.tensor([seed_of(seed, "image", number) for number in numbers])
+        filled = torch.arange(max(rows, len(numbers))) % len(numbers)
+        condition, seeds = condition[filled], seeds[filled]
+        known = None if edit is None else self.known(edit).expand(len(seeds), -1)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            drawn = self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
+        return drawn[: len(numbers)]
+
+    @torch.no_grad()
+    def known(self, edit: Edit) -> Int64[Tensor, "1 n"]:
+        """The tokens of a picture that stay, -1 where one is drawn."""
+        indices = self.tokenizer.encode(unit(edit.image[None], self.device))
+        return torch.where(edit.drawn.to(self.device), -1, indices)
+
+    @torch.inference_mode()
+    @tensor_cores()
+    def pixels(self, indices: Int64[Tensor, "b n"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Images on the CPU."""
+        return pictures.to_uint8(self.decoder(self.tokenizer.codes(indices))).cpu()

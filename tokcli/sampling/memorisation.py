@@ -1,0 +1,103 @@
+"""Samples beside their nearest training images, so that a network that learned pictures by heart shows it.
+
+A short distance alone means little: some pictures are easy. So the same is measured of held-out images, which no network has
+seen: samples that lie much nearer to the training images than those do are copies.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL.Image import Image
+from torch import Tensor
+
+from tokcli import pictures
+from tokcli.data.pixels import unit
+from tokcli.data.reading import read_batches
+from tokcli.data.sources import ImageSource
+from tokcli.data.transforms import evaluation_transform
+from tokcli.pretrained import build_network
+from tokcli.pretrained.extract import Extractor
+
+PIXELS = "pixels"
+COLUMNS = 12
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Of each query the nearest training image: its distance, number and pixels."""
+
+    distances: Float[Tensor, " m"]
+    numbers: Int64[Tensor, " m"]
+    images: UInt8[Tensor, "m 3 s s"]
+
+    def __len__(self) -> int:
+        return len(self.distances)
+
+    def __getitem__(self, chosen: slice | Tensor) -> "Nearest":
+        return Nearest(self.distances[chosen], self.numbers[chosen], self.images[chosen])
+
+
+def features_of(name: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """uint8 images to features (b, d), float32 on the CPU: unit vectors of a network, or pixels blurred by averaging to 16x16.
+
+    Raises:
+        TokError: no such network, or its weights are not at hand.
+    """
+    if name == PIXELS:
+        return lambda images: torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
+    extract: Extractor = build_network(name, None, role="extractor", weights_flag=None).to(device).pooled
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(extract(unit(images, device)).float(), dim=-1).cpu()
+
+    return features
+
+
+def nearest(
+    queries: Float[Tensor, "m d"], source: ImageSource, features: Callable[[Tensor], Tensor], size: int
+) -> Nearest:
+    """The training image nearest to each query, in one pass and without keeping their features.
+
+    Args:
+        queries: features of samples.
+        source: training images, made square as for measuring.
+        features: as of `features_of`.
+        size: pixels.
+    """
+    best = torch.full((len(queries),), torch.inf)
+    numbers = torch.zeros(len(queries), dtype=torch.int64)
+    images = torch.zeros(len(queries), 3, size, size, dtype=torch.uint8)
+    for batch, pixels in read_batches(source, evaluation_transform(size)):
+        # not by a product of matrices, which loses the short distances that matter here
+        distance, at = torch.cdist(queries, features(pixels), compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        closer = distance < best
+        best = torch.where(closer, distance, best)
+        numbers[closer] = torch.tensor(batch)[at[closer]]
+        images[closer] = pixels[at[closer]]
+    return Nearest(best, numbers, images)
+
+
+def report(samples: Nearest, held_out: Nearest | None, name: str) -> dict[str, float]:
+    """Median distances to the nearest training image, and the share of samples nearer than half of the held-out images.
+
+    The share is 0.5 for a network that draws as the data does, and near 1 for one that copies.
+    """
+    found = {f"nearest_{name}": float(samples.distances.median())}
+    if held_out is not None:
+        median = held_out.distances.median()
+        found[f"nearest_{name}_held_out"] = float(median)
+        found[f"nearer_than_held_out_{name}"] = float((samples.distances < median).float().mean())
+    return found
+
+
+def neighbour_sheet(images: UInt8[Tensor, "m 3 s s"], found: Nearest) -> Image:
+    """Pairs of rows: samples, and under them their nearest training images; the nearest pairs come first."""
+    order = found.distances.argsort(stable=True)
+    rows, captions = [], []
+    for part in order.split(COLUMNS):
+        rows += [images[part], found.images[part]]
+        captions += ["sample", "nearest training image"]
+    return pictures.contact_sheet(rows, row_labels=captions, title="the nearest pairs first")

@@ -1,0 +1,1 @@
+"""Training: one loop, its state, journal and signals, and what updates weights."""

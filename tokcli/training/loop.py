@@ -1,0 +1,123 @@
+"""The one training loop: batch -> step -> log -> save -> evaluate."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tokcli import distributed
+from tokcli.data.randomness import seed_of
+from tokcli.device.precision import tensor_cores
+from tokcli.errors import Interrupted, TokError
+from tokcli.recipe.sections import MeasuredTrain, Train
+from tokcli.training.journal import RATE, Journal
+from tokcli.training.signals import StopSignal
+from tokcli.training.state import Stateful, load_state, save_state
+from tokcli.training.updater import NonFinite
+
+log = logging.getLogger("tok")
+
+
+def run(
+    folder: Path,
+    train: Train,
+    seed: int,
+    *,
+    batches: Callable[[int], Iterator[Any]],
+    step: Callable[[int, Any], dict[str, Any]],
+    parts: dict[str, Stateful],
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    epoch: Callable[[int], float] | None = None,
+    live: tuple[str, ...] = ("loss",),
+    rates: Mapping[str, float] | None = None,
+) -> float:
+    """Train to `train.steps`, from wherever the folder's saved state stands.
+
+    Args:
+        folder: where state and logs are kept.
+        train: steps, intervals and batch size.
+        seed: of dropout, which depends on (seed, rank, step).
+        batches: start step -> endless batches of this rank.
+        step: (number, batch) -> values to log (numbers or 0-d tensors, read only when logged); performs one update.
+        parts: what must be saved to continue exactly.
+        evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged as val/NAME.
+        epoch: step -> passes over the data.
+        live: names of the values shown beside the progress bar.
+        rates: name -> how much of something one image is; logged per second.
+
+    Returns:
+        Seconds of training, those before an interruption included.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+        TokError: the loss is not finite; the state before that step is saved.
+    """
+
+    every = train.eval_every if isinstance(train, MeasuredTrain) else None
+
+    def due(done: int) -> bool:
+        return bool(evaluate and every and done % every == 0 and 0 < done < train.steps)
+
+    first, seconds = load_state(folder, parts)
+    started = time.perf_counter() - seconds
+    journal = Journal(folder, first) if distributed.is_main() else None
+    if first:
+        log.info("%s: goes on at step %d of %d", folder, first, train.steps)
+    source = batches(first)
+    bar = tqdm(
+        total=train.steps, initial=first, unit="step", file=sys.stderr, disable=not distributed.is_main(),
+        mininterval=0.5 if sys.stderr.isatty() else 15, dynamic_ncols=True, smoothing=0.1,
+    )  # fmt: skip
+    window_start, window_steps = time.perf_counter(), 0
+    with StopSignal() as stop, bar:
+        try:
+            for number in range(first, train.steps):
+                # before a step, not after the last one: a run stopped between saving and evaluating passes here again
+                if evaluate is not None and due(number):
+                    measured = evaluate(number)
+                    # apart from what a step calls the same: its "l1" is weighted, its usage that of training images
+                    if journal:
+                        journal.write(number, {f"val/{name}": value for name, value in measured.items()})
+                    window_start, window_steps = time.perf_counter(), 0
+                torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))
+                try:
+                    batch = next(source)
+                    with tensor_cores():
+                        values = step(number, batch)
+                except NonFinite:
+                    save_state(folder, number, time.perf_counter() - started, parts)
+                    raise TokError(
+                        f"step {number + 1}",
+                        f"loss or gradient is not finite (last finite at {number})",
+                        got=f"State before it kept in {folder}",
+                        next="lower optim.lr or set optim.clip, and train into a new --out",
+                    ) from None
+                done = number + 1
+                window_steps += 1
+                bar.update()
+                if journal and (done % train.log_every == 0 or done == train.steps):
+                    values = {name: float(value) for name, value in values.items()}
+                    rate = window_steps * train.batch_size / (time.perf_counter() - window_start)
+                    values |= {name: float(f"{rate * amount:.4g}") for name, amount in (rates or {}).items()}
+                    values |= {RATE: round(rate, 2)} | ({"epoch": round(epoch(done), 4)} if epoch else {})
+                    journal.write(done, values)
+                    shown = {name: f"{values[name]:.3g}" for name in live if name in values}
+                    bar.set_postfix(shown | {"images/s": f"{rate:.0f}"}, refresh=False)
+                    window_start, window_steps = time.perf_counter(), 0
+                stopping = distributed.any_rank(stop.received is not None)
+                if stopping or due(done) or done % train.save_every == 0 or done == train.steps:
+                    save_state(folder, done, time.perf_counter() - started, parts)
+                if stopping:
+                    raise Interrupted(
+                        f"{folder}", f"interrupted after step {done} of {train.steps}, state saved",
+                        next="repeat the command to go on",
+                    )  # fmt: skip
+        finally:
+            if journal:
+                journal.close()
+    return time.perf_counter() - started
