@@ -1,6 +1,8 @@
-"""Image sources behind `--data`: embedded sets, folders, COCO's layout, idx files, webdataset tars."""
+"""Image sources behind `--data`: embedded sets, tars, COCO's layout, idx files, folders.
 
-import re
+A new kind of source is one file and one line in `SOURCES`: `open_source` asks each member whether a spec is its own.
+"""
+
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -8,16 +10,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage
-from tokcli.data.sources.coco import Coco, coco_split, coco_splits
+from tokcli.data.sources.coco import Coco
 from tokcli.data.sources.folder import Folder
-from tokcli.data.sources.idx import FILES, Idx, find_fashion, idx_splits
+from tokcli.data.sources.idx import FashionMnist, Idx
+from tokcli.data.sources.listing import is_url
 from tokcli.data.sources.openmoji import OpenMoji
+from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import NotFound, TokError
 from tokcli.registry import nearest
 
-__all__ = ["SOURCES", "BadImage", "ImageSource", "evenly", "limited", "open_source", "sibling"]
+__all__ = ["SOURCES", "BadImage", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
 
 
 @runtime_checkable
@@ -44,16 +48,37 @@ class ImageSource(Protocol):
         """RGB pixels of sample i; raises BadImage."""
 
 
-SOURCES: dict[str, type[ImageSource]] = {
+class Source(ImageSource, Protocol):
+    """An image source that `--data` can name."""
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """Whether a spec is of this kind; it looks at names and opens no image."""
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> ImageSource:
+        """The images of a spec that this kind claims.
+
+        Args:
+            spec: what `--data` says.
+            size: in pixels; what vector images are rendered for.
+            labels: the file that `--labels` names; a kind that does not read one refuses it.
+
+        Raises:
+            TokError: no images, several splits to choose from, or labels that are not read.
+        """
+
+
+# Asked in this order. A folder of images is what any folder is that no other kind claims: it is asked last.
+SOURCES: dict[str, type[Source]] = {
     "openmoji": OpenMoji,
-    "fashion-mnist": Idx,
-    "folder": Folder,
+    "fashion-mnist": FashionMnist,
+    "tar": Tars,
     "coco": Coco,
     "idx": Idx,
-    "tar": Tars,
+    "folder": Folder,
 }
 EMBEDDED = ("openmoji", "fashion-mnist")
-SPLITS = ("train", "val")
 
 
 def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSource:
@@ -68,48 +93,27 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         NotFound: nothing there.
         TokError: no images in it, several splits to choose from, or a URL.
     """
+    kind = _kind(spec)
+    if kind is not None:
+        return kind.open(spec, size=size, labels=labels)
     where = f"--data {spec}"
-    source = _open(spec, where, size, labels)
-    if labels is not None and not isinstance(source, Folder):
-        raise TokError("--labels", f"goes with a folder of images, not with {spec}")
-    return source
-
-
-def _open(spec: str, where: str, size: int, labels: Path | None) -> ImageSource:
-    name, _, split = spec.rstrip("/").partition("/")
-    if name in EMBEDDED:
-        if split not in SPLITS:
-            raise TokError(where, f"Give {name}/train or {name}/val")
-        return OpenMoji(split, size=size) if name == "openmoji" else Idx(find_fashion(), split, name=spec.rstrip("/"))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:", spec) and not Path(spec).exists():
+    if is_url(spec):
         raise TokError(where, "only local files are read: no URLs, no pipes", next="Download the data first")
-    if (spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec) and not Path(spec).is_dir():
-        return Tars(spec)
-    path = Path(spec).expanduser()
-    if found := coco_split(path):
-        return Coco(*found)
-    if path.name in FILES and path.name in idx_splits(path.parent):
-        return Idx(path.parent, path.name)
-    if not path.is_dir():
-        known = nearest(name, EMBEDDED)
-        hint = known if known.startswith("Did") else f"Embedded: {', '.join(f'{n}/train' for n in EMBEDDED)}"
-        if not path.exists():
-            raise NotFound(where, "no such folder", next=hint)
-        raise TokError(where, "not a folder or a tar", next=hint)
-    if splits := coco_splits(path) or idx_splits(path):
-        raise TokError(where, "holds splits", next=f"Give {' or '.join(str(path / one) for one in splits)}")
-    return Folder(path, labels=labels)
+    known = nearest(spec.partition("/")[0], EMBEDDED)
+    hint = known if known.startswith("Did") else f"Embedded: {', '.join(f'{name}/train' for name in EMBEDDED)}"
+    if not Path(spec).expanduser().exists():
+        raise NotFound(where, "no such folder", next=hint)
+    raise TokError(where, "not a folder or a tar", next=hint)
+
+
+def _kind(spec: str) -> type[Source] | None:
+    """The kind of source that a spec is of; None where no kind claims it."""
+    asked = sorted(SOURCES.values(), key=lambda kind: kind is Folder)
+    return next((kind for kind in asked if kind.claims(spec)), None)
 
 
 def sibling(spec: str, split: str) -> str | None:
     """The same data's other split ("openmoji/train", "val" -> "openmoji/val"), if there is one."""
-    name, _, own = spec.rstrip("/").partition("/")
-    if name in EMBEDDED:
-        return f"{name}/{split}" if own in SPLITS and own != split else None
-    path = Path(spec)
-    current = next((one for one in SPLITS if re.fullmatch(one + r"(\d{4})?", path.name)), None)
-    if current is None or current == split:
-        return None
-    other = path.parent / path.name.replace(current, split, 1)
-    there = other.is_dir() or coco_split(other) or (path.name in FILES and split in idx_splits(path.parent))
-    return str(other) if there else None
+    folder, _, name = spec.rstrip("/").rpartition("/")
+    others = [f"{folder}/{other}" for other in other_names(name, split)] if folder else []
+    return next((other for other in others if _kind(other) is not None), None)

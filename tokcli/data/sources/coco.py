@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.sources.folder import read_image
-from tokcli.data.sources.listing import bad_name, captions_of, data_id, read_text
+from tokcli.data.sources.listing import bad_name, captions_of, data_id, read_text, refuse_labels
 from tokcli.errors import TokError
 
 
@@ -74,6 +74,22 @@ class Coco:
             raise TokError(f"--data {folder}", f"holds none of the {len(names)} images in {captions}")
         said = json.dumps(self._captions)
         self.id = data_id("coco", "1", self.keys, np.full(len(self.keys), -1), sizes, said)
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """DIR/train2017, or DIR/train for short, beside DIR/annotations; DIR itself is told to choose."""
+        path = Path(spec).expanduser()
+        return coco_split(path) is not None or bool(coco_splits(path))
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Coco":
+        """The split that a spec names; raises TokError where it names none, or with labels."""
+        refuse_labels(labels, spec)
+        path = Path(spec).expanduser()
+        if found := coco_split(path):
+            return cls(*found)
+        ways = " or ".join(str(path / split) for split in coco_splits(path))
+        raise TokError(f"--data {spec}", "holds splits", next=f"Give {ways}")
 
     def __len__(self) -> int:
         return len(self.keys)

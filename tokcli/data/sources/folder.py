@@ -60,6 +60,16 @@ class Folder:
         written = (texts.get(os.path.splitext(key)[0], 0) for key in keys)
         self.id = data_id("folder", "1", keys, self.labels, [*(sizes[k] for k in keys), *written], *said)
 
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """Any folder; so it is asked last."""
+        return Path(spec).expanduser().is_dir()
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Folder":
+        """The images in a folder; raises TokError where there are none, or only splits."""
+        return cls(Path(spec).expanduser(), labels=labels)
+
     def __len__(self) -> int:
         return len(self.keys)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.sources.listing import data_id
+from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import cache_dir
 
@@ -78,6 +78,22 @@ class Idx:
         n, h, w = self._shape
         self.id = data_id("idx", "1", [split], self.labels, [n, h, w])
 
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """DIR/train and DIR/val where DIR holds idx files; DIR itself is told to choose."""
+        path = Path(spec).expanduser()
+        return path.name in idx_splits(path.parent) or bool(idx_splits(path))
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Idx":
+        """The split that a spec names; raises TokError where it names none, or with labels."""
+        refuse_labels(labels, spec)
+        path = Path(spec).expanduser()
+        if path.name in idx_splits(path.parent):
+            return cls(path.parent, path.name)
+        ways = " or ".join(str(path / split) for split in idx_splits(path))
+        raise TokError(f"--data {spec}", "holds splits", next=f"Give {ways}")
+
     def _path(self, part: str) -> Path:
         stem = f"{FILES[self.split]}-{part}-ubyte"
         path = _file(self.folder, stem)
@@ -108,6 +124,22 @@ class Idx:
         if self._images is None:
             self._images = _read(self._path("images-idx3"), 3)
         return torch.from_numpy(self._images[i].copy()).expand(3, -1, -1)
+
+
+class FashionMnist(Idx):
+    """The embedded set `fashion-mnist`: idx files that are found by themselves."""
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """`fashion-mnist/train`, `fashion-mnist/val`; `fashion-mnist` alone is told to choose."""
+        return spec.partition("/")[0] == "fashion-mnist"
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Idx":
+        """The split that a spec names; raises TokError where it names none, where there are no files, or with labels."""
+        refuse_labels(labels, spec)
+        split = embedded_split(spec)
+        return cls(find_fashion(), split, name=spec.rstrip("/"))
 
 
 def _file(folder: Path, stem: str) -> Path | None:

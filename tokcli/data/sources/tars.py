@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
-from tokcli.data.sources.listing import class_numbers, data_id
+from tokcli.data.sources.listing import class_numbers, data_id, is_url, refuse_labels
 from tokcli.data.sources.tar_index import IMAGES, TEXTS, TarIndex, index_tar, read_member, texts_of
 from tokcli.errors import TokError
 
@@ -66,6 +66,18 @@ class Tars:
         self.labels, self.classes = class_numbers([name for shard in shards for name in shard.names], where)
         texts = (size for text in self._texts for _, _, size in text)
         self.id = data_id("tar", "1", self.keys, self.labels, [*self._place[:, 1].tolist(), *texts])
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        """Names that end in .tar (compressed ones are refused on opening), and patterns with braces."""
+        named = spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec
+        return named and not is_url(spec) and not Path(spec).is_dir()
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Tars":
+        """The samples of all shards; raises TokError as the class does, and with labels."""
+        refuse_labels(labels, spec)
+        return cls(os.path.expanduser(spec))
 
     def __len__(self) -> int:
         return len(self.keys)

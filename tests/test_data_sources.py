@@ -1,0 +1,219 @@
+"""Every source keeps the same promises, and a new one is used as soon as it is registered."""
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor
+
+from tokcli.artifact.reading import open_artifact
+from tokcli.cli import cli
+from tokcli.data.sources import SOURCES, BadImage, ImageSource, open_source, sibling
+from tokcli.data.sources.listing import refuse_labels
+from tokcli.errors import TokError
+
+
+def png(shade: int, side: int = 6) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def a_folder(root: Path) -> str:
+    for name, data in {"b/2.png": png(2), "a/1.png": png(1), "a/3.png": b"no image"}.items():
+        (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "photos" / name).write_bytes(data)
+    (root / "photos" / "a" / "1.txt").write_text("one")
+    (root / "photos" / "b" / "gone.png").symlink_to(root / "nowhere")
+    return str(root / "photos")
+
+
+def a_tar(root: Path) -> str:
+    members = {
+        "1.png": png(1),
+        "1.txt": b"one",
+        "1.cls": b"cat",
+        "2.png": png(2),
+        "3.png": b"no image",
+        "4.txt": b"alone",
+    }
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(root / "a.tar")
+
+
+def a_coco(root: Path) -> str:
+    (root / "train2017").mkdir()
+    for number, data in enumerate([png(1), png(2), b"no image"], 1):
+        (root / "train2017" / f"{number}.png").write_bytes(data)
+    table = {"images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2, 3, 4)],
+             "annotations": [{"image_id": 1, "caption": "one"}]}  # fmt: skip
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps(table))
+    return str(root / "train")
+
+
+def an_idx(root: Path, split: str = "train", stem: str = "train") -> str:
+    images = bytes([0, 0, 8, 3]) + struct.pack(">III", 4, 2, 3) + bytes(range(24))
+    root.mkdir(parents=True, exist_ok=True)
+    (root / f"{stem}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+    (root / f"{stem}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 1])))
+    return str(root / split)
+
+
+def the_fashion(root: Path) -> str:
+    an_idx(root / "cache" / "fashion-mnist", "val", "t10k")
+    return "fashion-mnist/val"
+
+
+def the_emoji(root: Path) -> str:
+    pytest.importorskip("resvg_py", reason="extra demo")
+    return "openmoji/val"
+
+
+CASES: dict[str, Callable[[Path], str]] = {
+    "folder": a_folder, "tar": a_tar, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
+}  # fmt: skip
+DAMAGED = ("folder", "tar", "coco")  # their third image is none, and one more sample is missing
+
+
+def test_every_source_has_a_case() -> None:
+    assert set(CASES) == set(SOURCES)
+
+
+@pytest.fixture(params=CASES)
+def kind(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path / "cache"))
+    return request.param
+
+
+def opened(kind: str, root: Path) -> ImageSource:
+    return open_source(CASES[kind](root), size=8)
+
+
+def test_a_source_is_of_its_kind_and_named_so_that_it_is_found_again(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    again = open_source(source.name, size=8)
+    assert type(source) is SOURCES[kind] and isinstance(source, ImageSource)
+    assert (type(again), again.id, again.name, len(again)) == (type(source), source.id, source.name, len(source))
+    assert source.id.startswith("data-") and len(source.id) == 17
+
+
+def test_keys_are_different_lines_and_labels_are_numbers_of_classes(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    keys = [source.key(i) for i in range(len(source))]
+    assert len(set(keys)) == len(source) >= 3 and all(key and key.isprintable() for key in keys)
+    assert all(-1 <= source.label(i) < max(1, len(source.classes)) for i in range(len(source)))
+    assert all(type(source.label(i)) is int for i in range(len(source)))
+
+
+def test_captions_are_lists_of_lines_and_belong_to_their_image(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    captions = [source.captions(i) for i in range(len(source))]
+    assert all(text.strip() == text and text for texts in captions for text in texts)
+    if kind in DAMAGED:
+        assert [i for i, texts in enumerate(captions) if texts == ["one"]] == [0] and sum(map(len, captions)) == 1
+
+
+def test_a_pickled_source_gives_the_same_pixels(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    image, again = source.image(0), pickle.loads(pickle.dumps(source)).image(0)
+    assert image.dtype == torch.uint8 and image.shape[0] == 3 and torch.equal(image, again)
+
+
+@pytest.mark.parametrize("kind", DAMAGED, indirect=True)
+def test_what_is_missing_is_a_problem_and_what_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    (bad,) = [i for i in range(len(source)) if "3" in source.key(i)]
+    assert len(source) == 3 and len(source.problems) == 1
+    with pytest.raises(BadImage, match=r"3.*: not an image"):
+        source.image(bad)
+
+
+def test_labels_are_read_or_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("a/1.png x\n")
+    spec = CASES[kind](tmp_path)
+    if kind == "folder":
+        assert open_source(spec, size=8, labels=tmp_path / "labels").classes == ["x"]
+    else:
+        with pytest.raises(TokError, match="--labels: goes with a folder of images"):
+            open_source(spec, size=8, labels=tmp_path / "labels")
+
+
+class Shades:
+    """A source that a user might write: N grey squares of two classes."""
+
+    def __init__(self, count: int) -> None:
+        self.name, self.id, self.classes = f"shades:{count}", f"data-{count:012d}", ["even", "odd"]
+        self.count, self.problems = count, list[tuple[str, str]]()
+
+    @classmethod
+    def claims(cls, spec: str) -> bool:
+        return spec.startswith("shades:") or spec.endswith(".shades")
+
+    @classmethod
+    def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Shades":
+        refuse_labels(labels, spec)
+        return cls(int(spec.removeprefix("shades:")) if ":" in spec else 3)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def key(self, i: int) -> str:
+        return f"shade-{i}"
+
+    def label(self, i: int) -> int:
+        return i % 2
+
+    def captions(self, i: int) -> list[str]:
+        return []
+
+    def image(self, i: int) -> Tensor:
+        return torch.full((3, 64, 64), i, dtype=torch.uint8)
+
+
+def test_a_registered_source_is_what_data_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "shades", Shades)
+    flags: list[Any] = [
+        "train-tokenizer",
+        "--recipe",
+        "toy/tokenizer-vqgan",
+        "--data",
+        "shades:6",
+        "--workspace",
+        tmp_path,
+    ]
+    done = CliRunner().invoke(cli, [*map(str, flags), "--set", "train.steps=1", "--threads", "1"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    made = open_artifact(Path(done.stdout.strip()))
+    assert made.inputs["data"] == {"id": "data-000000000006", "path": "shades:6"}
+
+
+def test_a_registered_source_goes_before_a_plain_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.shades").mkdir()
+    monkeypatch.setitem(SOURCES, "shades", Shades)
+    assert isinstance(open_source(str(tmp_path / "x.shades"), size=8), Shades)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("Train", "Val"), ("training", "validation"), ("train", "valid"), ("train2014", "val2014"), ("TRAIN", "val")],
+)
+def test_the_other_split_is_found_under_its_usual_names(tmp_path: Path, name: str, other: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / other).mkdir()
+    assert sibling(str(tmp_path / name), "val") == str(tmp_path / other)
+    assert sibling(str(tmp_path / other), "val") is None and sibling(str(tmp_path), "val") is None
