@@ -1,4 +1,4 @@
-"""The documentation against the code: commands, flags, recipes, links, the manifest and the quantizer in the README."""
+"""The documentation against the code: commands, flags, recipes, links, variables and the manifest of every page."""
 
 import json
 import re
@@ -13,16 +13,18 @@ import pytest
 from tokcli.artifact.manifest import content_id, read_manifest
 from tokcli.cli import cli, recipes
 from tokcli.errors import Interrupted
-from tokcli.recipe.check import InvalidRecipe, check, resolved
+from tokcli.recipe.check import InvalidRecipe
 from tokcli.recipe.overrides import override, parse_set
 from tokcli.recipe.yaml import find_recipe, read_yaml
 
 ROOT = Path(__file__).parent.parent
+PAGES = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sorted((ROOT / "docs").rglob("*.md"))}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+GUIDES = {"README.md": README, **PAGES}  # what a user reads to use tok
+DOCS = GUIDES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 PIPELINE = (ROOT / "scripts" / "pipeline.sh").read_text(encoding="utf-8")
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
-OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini"}  # of torchrun, of scripts/benchmark.sh
+OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini", "--markdown"}  # of torchrun and of scripts
 FLAGS = {
     flag
     for command in COMMANDS.values()
@@ -34,10 +36,25 @@ STAGES = {  # command -> the recipe it reads by default
     "train-tokenizer": "tokenizer-vqkd", "train-decoder": "decoder-conv", "tokenize": "tokens", "train-proposal": "proposal-{mode}",
     "sample": "sample-{mode}", "eval": "eval", "viz-codebook": "viz",
 }  # fmt: skip
+OPENMOJI = "creativecommons.org/licenses/by-sa/4.0/"
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of its rank or above."""
+    rank = len(heading) - len(heading.lstrip("#"))
+    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{rank}}} |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, heading
+    return found[1]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def invocations(shell: str) -> Iterator[list[str]]:
@@ -58,7 +75,11 @@ USED = [
     for shell in blocks(text, "sh")
     for words in invocations(shell)
 ]
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+PROSE = re.sub(r"^```.*?^```$", "", "\n".join(GUIDES.values()), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_has_at_most_10_kilobytes() -> None:
+    assert len(README.encode()) <= 10_000
 
 
 @pytest.mark.parametrize("words", [w for w in USED if w[0] in COMMANDS], ids=" ".join)
@@ -67,10 +88,10 @@ def test_every_command_line_in_the_docs_parses(words: list[str]) -> None:
 
 
 def test_command_lines_were_found_and_name_known_commands() -> None:
-    assert {words[0] for words in USED} == {*STAGES, "recipes", "--help"}
+    assert {words[0] for words in USED} == {*STAGES, "recipes", "import", "--help"}
 
 
-def test_every_command_has_a_row_in_the_pipeline_table() -> None:
+def test_every_command_has_a_row_in_the_readme() -> None:
     rows = re.findall(r"^\| `tok ([\w-]+)` \|", README, re.MULTILINE)
     assert rows == list(cli.commands)
 
@@ -82,15 +103,14 @@ def test_commands_and_flags_named_in_prose_exist(name: str) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) - OTHERS_FLAGS <= FLAGS | {"--help"}
 
 
-def test_flags_of_one_command_alone_are_in_the_readme() -> None:
+def test_every_flag_is_in_the_docs() -> None:
     own = {
         p.opts[-1]
         for c in COMMANDS.values()
         for p in c.params
         if isinstance(p, click.Option) and p.opts[-1].startswith("--")
     }
-    unsaid = own - set(re.findall(r"--[a-z][\w-]+", README))
-    assert unsaid <= {"--number", "--method"}, "said as -n, and of one value so far"
+    assert own - set(re.findall(r"--[a-z][\w-]+", "\n".join(GUIDES.values()))) <= {"--number"}, "said as -n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,78 +140,79 @@ def test_a_recipe_key_that_does_not_exist_would_be_found(tmp_path: Path) -> None
         recipes.check_file(tmp_path / "recipe.yaml")
 
 
-def test_every_recipe_folder_and_script_named_exists() -> None:
-    folders = set(re.findall(r"\brecipes/([\w-]+)", README))
+def test_the_discriminators_section_is_one_of_a_recipe(tmp_path: Path) -> None:
+    (text,) = blocks(PAGES["docs/tokenizers.md"], "yaml")
+    tree = read_yaml(find_recipe("openmoji/decoder-conv", folder="openmoji", name=""))
+    (tmp_path / "gan.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree | read_yaml(tmp_path / "gan.yaml")))
+    recipes.check_file(tmp_path / "recipe.yaml")
+
+
+def test_every_recipe_folder_recipe_and_script_named_exists() -> None:
+    everything = "\n".join(GUIDES.values())
+    folders = set(re.findall(r"\brecipes/([\w-]+)(?![\w.])", everything))
     assert folders >= {"openmoji", "toy", "folder"}
     assert [f for f in folders if not list((ROOT / "recipes" / f).glob("*.yaml"))] == []
+    named = {n for n in re.findall(r"`((?:imagenet|coco|openmoji|toy)/[a-z][\w-]*-[\w-]+)`", everything)}
+    assert len(named) >= 8 and [n for n in named if not (ROOT / "recipes" / f"{n}.yaml").is_file()] == []
     scripts = {file for text in DOCS.values() for file in re.findall(r"\bscripts/[\w.]+\.(?:sh|py)", text)}
     assert [file for file in scripts if not (ROOT / file).is_file()] == []
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_relative_links_and_pictures_exist(name: str) -> None:
-    targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", DOCS[name]) if "://" not in t]
-    assert [t for t in targets if not (ROOT / t.split("#")[0]).exists()] == []
+def test_relative_links_anchors_and_pictures_exist(name: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", DOCS[name], flags=re.MULTILINE | re.DOTALL)
+    for target in (t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t):
+        path, _, anchor = target.partition("#")
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_on_the_readmes_map() -> None:
+    assert [name for name in PAGES if f"]({name})" not in section(README, "## Documentation")] == []
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_pictures_of_emoji_carry_their_licence(name: str) -> None:
+    paragraphs = GUIDES[name].split("\n\n")
+    shown = [i for i, text in enumerate(paragraphs) if re.search(r"!\[[^\]]*\]\(\S*openmoji/\w+\.png\)", text)]
+    assert [paragraphs[i] for i in shown if OPENMOJI not in paragraphs[i + 1]] == []
 
 
 def test_defaults_and_numbers_in_the_text_are_those_of_the_code() -> None:
-    assert f"exit with {Interrupted.exit_code}" in " ".join(README.split())
+    text = " ".join(PAGES["docs/artifacts.md"].split())
+    assert f"exit with {Interrupted.exit_code}" in text and f"| {Interrupted.exit_code} | interrupted" in text
     assert read_yaml(ROOT / "recipes/openmoji/tokenizer-vqkd.yaml")["teacher"]["name"] == "efflite0"
-    assert "| `efflite0` (default) |" in README
+    assert "| `efflite0` (default) |" in PAGES["docs/tokenizers.md"]
 
 
-def test_every_variable_named_is_read_by_the_code() -> None:
-    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tokcli").rglob("*.py"))
-    variables = set(re.findall(r"\bTOK_[A-Z]+\b", README))
-    assert variables == set(re.findall(r"\bTOK_[A-Z]+\b", source))
+def test_every_variable_named_is_read_and_every_one_of_the_package_is_named() -> None:
+    package = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tokcli").rglob("*.py"))
+    scripts = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "scripts").glob("*.*"))
+    named = set(re.findall(r"\bTOK_[A-Z_]+\b", "\n".join(DOCS.values())))
+    assert named >= set(re.findall(r"\bTOK_[A-Z_]+\b", package))
+    assert named <= set(re.findall(r"\bTOK_[A-Z_]+\b", package + scripts))
 
 
-def test_teachers_and_metrics_are_all_in_the_readme() -> None:
+def test_methods_teachers_and_metrics_are_all_in_the_docs() -> None:
+    from tokcli.methods import METHODS
     from tokcli.metrics import METRICS
     from tokcli.pretrained.teachers import TEACHERS
 
     reported = set(METRICS) - {"entropy_bits"}  # the same number as codebook_perplexity on another scale
-    assert [name for name in (*TEACHERS, *reported) if f"`{name}`" not in PROSE] == []
+    assert [name for name in (*METHODS, *TEACHERS, *reported) if f"`{name}`" not in PROSE] == []
 
 
 def test_the_manifest_is_a_real_one(tmp_path: Path) -> None:
-    (text,) = blocks(README, "json")
+    (text,) = blocks(PAGES["docs/artifacts.md"], "json")
     (tmp_path / "manifest.json").write_text(text)
-    manifest = read_manifest(tmp_path, "README.md")
+    manifest = read_manifest(tmp_path, "docs/artifacts.md")
     assert manifest["status"] == "complete"
     assert content_id(manifest) == manifest["id"]  # a changed fact, input or hash has another id
 
 
-@pytest.fixture
-def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The README's quantizer, built through the recipe check as `--set` would."""
-    from tokcli.build import component
-    from tokcli.methods.distillation import Distillation, DistillationRecipe
-    from tokcli.quantizers import QUANTIZERS
-
-    monkeypatch.setitem(QUANTIZERS, "bits", None)  # type: ignore[arg-type]  so that it is taken out again
-    code = "\n".join(blocks(README, "python"))
-    exec(code, {"QUANTIZERS": QUANTIZERS, "__name__": "bits"})
-    tree = read_yaml(ROOT / "recipes/toy/tokenizer-vqkd.yaml")
-    (setting,) = re.findall(r"`--set '(quantizer=[^']+)'`", README)
-    override(tree, parse_set((setting,)))
-    checked = check(DistillationRecipe, tree, "README.md", Distillation.families)
-    with pytest.raises(InvalidRecipe, match=r"quantizer\.codedim: unknown key. Did you mean 'code_dim'"):
-        check(
-            DistillationRecipe, tree | {"quantizer": {"name": "bits", "codedim": 9}}, "README.md", Distillation.families
-        )
-    return component("quantizer", QUANTIZERS, resolved(checked)["quantizer"])
-
-
-def test_the_quantizer_of_the_readme_keeps_the_contract(bits: Any) -> None:
-    import torch
-
-    z_e = torch.randn(4, 6, bits.code_dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    bits.initialise(z_e)
-    z_q, indices, losses = bits(z_e)
-    assert torch.equal(bits.codes(indices), z_q)
-    assert bits.codebook_size == 512 and indices.min() >= 0 and indices.max() < 512
-    (z_q.sin().sum() + sum(losses.values())).backward()
-    assert z_e.grad is not None and z_e.grad.abs().min() > 0
-    bits.after_step(0)
-    assert bits.health()["codebook_usage"] == len(indices.unique()) / 512
+def test_every_room_is_in_contributing() -> None:
+    rooms = {p.name + "/" * p.is_dir() for p in (ROOT / "tokcli").iterdir() if p.name[:2] not in ("__", "py")}
+    said = set(re.findall(r"`([\w.]+/?)`", "".join(re.findall(r"^\| `.*", DOCS["CONTRIBUTING.md"], re.MULTILINE))))
+    assert rooms - said == set()

@@ -1,0 +1,62 @@
+"""Every example of docs/extending.md is executed and keeps its family's contract."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from test_docs import PAGES, ROOT, blocks, section
+
+from tokcli.build import component
+from tokcli.methods.distillation import Distillation, DistillationRecipe
+from tokcli.pretrained import NETWORKS, build_network
+from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.quantizers import QUANTIZERS
+from tokcli.recipe.check import InvalidRecipe, check, resolved
+from tokcli.recipe.overrides import override, parse_set
+from tokcli.recipe.yaml import read_yaml
+
+PAGE = PAGES["docs/extending.md"]
+
+
+def run(heading: str, **names: Any) -> None:
+    """The Python of a section, with the names that the files it edits would have."""
+    exec("\n".join(blocks(section(PAGE, heading), "python")), {"__name__": "extending", **names})
+
+
+@pytest.fixture
+def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The page's quantizer, built through the recipe check as `--set` would."""
+    monkeypatch.setitem(QUANTIZERS, "bits", None)  # type: ignore[arg-type]  so that it is taken out again
+    run("## A quantizer", QUANTIZERS=QUANTIZERS)
+    tree = read_yaml(ROOT / "recipes/toy/tokenizer-vqkd.yaml")
+    (setting,) = re.findall(r"`--set '(quantizer=[^']+)'`", PAGE)
+    override(tree, parse_set((setting,)))
+    checked = check(DistillationRecipe, tree, "extending.md", Distillation.families)
+    with pytest.raises(InvalidRecipe, match=r"quantizer\.codedim: unknown key. Did you mean 'code_dim'"):
+        wrong = tree | {"quantizer": {"name": "bits", "codedim": 9}}
+        check(DistillationRecipe, wrong, "extending.md", Distillation.families)
+    return component("quantizer", QUANTIZERS, resolved(checked)["quantizer"])
+
+
+def test_the_quantizer_keeps_the_contract(bits: Any) -> None:
+    z_e = torch.randn(4, 6, bits.code_dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    bits.initialise(z_e)
+    z_q, indices, losses = bits(z_e)
+    assert torch.equal(bits.codes(indices), z_q)
+    assert bits.codebook_size == 512 and indices.min() >= 0 and indices.max() < 512
+    (z_q.sin().sum() + sum(losses.values())).backward()
+    assert z_e.grad is not None and z_e.grad.abs().min() > 0
+    bits.after_step(0)
+    assert bits.health()["codebook_usage"] == len(indices.unique()) / 512
+
+
+def test_the_teacher_gives_patches_and_its_own_pooled_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "deit", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(TEACHERS, "deit", None)  # type: ignore[arg-type]
+    run("## A teacher", NETWORKS=NETWORKS, TEACHERS=TEACHERS, Teacher=Teacher)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = build_teacher("deit", {"image_size": 64}, "random")(images)
+    assert features.shape == (1, 16, 192)
+    network = build_network("deit", "random")
+    assert torch.allclose(network.pooled(images, 64), features.mean(1), atol=1e-5)
