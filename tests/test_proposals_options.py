@@ -208,12 +208,6 @@ def test_training_in_random_orders_depends_on_progress_and_evaluation_does_not()
     assert torch.allclose(network.loss(indices, labels, seeds, late)["loss"], raster)
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)])
-def test_impossible_shares_of_random_orders_are_refused(shares: Any) -> None:
-    with pytest.raises(TokError, match="proposal.random_order: must be two shares"):
-        build("ar", random_order=shares)
-
-
 # --- operations ---
 
 

@@ -48,12 +48,6 @@ def test_fsq_of_zero_is_the_middle_level_and_its_first_channel_the_lowest_digit(
     assert fsq(torch.zeros(1, 1, 3)).losses == {}
 
 
-@pytest.mark.parametrize("levels", [[], [2, 5], [5, 0]])
-def test_fsq_refuses_levels_that_its_formula_cannot_bound(levels: list[int]) -> None:
-    with pytest.raises(TokError, match=r"quantizer\.levels: each channel needs at least 3"):
-        FSQ(levels=levels)
-
-
 def test_lfq_is_the_sign_and_its_entropy_that_of_a_softmax_over_all_codes() -> None:
     lfq, z = LFQ(code_dim=3, entropy=1.0, temperature=2.0), rows(d=3)
     quantized = lfq(z)
@@ -202,11 +196,10 @@ def test_anchors_bring_dead_codes_into_use() -> None:
     ("keys", "message"),
     [
         ({"learning": "ema", "rescue": "anchors"}, "anchors go with"),
-        ({"learning": "gradient", "rescue": "anchors", "rescue_after": 3}, "rescue_after: must be"),
-        ({"rescue_after": 3}, "rescue_after: must be"),
-        ({"rescue_below": 0.1}, "rescue_below: must be"),
-        ({"learning": "gradient", "decay": 0.9}, "decay: must be"),
-        ({"decay": 1.0}, "decay: must be"),
+        ({"learning": "gradient", "rescue": "anchors", "rescue_after": 3}, "rescue_after: goes with rescue"),
+        ({"rescue_after": 3}, "rescue_after: goes with rescue"),
+        ({"rescue_below": 0.1}, "rescue_below: goes with rescue"),
+        ({"learning": "gradient", "decay": 0.9}, "decay: goes with learning: ema"),
     ],
 )
 def test_keys_without_effect_are_refused(keys: dict[str, Any], message: str) -> None:

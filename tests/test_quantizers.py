@@ -243,17 +243,3 @@ def test_usage_forgets_what_is_older_than_the_window() -> None:
 def test_the_yardstick_has_no_codes() -> None:
     with pytest.raises(TokError, match="has no codes"):
         build("none").codes(torch.zeros(1, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(
-    "keys, message",
-    [
-        ({"codebook_size": 0}, "at least 1"),
-        ({"decay": 1.0}, "quantizer.decay: must be at least 0 and below 1"),
-        ({"rescue": "revive", "rescue_after": 0}, "quantizer.rescue_after: must be at least 1 step"),
-        ({"rescue": "kmeans", "rescue_below": 1.0}, "quantizer.rescue_below: must be in"),
-    ],
-)
-def test_keys_out_of_range_are_refused(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(TokError, match=message):
-        MEMBERS["vq"](**{"codebook_size": 4, "code_dim": 2, **keys})

@@ -128,8 +128,8 @@ def test_unknown_component_is_refused_with_the_nearest_one() -> None:
 
 
 def test_a_component_without_keys_says_that_there_are_none() -> None:
-    with pytest.raises(InvalidRecipe, match=r"loss\.bare\.x: unknown key\. There are none"):
-        check(ToyRecipe, valid() | {"loss": {"bare": {"x": 1}}}, "", {"loss": {"bare": object}})
+    with pytest.raises(InvalidRecipe, match=r"codes\.x: unknown key\. There are none"):
+        check(ToyRecipe, valid() | {"codes": {"name": "bare", "x": 1}}, "", {"codes": {"bare": object}})
 
 
 def test_names_outside_the_family_are_resolved() -> None:
@@ -145,7 +145,7 @@ def test_a_number_is_short_for_the_weight_of_a_term() -> None:
 
 @pytest.mark.parametrize("weight", [True, "1", None, [1]])
 def test_weight_of_a_term_is_a_number(weight: Any) -> None:
-    assert "loss.l1.weight: should be a number" in faults(loss={"l1": weight})[0]
+    assert "loss.l1.weight: should be a valid number" in faults(loss={"l1": weight})[0]
 
 
 def test_list_stands_for_a_tuple_and_one_for_one_point_zero() -> None:

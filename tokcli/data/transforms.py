@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokcli.data.randomness import generator
+from tokcli.recipe.ranges import Area, Aspect, Zoom
 
 # Of an image before its short side is resized: a 1x100000 image would else become gigabytes.
 LONGEST_ASPECT = 4
@@ -86,9 +87,7 @@ class RandomCrop:
 
     deterministic = False
 
-    def __init__(self, size: int, *, zoom: tuple[float, float] = (1.0, 1.25), flip: bool = True) -> None:
-        if not 1 <= zoom[0] <= zoom[1]:
-            raise ValueError(f"zoom must be two numbers, 1 <= low <= high, not {zoom}")
+    def __init__(self, size: int, *, zoom: Zoom = (1.0, 1.25), flip: bool = True) -> None:
         self.size, self.zoom, self.flip = size, zoom, flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
@@ -121,14 +120,10 @@ class RandomResizedCrop:
         self,
         size: int,
         *,
-        scale: tuple[float, float] = (0.8, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        scale: Area = (0.8, 1.0),
+        ratio: Aspect = (3 / 4, 4 / 3),
         flip: bool = True,
     ) -> None:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio must be two numbers, 0 < low <= high, not {ratio}")
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:

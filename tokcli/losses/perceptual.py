@@ -18,6 +18,7 @@ from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
 from tokcli.pretrained import build_network
 from tokcli.pretrained.published_weights import package_folder
+from tokcli.recipe.ranges import Layers
 
 # Beside the squared norm: the package lpips and our metric have its root, 1e-10, beside the norm. Inside the root, so that the
 # gradient of an all-zero feature is not NaN.
@@ -56,7 +57,7 @@ class PerceptualLoss(nn.Module):
         weights: Path | Literal["random"] | None = None,
         *,
         network: str = "squeezenet",
-        layers: list[int | str] | None = None,
+        layers: Layers | None = None,
         image_size: PositiveInt | None = None,
     ) -> None:
         super().__init__()

@@ -15,16 +15,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
-def check_widths(where: str, widths: list[int], channels: int) -> None:
-    """Refuse networks without stages or channels.
-
-    Raises:
-        TokError: no width, or one below 1.
-    """
-    if not widths or min(*widths, channels) < 1:
-        raise TokError(where, "widths and channels must be at least 1", got=f"{widths} and {channels}")
-
-
 def halved(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of features for an image of `size` pixels that stages halve to 1/stride.
 

@@ -14,12 +14,11 @@ from tokcli.models.conv import (
     ResidualBlock,
     Upsample,
     check_doubling,
-    check_widths,
     group_norm,
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITDecoder
-from tokcli.recipe.sections import Share
+from tokcli.recipe.ranges import Share, Widths
 
 
 @runtime_checkable
@@ -65,14 +64,13 @@ class ConvDecoder(nn.Module):
         grid: Grid,
         image_size: int | Grid,
         *,
-        widths: list[int],
+        widths: Widths,
         blocks: PositiveInt = 3,
-        channels: int = 256,
+        channels: PositiveInt = 256,
         attention: bool = True,
     ) -> None:
         super().__init__()
         self.grid = grid
-        check_widths("decoder.widths", widths, channels)
         check_doubling(grid, image_size, widths)
         self.embed = nn.Conv2d(code_dim, channels, 1)
         low = widths[0]

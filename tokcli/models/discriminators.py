@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
 from tokcli.pretrained import build_network
+from tokcli.recipe.ranges import Layers
 
 
 @runtime_checkable
@@ -34,15 +35,10 @@ class PatchDiscriminator(nn.Module):
     Args:
         depth: stages that halve the image.
         width: channels of the first stage; doubled by each one after it, up to eight times.
-
-    Raises:
-        TokError: depth below 1.
     """
 
-    def __init__(self, *, depth: int = 3, width: PositiveInt = 64) -> None:
+    def __init__(self, *, depth: PositiveInt = 3, width: PositiveInt = 64) -> None:
         super().__init__()
-        if depth < 1:
-            raise TokError("gan.discriminator.depth", "must be at least 1", got=str(depth))
         self.depth = depth
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         before = width
@@ -93,7 +89,7 @@ class FeatureDiscriminator(nn.Module):
         weights: Path | Literal["random"] | None = None,
         *,
         network: str = "squeezenet",
-        layers: list[int | str] | None = None,
+        layers: Layers | None = None,
         width: PositiveInt = 64,
     ) -> None:
         super().__init__()

@@ -13,14 +13,13 @@ from tokcli.models.conv import (
     Downsample,
     PositionAttention,
     ResidualBlock,
-    check_widths,
     group_norm,
     halved,
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.pretrained.teachers import Teacher
-from tokcli.recipe.sections import Share
+from tokcli.recipe.ranges import Share, Widths
 
 
 @runtime_checkable
@@ -119,13 +118,12 @@ class ConvEncoder(nn.Module):
         code_dim: int,
         *,
         image_size: PositiveInt,
-        widths: list[int],
+        widths: Widths,
         blocks: PositiveInt = 2,
-        channels: int = 256,
+        channels: PositiveInt = 256,
         attention: bool = True,
     ) -> None:
         super().__init__()
-        check_widths("encoder.widths", widths, channels)
         self.code_dim, self.image_size, self.stride = code_dim, image_size, 2 ** (len(widths) - 1)
         self.grid(image_size)
         before = widths[0]

@@ -5,7 +5,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
-from tokcli.recipe.sections import Share
+from tokcli.recipe.ranges import Share
 
 
 class FeatureDecoder(nn.Module):

@@ -9,6 +9,7 @@ the encoder has 23,775,104 parameters and the decoder 30,478,339.
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.models.blocks import Grid
@@ -16,11 +17,11 @@ from tokcli.models.conv import (
     ResidualBlock,
     Upsample,
     check_doubling,
-    check_widths,
     group_norm,
     halved,
     training_layout,
 )
+from tokcli.recipe.ranges import Widths
 
 
 class MaskGITBlock(ResidualBlock):
@@ -54,9 +55,8 @@ class MaskGITEncoder(nn.Module):
         blocks: residual blocks per stage, and behind the last.
     """
 
-    def __init__(self, code_dim: int, *, image_size: int, widths: list[int], blocks: int = 2) -> None:
+    def __init__(self, code_dim: int, *, image_size: PositiveInt, widths: Widths, blocks: NonNegativeInt = 2) -> None:
         super().__init__()
-        check_widths("encoder.widths", widths, code_dim)
         self.code_dim, self.image_size, self.stride = code_dim, image_size, 2 ** (len(widths) - 1)
         self.grid(image_size)
         before = widths[0]
@@ -101,11 +101,10 @@ class MaskGITDecoder(nn.Module):
     """
 
     def __init__(
-        self, code_dim: int, grid: Grid, image_size: int | Grid, *, widths: list[int], blocks: int = 2
+        self, code_dim: int, grid: Grid, image_size: int | Grid, *, widths: Widths, blocks: NonNegativeInt = 2
     ) -> None:
         super().__init__()
         self.grid = grid
-        check_widths("decoder.widths", widths, code_dim)
         check_doubling(grid, image_size, widths)
         before = widths[0]
         layers: list[nn.Module] = [nn.Conv2d(code_dim, before, 3, padding=1)]

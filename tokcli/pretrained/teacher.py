@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tokcli.errors import TokError
 from tokcli.pretrained import build_network
+from tokcli.recipe.ranges import Layers
 
 log = logging.getLogger("tok")
 Grid = tuple[int, int]
@@ -44,7 +45,7 @@ class Teacher(nn.Module):
         name: str,
         weights: Path | Literal["random"] | None = None,
         *,
-        layers: list[int | str] | None = None,
+        layers: Layers | None = None,
         norm: bool = True,
         projection: bool = True,
         image_size: PositiveInt | None = None,

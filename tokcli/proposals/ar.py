@@ -12,9 +12,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling, draw
@@ -24,6 +24,7 @@ from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
 from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
+from tokcli.recipe.ranges import Probability, Share, Span
 
 
 class AutoregressiveProposal(Proposal):
@@ -47,20 +48,20 @@ class AutoregressiveProposal(Proposal):
         classes: int,
         text: TextCondition | None = None,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
+        width: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
+        mlp_width: PositiveInt,
         position: Position = "rope-1d",
         qk_norm: bool = False,
         head: Head = "zero",
-        dropout: float = 0.0,
-        embedding_dropout: float | None = None,
-        attention_dropout: float = 0.0,
+        dropout: Share = 0.0,
+        embedding_dropout: Share | None = None,
+        attention_dropout: Share = 0.0,
         checkpointing: bool = False,
         scale_residual: bool = True,
-        label_drop: float = 0.1,
-        random_order: tuple[float, float] | None = None,
+        label_drop: Probability = 0.1,
+        random_order: Span | None = None,
     ) -> None:
         super().__init__(
             codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
@@ -68,10 +69,6 @@ class AutoregressiveProposal(Proposal):
             attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
             label_drop=label_drop,
         )  # fmt: skip
-        if random_order is not None and not 0 <= random_order[0] < random_order[1] <= 1:
-            raise TokError(
-                "proposal.random_order", "must be two shares, 0 <= from < to <= 1", got=f"Got {random_order}"
-            )
         self.random_order = random_order
         self.target_position = nn.Parameter(torch.empty(self.tokens, width)) if random_order else None
         if self.target_position is not None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from tokcli.errors import TokError
 from tokcli.pretrained.text import VOCABULARY, tower_dim
 from tokcli.proposals.transformer import INIT_STD, Shape, Transformer
 
@@ -33,22 +33,13 @@ class TextCondition:
     Args:
         tower: a frozen text network (`minilm`, `clip`, `open_clip:NAME/PRETRAINED`) whose features of each text token
             are projected by a small MLP; null: embeddings of OpenCLIP's byte pairs, learned along.
-        length: text tokens that are looked at, at least 1; longer captions are cut.
+        length: text tokens that are looked at; longer captions are cut.
         depth: bidirectional transformer blocks over the prefix, of the proposal network's own sizes.
-
-    Raises:
-        TokError: no such tower, or a value outside its range.
     """
 
     tower: str | None = None
-    length: int = 32
-    depth: int = 0
-
-    def __post_init__(self) -> None:
-        if self.length < 1:
-            raise TokError("condition.length", "must be at least 1", got=f"Got {self.length}")
-        if self.depth < 0:
-            raise TokError("condition.depth", "must be at least 0", got=f"Got {self.depth}")
+    length: PositiveInt = 32
+    depth: NonNegativeInt = 0
 
     @property
     def feature_dim(self) -> int | None:

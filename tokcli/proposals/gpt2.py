@@ -6,12 +6,14 @@ first rows of the table of words instead.
 
 from collections.abc import Mapping
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from tokcli.artifact.weights import load_strict
 from tokcli.errors import TokError
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.conditions import TextCondition
+from tokcli.recipe.ranges import Probability, Share
 
 PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices are stored input x output
     "ln_1": ("attention_norm", False),
@@ -41,14 +43,14 @@ class GPT2Proposal(AutoregressiveProposal):
         classes: int,
         text: TextCondition | None = None,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
+        width: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
+        mlp_width: PositiveInt,
+        dropout: Share = 0.0,
+        attention_dropout: Share = 0.0,
         checkpointing: bool = False,
-        label_drop: float = 0.1,
+        label_drop: Probability = 0.1,
         language: str | None = None,
     ) -> None:
         super().__init__(

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64, Shaped
+from pydantic import PositiveInt
 from torch import Tensor
 
 from tokcli.errors import TokError
@@ -26,6 +27,7 @@ from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_co
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
+from tokcli.recipe.ranges import Probability, Share
 from tokcli.registry import lookup
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
@@ -51,20 +53,20 @@ class MaskedProposal(Proposal):
         classes: int,
         text: TextCondition | None = None,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
+        width: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
+        mlp_width: PositiveInt,
         position: Position = "learned",
         qk_norm: bool = False,
         head: Head = "zero",
-        dropout: float = 0.1,
-        embedding_dropout: float | None = None,
-        attention_dropout: float = 0.0,
+        dropout: Share = 0.1,
+        embedding_dropout: Share | None = None,
+        attention_dropout: Share = 0.0,
         checkpointing: bool = False,
         scale_residual: bool = True,
-        label_drop: float = 0.1,
-        label_smoothing: float = 0.1,
+        label_drop: Probability = 0.1,
+        label_smoothing: Share = 0.1,
         mask_ratio: RatioName = "cosine",
     ) -> None:
         super().__init__(
@@ -73,8 +75,6 @@ class MaskedProposal(Proposal):
             attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
             label_drop=label_drop,
         )  # fmt: skip
-        if not 0 <= label_smoothing < 1:
-            raise TokError("proposal.label_smoothing", "must be at least 0 and under 1", got=f"Got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.ratio = RATIOS[mask_ratio]
         self.mask_row = self.null_row + 1

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -13,6 +14,7 @@ from tokcli.proposals.conditions import TextCondition, TextPrefix
 from tokcli.proposals.draw import Drawing, Sampling
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
+from tokcli.recipe.ranges import Probability, Share
 
 Position = Literal["rope-1d", "rope-2d", "rope-2d-llamagen", "learned"]
 Head = Literal["zero", "tied"]
@@ -45,7 +47,7 @@ class Proposal(nn.Module):
         label_drop: share of training samples whose class or caption is dropped, in [0, 1]; guidance needs it over 0.
 
     Raises:
-        TokError: a value outside its range, or a width that the heads do not divide.
+        TokError: the heads do not divide the width, or leave each a width that the positions cannot be put into.
     """
 
     mode: ClassVar[Literal["ar", "nar"]]
@@ -65,38 +67,29 @@ class Proposal(nn.Module):
         classes: int,
         text: TextCondition | None = None,
         *,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
+        width: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
+        mlp_width: PositiveInt,
         position: Position = "rope-1d",
         qk_norm: bool = False,
         head: Head = "zero",
-        dropout: float = 0.0,
-        embedding_dropout: float | None = None,
-        attention_dropout: float = 0.0,
+        dropout: Share = 0.0,
+        embedding_dropout: Share | None = None,
+        attention_dropout: Share = 0.0,
         checkpointing: bool = False,
         scale_residual: bool = True,
-        label_drop: float = 0.1,
+        label_drop: Probability = 0.1,
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width}
-        for key, size in sizes.items():
-            if size < 1:
-                raise TokError(f"proposal.{key}", "must be at least 1", got=f"Got {size}")
         if width % heads:
             raise TokError("proposal.heads", f"must divide the width {width}", got=f"Got {heads}")
         embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
-        for key, value in shares.items():
-            if not 0 <= value < 1:
-                raise TokError(f"proposal.{key}", "must be at least 0 and under 1", got=f"Got {value}")
         of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(position, 1)
         if width // heads % of:
             raise TokError("proposal.heads", f"width / heads must be a multiple of {of} for position {position}",
                            got=f"Got {width} / {heads}")  # fmt: skip
-        if not 0 <= label_drop <= 1:
-            raise TokError("proposal.label_drop", "must be between 0 and 1", got=f"Got {label_drop}")
         self.codebook_size, self.grid, self.classes = codebook_size, grid, 0 if text else classes
         self.tokens = grid[0] * grid[1]
         self.width, self.depth, self.heads, self.label_drop = width, depth, heads, label_drop

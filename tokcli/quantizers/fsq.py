@@ -1,14 +1,18 @@
 """Finite scalar quantization: each channel is rounded to a few levels; nothing is learnt and nothing can die."""
 
 import math
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
-from tokcli.errors import TokError
 from tokcli.quantizers.quantizer import Quantized, Quantizer, straight_through
 
+Levels = Annotated[
+    list[Annotated[int, Field(ge=3)]], Field(min_length=1)
+]  # the paper's bounding function has no second level for 2
 EPS = 1e-3  # keeps the outermost levels within reach of tanh
 
 
@@ -18,11 +22,8 @@ class FSQ(Quantizer):
     A code's index is its levels read as digits, the first channel least significant. There are no loss terms.
 
     Args:
-        levels: of each channel, at least 3; code_dim is their number and codebook_size their product. The paper's for 1,000,
+        levels: of each channel, at least 3 (LFQ has 2); code_dim is their number and codebook_size their product. The paper's for 1,000,
             4,375, 16,000 and 64,000 codes: [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5] (15,360), [8, 8, 8, 5, 5, 5].
-
-    Raises:
-        TokError: no levels, or fewer than 3 in a channel.
     """
 
     sizes: Tensor
@@ -31,9 +32,7 @@ class FSQ(Quantizer):
     offset: Tensor
     shift: Tensor
 
-    def __init__(self, *, levels: list[int]) -> None:
-        if not levels or min(levels) < 3:  # the paper's bounding function has no second level for 2
-            raise TokError("quantizer.levels", "each channel needs at least 3", got=str(levels), next="lfq has 2")
+    def __init__(self, *, levels: Levels) -> None:
         super().__init__(math.prod(levels), len(levels))
         sizes = torch.tensor(levels, device="cpu")
         half = (sizes - 1) * (1 - EPS) / 2

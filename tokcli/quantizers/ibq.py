@@ -7,14 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tokcli import distributed
 from tokcli.data.randomness import generator
 from tokcli.device.precision import full_precision
-from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square
+from tokcli.quantizers.quantizer import CodebookSize, Quantized, Quantizer, mean_square
 from tokcli.quantizers.search import rows_at_once
 
 EPS = 1e-5  # beside the mean assignment's probabilities, as in the authors' code: some are 0
@@ -42,8 +42,8 @@ class IBQ(Quantizer):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        code_dim: int,
+        codebook_size: CodebookSize,
+        code_dim: PositiveInt,
         double: NonNegativeFloat = 1.0,
         commitment: NonNegativeFloat = 1.0,
         codebook: NonNegativeFloat = 0.25,

@@ -1,13 +1,14 @@
 """Lookup-free quantization: one bit per channel, with an entropy term that keeps all codes in use."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from tokcli import distributed
-from tokcli.errors import TokError
 from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square, straight_through
 
 LARGEST = 30  # bits: indices are counted per code
@@ -24,9 +25,6 @@ class LFQ(Quantizer):
         commitment: weight of the MSE of features to their (constant) codes.
         entropy: weight of the term mean entropy of a feature's bits - entropy of their mean.
         temperature: of the soft assignment to codes, the softmax of -|z - c|^2 / temperature.
-
-    Raises:
-        TokError: code_dim out of its range.
     """
 
     places: Tensor
@@ -34,13 +32,11 @@ class LFQ(Quantizer):
     def __init__(
         self,
         *,
-        code_dim: int,
+        code_dim: Annotated[int, Field(ge=1, le=LARGEST)],
         commitment: NonNegativeFloat = 0.25,
         entropy: NonNegativeFloat = 0.1,
         temperature: PositiveFloat = 0.01,
     ) -> None:
-        if not 1 <= code_dim <= LARGEST:
-            raise TokError("quantizer.code_dim", f"must be 1 to {LARGEST} bits", got=str(code_dim))
         super().__init__(2**code_dim, code_dim)
         self.commitment, self.entropy, self.temperature = commitment, entropy, temperature
         self.register_buffer("places", 2 ** torch.arange(code_dim), persistent=False)

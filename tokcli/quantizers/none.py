@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import PositiveInt
 from torch import Tensor
 
 from tokcli.errors import TokError
@@ -26,7 +27,7 @@ class NoQuantizer(Quantizer):
 
     discrete = False
 
-    def __init__(self, *, code_dim: int, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
+    def __init__(self, *, code_dim: PositiveInt, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
         super().__init__(1, code_dim)
         self.metric = metric
 

@@ -1,16 +1,18 @@
 """What every quantizer is: `forward`, `codes`, and bookkeeping that is the same on every rank."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
+from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import distributed
 from tokcli.errors import TokError
 
 MOST_CODES = 1 << 32  # token shards hold uint32
+CodebookSize = Annotated[int, Field(ge=1, le=MOST_CODES)]
 NEVER = 1 << 30  # idle steps of a code that was not used yet
 
 
@@ -35,7 +37,7 @@ class Quantizer(nn.Module):
         code_dim: width d of `z_e` and of a code.
 
     Raises:
-        TokError: one of them is below 1, or there are more codes than token shards can number.
+        TokError: there are more codes than token shards can number.
     """
 
     eager = True  # left out of torch.compile: chunked search and bookkeeping are faster so, and exact
@@ -51,12 +53,6 @@ class Quantizer(nn.Module):
 
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
-        if codebook_size < 1 or code_dim < 1:
-            raise TokError(
-                "quantizer",
-                "codebook_size and code_dim must be at least 1",
-                got=f"{codebook_size} and {code_dim}",
-            )
         if codebook_size > MOST_CODES:
             raise TokError("quantizer", f"more than {MOST_CODES:,} codes", got=f"{codebook_size:,}")
         self.codebook_size, self.code_dim = codebook_size, code_dim

@@ -3,11 +3,11 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.data.randomness import generator
-from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square, straight_through
+from tokcli.quantizers.quantizer import CodebookSize, Quantized, Quantizer, mean_square, straight_through
 from tokcli.quantizers.search import nearest
 
 
@@ -27,7 +27,7 @@ class SimVQ(Quantizer):
     basis: Tensor
 
     def __init__(
-        self, *, codebook_size: int, code_dim: int, commitment: NonNegativeFloat = 0.25, seed: int = 0
+        self, *, codebook_size: CodebookSize, code_dim: PositiveInt, commitment: NonNegativeFloat = 0.25, seed: int = 0
     ) -> None:
         super().__init__(codebook_size, code_dim)
         start = torch.randn(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")

@@ -19,9 +19,10 @@ from tokcli.data.randomness import generator
 from tokcli.errors import TokError
 from tokcli.quantizers import anchors
 from tokcli.quantizers.kmeans import kmeans
-from tokcli.quantizers.quantizer import Quantized, Quantizer, mean_square, straight_through
+from tokcli.quantizers.quantizer import CodebookSize, Quantized, Quantizer, mean_square, straight_through
 from tokcli.quantizers.revival import Farthest, farthest, gather, join, relocate
 from tokcli.quantizers.search import nearest
+from tokcli.recipe.ranges import Share
 
 SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
 ROWS_PER_CODE = 256  # more rows than this per code do not change k-means
@@ -57,7 +58,7 @@ class VQ(Quantizer):
         seed: of the initial codes.
 
     Raises:
-        TokError: a key is out of its range, or stands where it has no effect.
+        TokError: a key stands where it has no effect.
     """
 
     training_only = (*Quantizer.training_only, "steps", "age_steps", "cluster_size", "cluster_sum", "frequency")
@@ -72,38 +73,29 @@ class VQ(Quantizer):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        code_dim: int,
+        codebook_size: CodebookSize,
+        code_dim: PositiveInt,
         metric: Literal["cosine", "euclidean"] = "cosine",
         learning: Literal["ema", "gradient"] = "ema",
-        decay: float | None = None,
+        decay: Share | None = None,
         init: Literal["kmeans", "uniform"] = "kmeans",
         kmeans_iterations: PositiveInt = 10,
         init_after: NonNegativeInt = 0,
         commitment: NonNegativeFloat = 1.0,
         rescue: Literal["revive", "anchors", "kmeans"] | None = None,
-        rescue_after: int | None = None,
-        rescue_below: float | None = None,
+        rescue_after: PositiveInt | None = None,
+        rescue_below: Share | None = None,
         gradient: Literal["straight-through", "rotation"] = "straight-through",
         seed: int = 0,
     ) -> None:
         super().__init__(codebook_size, code_dim)
-        if decay is not None and (learning == "gradient" or not 0 <= decay < 1):
-            raise TokError(
-                "quantizer.decay", "must be at least 0 and below 1, and goes with learning: ema", got=str(decay)
-            )
+        if decay is not None and learning == "gradient":
+            raise TokError("quantizer.decay", "goes with learning: ema", got=f"{decay} and {learning}")
         if rescue == "anchors" and learning == "ema":
             raise TokError("quantizer.rescue", "anchors go with learning: gradient")
-        if rescue_after is not None and (rescue_after < 1 or rescue not in ("revive", "kmeans")):
-            raise TokError(
-                "quantizer.rescue_after", "must be at least 1 step, and goes with rescue: revive or kmeans",
-                got=f"{rescue_after} and {rescue}",
-            )  # fmt: skip
-        if rescue_below is not None and (not 0 <= rescue_below < 1 or rescue not in ("revive", "kmeans")):
-            raise TokError(
-                "quantizer.rescue_below", "must be in [0, 1), and goes with rescue: revive or kmeans",
-                got=f"{rescue_below} and {rescue}",
-            )  # fmt: skip
+        for key, value in {"rescue_after": rescue_after, "rescue_below": rescue_below}.items():
+            if value is not None and rescue not in ("revive", "kmeans"):
+                raise TokError(f"quantizer.{key}", "goes with rescue: revive or kmeans", got=f"{value} and {rescue}")
         self.rescue = rescue
         self.rescue_after = self.usage_window if rescue_after is None else rescue_after
         self.rescue_below = RESCUE_BELOW.get(str(rescue), 0.0) if rescue_below is None else rescue_below

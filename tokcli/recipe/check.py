@@ -2,13 +2,12 @@
 
 import inspect
 import json
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, NonNegativeFloat, ValidationError, create_model
 
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Recipe, Section
@@ -73,15 +72,21 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
     return nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields)
 
 
+def _bare(kind: Any) -> Any:
+    """A type without its range."""
+    return _bare(typing.get_args(kind)[0]) if typing.get_origin(kind) is typing.Annotated else kind
+
+
 def _key(model: Any, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """A fault's location up to a value of several types, of which pydantic names each that it tried."""
     kind = model
     for depth, part in enumerate(location):
+        kind = _bare(kind)
         kinds = [k for k in typing.get_args(kind) if k is not type(None)]
         union = typing.get_origin(kind) in (typing.Union, types.UnionType)
         if union and len(kinds) > 1:
             return location[:depth]
-        kind = kinds[0] if union else kind
+        kind = _bare(kinds[0]) if union else kind
         fields, inner = getattr(kind, "model_fields", {}), typing.get_args(kind)
         if part in fields:
             kind = fields[part].annotation
@@ -120,16 +125,25 @@ def _shown(value: Any) -> str:
 
 
 def _check_component(
-    path: str, name: str, keys: Any, table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
+    path: str,
+    name: str,
+    keys: Any,
+    table: Mapping[str, Factory],
+    resolve: Callable[[str], Factory | None],
+    **others: Any,
 ) -> tuple[dict[str, Any], list[str]]:
-    """One component's keys with its defaults filled in, and what is wrong with them."""
+    """One component's keys with its defaults filled in, and what is wrong with them.
+
+    Args:
+        others: keys that are not its constructor's: their types and defaults.
+    """
     factory = table.get(name) or resolve(name)
     if factory is None:
         kind = path.removesuffix(f".{name}").split(".")[-1]
         return {}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"]
     if not isinstance(keys, Mapping):
         return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
-    model = component_model(factory)
+    model = create_model("keys", __base__=component_model(factory), **others)
     try:
         return _validate(model, keys).model_dump(mode="json"), []
     except ValidationError as error:
@@ -143,13 +157,9 @@ def _check_terms(
     terms, lines = {}, []
     for name, entry in value.items():
         keys = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-        weight = keys.pop("weight", 1.0)
-        filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve)
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            faults.append(f"{section}.{name}.weight: should be a number. Got {json.dumps(weight, default=str)}.")
-        elif not 0 <= weight < math.inf:
-            faults.append(f"{section}.{name}.weight: should be finite and at least 0. Got {weight}.")
-        terms[str(name)] = {"weight": weight, **filled}
+        weight = (NonNegativeFloat, 1.0)
+        filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve, weight=weight)
+        terms[str(name)] = {"weight": filled.pop("weight", 1.0), **filled}
         lines += faults
     return terms, lines
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from tokcli.recipe.ranges import Share
+
 
 class Section(BaseModel):
     """A part of a recipe: no unknown keys, no silent conversions."""
@@ -21,9 +23,6 @@ class Component(BaseModel):
     def keys(self) -> dict[str, Any]:
         """The component's own keys, without its name."""
         return dict(self.model_extra or {})
-
-
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Section):

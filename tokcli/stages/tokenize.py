@@ -28,6 +28,7 @@ from tokcli.device.precision import tensor_cores
 from tokcli.errors import TokError, printable
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
+from tokcli.recipe.ranges import Area
 from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
@@ -38,7 +39,7 @@ class Tokens(Section):
     """Which views of each image are tokenized."""
 
     crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random squares
-    scale: tuple[float, float] = (
+    scale: Area = (
         0.8,
         1.0,
     )  # share of the largest square's area that a random crop keeps; [1, 1]: no zoom
@@ -50,8 +51,6 @@ class Tokens(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Tokens":
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1: got {list(self.scale)}")
         if self.corners and (self.crops > 1 or self.scale != type(self).model_fields["scale"].default):
             raise ValueError("corners say which views there are: crops must be 1 and scale left out beside them")
         if not all(1 < times <= 2 for times in self.corners) or len({*self.corners}) < len(self.corners):
