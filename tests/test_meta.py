@@ -10,12 +10,12 @@ from tokcli.device.meta import on_meta
 
 PROGRAM = """
 import sys
-from tokcli import assemble
-from tokcli.meta import on_meta
+from tokcli import build
+from tokcli.device.meta import on_meta
 from tokcli.stages import evaluate, sample, tokenize, train_proposal
 recipe = {"seed": 0, "proposal": {"name": "ar", "width": 8, "depth": 1, "heads": 2, "mlp_width": 8, "position": "learned"}}
 with on_meta():
-    network = assemble.build_proposal(recipe, 16, (2, 2), 3)
+    network = build.build_proposal(recipe, 16, (2, 2), 3)
 assert {p.device.type for p in network.parameters()} == {"meta"}
 assert "torch._dynamo" not in sys.modules, "it takes longer to import than all of tok"
 """

@@ -1,3 +1,3 @@
-"""tok: image tokenizers that learn to reconstruct the features of an image-understanding model."""
+"""tok: image tokenizers trained on the features of image-understanding models."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""Artifacts: folders with a manifest, named by their content, whole or marked as running."""
+"""Artifacts: folders with a manifest and an id made from their content, complete or marked as running."""

@@ -38,9 +38,9 @@ class InOrder(click.Group):
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tok")
 def cli() -> None:
-    """Image tokenizers that learn to reconstruct the features of an image-understanding model.
+    """Turn image-understanding models into image tokenizers, and measure image generation with them.
 
-    Every command reads and writes artifact folders and prints the path of what it made. Repeating a command resumes it.
+    Each command writes an artifact folder and prints its path. Repeat a command to resume it.
 
     \b
       T=$(tok train-tokenizer --teacher clip --data photos/train)

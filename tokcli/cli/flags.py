@@ -43,35 +43,37 @@ class _Name(click.ParamType):
 PATH, NAME = _Path(path_type=Path), _Name()
 
 COMMON = [
-    click.option("--recipe", type=NAME, metavar="NAME|FILE", help="Another recipe: a name from `tok recipes`, or a YAML file."),
-    click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Override a recipe key, such as optim.lr=1e-4; repeatable."),
+    click.option("--recipe", type=NAME, metavar="NAME|FILE", help="Use another recipe: a name that `tok recipes` lists, or a YAML file."),
+    click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change a recipe key, such as optim.lr=1e-4. Repeatable."),
     click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True,
-                 metavar="DIR", help="Where artifacts are looked for and written."),
+                 metavar="DIR", help="Folder in which artifacts are found and written."),
     click.option("--out", type=PATH, metavar="DIR", help="Folder to write. Default: a readable name in the workspace."),
-    click.option("--device", type=NAME, metavar="cpu|cuda[:N]", help="Default: a GPU where there is one."),
-    click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. Default: all cores."),
-    click.option("--seed", type=click.IntRange(0), metavar="N", help="Short for --set seed=N."),
-    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory; write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; a dry run: its plan)."),
+    click.option("--device", type=NAME, metavar="cpu|cuda[:N]", help="Device to compute on. Default: a GPU if there is one."),
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads. Default: all cores."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Random seed; short for --set seed=N."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory, and write nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; dry run: the plan)."),
 ]  # fmt: skip
 DATA = [
-    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="openmoji/train, fashion-mnist/train, a folder of images, or "
-                 "shards-{000..099}.tar. Default: what the input was made from, else $TOK_DATA, else openmoji/train."),
-    click.option("--labels", type=PATH, metavar="FILE", help="A file of `path class` lines; default: sub-folders are classes."),
+    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Images: openmoji/train, fashion-mnist/train, a folder, or "
+                 "shards-{000..099}.tar. Default: the data that the input was made from, else $TOK_DATA, else openmoji/train."),
+    click.option("--labels", type=PATH, metavar="FILE", help="File with a line `path class` for each image. Default: sub-folders are classes."),
 ]  # fmt: skip
 HELD_OUT = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
     DATA[1],
 ]  # fmt: skip
 TEACHER_WEIGHTS = click.option(
-    "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, where no hub is reachable."
+    "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, if no hub can be reached."
 )
-VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="Weights of the perceptual loss's network.")
+VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="torchvision's VGG16 weights, for LPIPS.")
 INCEPTION_WEIGHTS = click.option(
-    "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, for FID by name."
+    "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, which FID needs."
 )
 
-TEXT_WEIGHTS = click.option("--text-weights", type=PATH, metavar="FILE", help="Weights of a frozen text tower.")
+TEXT_WEIGHTS = click.option(
+    "--text-weights", type=PATH, metavar="FILE", help="The text tower's weights, if no hub can be reached."
+)
 
 
 def with_options(*groups: Any) -> Callable[[F], F]:

@@ -1,4 +1,4 @@
-"""Small commands beside the pipeline: import checkpoints, look at artifacts and recipes."""
+"""Commands beside the pipeline: import checkpoints, inspect artifacts and recipes."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tokcli.cli.flags import COMMON, DATA, NAME, PATH, options_of, run_stage, with_options
+from tokcli.cli.flags import COMMON, NAME, PATH, options_of, run_stage, with_options
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
@@ -18,11 +18,11 @@ from tokcli.cli.flags import COMMON, DATA, NAME, PATH, options_of, run_stage, wi
     default=Path("artifacts"),
     show_default=True,
     metavar="DIR",
-    help="Whose artifacts are listed.",
+    help="Folder whose artifacts are listed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
-    """Show one artifact, or list those of the workspace."""
+    """Show one artifact, or list the artifacts of the workspace."""
     from tokcli.stages import show as stage
 
     if artifact is None:
@@ -43,25 +43,29 @@ def recipes(name: str | None, check: bool) -> None:
     click.echo(stage.check(name) if check else stage.text(name) if name else stage.listing())
 
 
-@click.command(short_help="check every hash of an artifact")
+@click.command(short_help="check the hashes of an artifact")
 @click.argument("artifact", type=PATH)
 def verify(artifact: Path) -> None:
-    """Recompute every SHA-256 of an artifact and its id."""
+    """Recompute the SHA-256 of every file of an artifact, and its id."""
     from tokcli.stages import show as stage
 
     click.echo(stage.verify(artifact))
 
 
-@click.command("import", short_help="others' checkpoints -> tokenizer")
+@click.command("import", short_help="published checkpoint -> tokenizer")
 @click.argument("kind", metavar="FORMAT")
 @click.argument("file", type=PATH)
-@with_options(DATA, COMMON)
+@click.option(
+    "--data",
+    metavar="SET/SPLIT|DIR|TAR",
+    help="Images that the tokenizer was trained on; later commands read them. Default: imagenet/train.",
+)
+@with_options(COMMON)
 def import_tokenizer(kind: str, file: Path, as_json: bool, **flags: Any) -> None:
-    """Turn a checkpoint, .ckpt, .pt, .bin or .safetensors, into a tokenizer. FORMAT is taming-vqgan-f16-1024,
-    taming-vqgan-f16-16384, maskgit-vqgan-f16-1024, llamagen-vq16, beit2-vqkd-clip or beit2-vqkd-dino. Nothing that the
-    file names is run.
+    """Turn a published checkpoint (.ckpt, .pt, .bin or .safetensors) into a tokenizer.
 
-    --data is what later commands take for its training images; where it is left out, imagenet/train.
+    FORMAT is taming-vqgan-f16-1024, taming-vqgan-f16-16384, maskgit-vqgan-f16-1024, llamagen-vq16, beit2-vqkd-clip or
+    beit2-vqkd-dino. No code in the file is run.
     """
     from tokcli.stages import import_tokenizer as stage
 

@@ -20,10 +20,14 @@ from tokcli.cli.flags import (
     with_options,
 )
 
-TOKENIZER = click.option("--tokenizer", type=PATH, metavar="DIR", help="Default: the only one in the workspace.")
-DECODER = click.option("--decoder", type=PATH, metavar="DIR", help="Default: the only one in the workspace that fits.")
+TOKENIZER = click.option(
+    "--tokenizer", type=PATH, metavar="DIR", help="Tokenizer to use. Default: the only one in the workspace."
+)
+DECODER = click.option(
+    "--decoder", type=PATH, metavar="DIR", help="Decoder to use. Default: the only one in the workspace that fits."
+)
 SHARDS = [
-    click.option("--shard-index", type=click.IntRange(0), metavar="I", help="Do only this part of --num-shards; for job arrays."),
+    click.option("--shard-index", type=click.IntRange(0), metavar="I", help="Index of this job, from 0, if --num-shards jobs share the work."),
     click.option("--num-shards", type=click.IntRange(1), metavar="N", help="Number of jobs that share the work."),
 ]  # fmt: skip
 
@@ -33,13 +37,15 @@ SHARDS = [
     "--teacher",
     type=NAME,
     metavar="NAME",
-    help="efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.",
+    help="Teacher: efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.",
 )
-@click.option("--method", type=NAME, metavar="NAME", help="vqkd (default), cluster, vqgan, fsq, cvq or llamagen.")
-@click.option("--init", type=PATH, metavar="DIR", help="Start from another tokenizer's weights.")
+@click.option(
+    "--method", type=NAME, metavar="NAME", help="Training method: vqkd (default), cluster, vqgan, fsq, cvq or llamagen."
+)
+@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another tokenizer.")
 @with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, COMMON)
 def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, as_json: bool, **flags: Any) -> None:
-    """Train an image tokenizer: by a teacher's features (VQ-KD, Cluster) or by pixels (VQGAN, ...)."""
+    """Train an image tokenizer on a teacher's features (VQ-KD, Cluster) or on pixels (VQGAN and others)."""
     from tokcli.stages import train_tokenizer as stage
 
     options = options_of(flags, {"teacher.name": teacher})
@@ -47,24 +53,31 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
 
 
 @click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
-@click.option("--init", type=PATH, metavar="DIR", help="Start from another decoder's weights.")
+@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another decoder.")
 @with_options(TOKENIZER, DATA, VGG_WEIGHTS, COMMON)
 def train_decoder(tokenizer: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
-    """Train a decoder from a tokenizer's frozen codes to pixels."""
+    """Train a decoder that turns the frozen codes of a tokenizer into pixels."""
     from tokcli.stages import train_decoder as stage
 
     run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init), options_of(flags), as_json)
 
 
 @click.command(short_help="tokenizer, images -> token shards")
-@click.option("--crops", type=click.IntRange(1), metavar="K", help="Crops per image; short for --set tokens.crops=K.")
-@click.option("--flip/--no-flip", default=None, help="Also every crop mirrored; short for --set tokens.flip=true.")
+@click.option(
+    "--crops",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Number of crops of each image; short for --set tokens.crops=K.",
+)
+@click.option(
+    "--flip/--no-flip", default=None, help="Also write the mirror image of each crop; short for --set tokens.flip=true."
+)
 @with_options(SHARDS, TOKENIZER, DATA, COMMON)
 def tokenize(
     crops: int | None, flip: bool | None, shard_index: int | None, num_shards: int | None, tokenizer: Path | None,
     as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Turn images into token shards that proposal networks train on."""
+    """Turn images into token shards, on which proposal networks are trained."""
     share = _share(shard_index, num_shards)  # before the seconds that importing torch takes
     from tokcli.stages import tokenize as stage
 
@@ -74,24 +87,29 @@ def tokenize(
 
 @click.command("train-proposal", short_help="token shards -> proposal network")
 @click.option(
-    "--mode", type=click.Choice(["ar", "nar"]), help="Autoregressive or masked. Default: the recipe's, else ar."
+    "--mode",
+    type=click.Choice(["ar", "nar"]),
+    help="Autoregressive or masked network. Default: as in the recipe, else ar.",
 )
-@click.option("--tokens", type=PATH, metavar="DIR", help="Default: the only ones in the workspace.")
+@click.option("--tokens", type=PATH, metavar="DIR", help="Tokens to train on. Default: the only ones in the workspace.")
 @click.option(
     "--val",
     type=PATH,
     metavar="DIR",
-    help="Tokens of held-out images, to measure on: at the end, and every train.eval_every steps.",
+    help="Tokens of held-out images; the network is measured on them at the end and every train.eval_every steps.",
 )
-@click.option("--init", type=PATH, metavar="DIR", help="Start from another proposal network's weights.")
+@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another proposal network.")
 @click.option(
-    "--language-weights", type=PATH, metavar="FILE", help="A GPT-2's weights, for recipes that start from one."
+    "--language-weights", type=PATH, metavar="FILE", help="Weights of a GPT-2, for recipes that start from one."
 )
 @with_options(TEXT_WEIGHTS, COMMON)
 def train_proposal(
     mode: str | None, tokens: Path | None, val: Path | None, init: Path | None, as_json: bool, **flags: Any
 ) -> None:
-    """Train a proposal network over tokens, conditional on class, caption or nothing (recipe section condition)."""
+    """Train a proposal network on tokens.
+
+    The recipe's section `condition` says whether it is conditioned on classes, on captions or on nothing.
+    """
     from tokcli.stages import train_proposal as stage
 
     run_stage(lambda o: stage.main(o, mode=mode, tokens=tokens, val=val, init=init), options_of(flags), as_json)
@@ -206,23 +224,28 @@ def _number(flag: str, text: str) -> int | float:
         raise click.UsageError(f"{flag}: expected a number, got '{text}'.") from None
 
 
-@click.command("eval", short_help="artifacts -> metrics, a row of the table")
+@click.command("eval", short_help="artifacts -> metrics, the paper's table")
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
 @click.option("--reference", "references", multiple=True, type=NAME, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
-              "with: real images, a published .npz, or statistics; repeatable. Default: the held-out images.")  # fmt: skip
+              "with: real images, a published .npz, or a statistics artifact. Repeatable. Default: the held-out images.")  # fmt: skip
 @with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
-    """Measure artifacts on held-out images (--data; default: the val split of what they were made from)."""
+    """Measure artifacts on held-out images and print the paper's table.
+
+    Without ARTIFACT, all artifacts of the workspace are measured.
+    """
     from tokcli.stages import evaluate as stage
 
     run_stage(lambda o: stage.main(o, artifacts=artifacts, references=references), options_of(flags), as_json)
 
 
 @click.command("viz-codebook", short_help="tokenizer, images -> pictures of the codebook")
-@click.option("--against", type=PATH, metavar="DIR", help="Another tokenizer, drawn beside it from the same images.")
+@click.option(
+    "--against", type=PATH, metavar="DIR", help="Another tokenizer, shown beside the first on the same images."
+)
 @with_options(TOKENIZER, DATA, COMMON)
 def viz_codebook(tokenizer: Path | None, against: Path | None, as_json: bool, **flags: Any) -> None:
-    """Draw what each code means: patches that share it, usage, places, purity, an atlas, a map of codes and features."""
+    """Show what each code means: its patches, usage, places and purity, an atlas, a map of codes and features."""
     from tokcli.stages import viz_codebook as stage
 
     run_stage(lambda o: stage.main(o, tokenizer=tokenizer, against=against), options_of(flags), as_json)

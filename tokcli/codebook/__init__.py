@@ -1,1 +1,1 @@
-"""What `tok viz-codebook` draws: what each code means, as pictures, numbers and a page to walk through."""
+"""What `tok viz-codebook` shows: the meaning of each code, as pictures, numbers and a page to explore."""

@@ -1,1 +1,1 @@
-"""What every command does around its work: options, session, inputs, output, plan of a dry run, shares of bulk work."""
+"""What every command does around its work: options, session, inputs, output, dry-run plans, shares of bulk work."""

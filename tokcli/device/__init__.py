@@ -1,1 +1,1 @@
-"""Where and how exactly numbers are computed: the meta device, float32 proper, tensor cores."""
+"""Devices and precision: the meta device, exact float32, tensor cores."""

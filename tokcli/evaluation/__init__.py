@@ -1,1 +1,1 @@
-"""What `tok eval` measures of each kind of artifact, with everything a number needs to be believed beside it."""
+"""What `tok eval` measures for each kind of artifact, and the protocol behind every number."""

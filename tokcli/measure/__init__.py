@@ -1,1 +1,1 @@
-"""Numbers and pictures that training and evaluation share."""
+"""Measurements and previews that training and evaluation share."""

@@ -1,4 +1,4 @@
-"""Ways to learn a tokenizer, by name. A new one is a subclass of `Method` in a file and a line here."""
+"""Methods of training a tokenizer, by name. A new one is a subclass of `Method` in its own file and a line here."""
 
 from typing import Any
 

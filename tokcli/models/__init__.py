@@ -1,4 +1,4 @@
-"""Networks that `tok` trains: encoders, feature and pixel decoders, the tokenizer made of them, discriminators."""
+"""Networks that `tok` trains: encoders, feature and pixel decoders, tokenizers, discriminators."""
 
 from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecoder
 from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator

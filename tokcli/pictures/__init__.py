@@ -1,4 +1,4 @@
-"""Pictures: sheets, plots and what all of them share; pure drawing, from tensors to PNG and CSV."""
+"""Pictures: sheets, plots and the theme they share; pure drawing, from tensors to PNG and CSV."""
 
 from tokcli.pictures.canvas import save_png, to_uint8, upscale
 from tokcli.pictures.plots import draw_usage, usage_numbers, write_csv

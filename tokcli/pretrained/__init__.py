@@ -1,4 +1,4 @@
-"""Pretrained networks by name: what teachers, Fréchet extractors and perceptual losses are made of."""
+"""Pretrained networks by name, used as teachers, as extractors and in perceptual losses."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ NETWORKS: dict[str, type[Network]] = {
     "inception": FIDInception,
 }
 
-# Short names of networks of the two libraries, so that nobody has to know tags by heart.
+# Short names for networks of timm and open_clip, whose own names carry tags.
 READY: dict[str, str] = {
     "dinov2-s": "timm:vit_small_patch14_dinov2.lvd142m",
     "dinov2-b": "timm:vit_base_patch14_dinov2.lvd142m",

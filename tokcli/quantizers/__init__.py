@@ -1,4 +1,4 @@
-"""Quantizers: features (b, n, d) to indices and codes. A new one is a subclass in a file and a line here."""
+"""Quantizers: features (b, n, d) to indices and codes. A new one is a subclass in its own file and a line here."""
 
 from tokcli.quantizers.fsq import FSQ
 from tokcli.quantizers.ibq import IBQ

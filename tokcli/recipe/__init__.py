@@ -1,1 +1,1 @@
-"""Recipes: strict YAML in, every error at once, a resolved recipe out that repeats the run."""
+"""Recipes: strict YAML files, all errors reported at once, resolved into a recipe that repeats the run."""

@@ -1,1 +1,1 @@
-"""What `tok sample` is made of: what is asked for, the loaded networks, edits of pictures, and the sheets."""
+"""What `tok sample` does: the request, the loaded networks, edits of images, contact sheets."""

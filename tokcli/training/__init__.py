@@ -1,1 +1,1 @@
-"""Training: one loop, its state, journal and signals, and what updates weights."""
+"""Training: the loop, its state, journal and signals, and how weights are updated."""
