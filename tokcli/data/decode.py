@@ -3,31 +3,28 @@
 import io
 import threading
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 MAX_IMAGE_PIXELS = 178_956_970  # where Pillow starts to warn of a decompression bomb; here it is the limit
 
 # A file's name may lie about its format, so the list is of decoders. Pillow's others (EPS runs Ghostscript)
-# stay shut.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# stay shut. AVIF comes with Pillow 11.3.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(["AVIF"] if find_spec("PIL._avif") else []))
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # tags of TIFF
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # chunks of a PNG that say what its pixels are
 _unlimited = threading.Lock()
 
 
@@ -43,22 +40,32 @@ class BadImage(Exception):
 
 
 def decode(data: bytes | Path, key: str = "") -> UInt8[Tensor, "3 h w"]:
-    """RGB pixels of a JPEG, PNG, WebP, BMP, TIFF or GIF (first frame), turned as its EXIF orientation says.
+    """RGB pixels of a JPEG, PNG, WebP, BMP, TIFF, GIF (first frame) or AVIF, turned as its EXIF orientation says.
 
-    Transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK and palettes are converted; embedded
-    colour profiles are ignored, as everywhere in the field. The result is a (3, h, w) view of rows that are
-    stored (h, w, 3): the layout in which resizing uint8 is fastest.
+    Transparency is laid on white, 12- and 16-bit grey is scaled to 8 bits, CMYK and palettes are converted; embedded
+    colour profiles are ignored, as everywhere in the field. Damaged EXIF and oversized texts are passed over: they are not
+    the picture. The result is a (3, h, w) view of rows that are stored (h, w, 3): the layout in which resizing uint8 is fastest.
 
     Raises:
         BadImage: unreadable, truncated, of more than MAX_IMAGE_PIXELS, or with pixels of unknown range
-            (float, 32-bit).
+            (float, signed, 32-bit; a transparent 16-bit colour).
     """
     name = key or (str(data) if isinstance(data, Path) else "image")
     try:
         if isinstance(data, bytes) and not data:
             raise BadImage(name, "empty file")
         with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
-            return _pixels(_rgb(_open(file, name), name))
+            try:
+                return _pixels(_rgb(_open(file, name), name))
+            except BadImage:
+                raise
+            except Exception:
+                file.seek(0)
+                whole = file.read()
+                bare = _without_texts(whole)
+                if len(bare) == len(whole):
+                    raise
+                return _pixels(_rgb(_open(io.BytesIO(bare), name), name))
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -89,22 +96,78 @@ def _open(file: Any, name: str) -> Image.Image:
     return image
 
 
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts, profiles and times, at which Pillow gives up when they are large or damaged."""
+    if not data.startswith(_PNG):
+        return data
+    kept, place = [_PNG], len(_PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] in _NEEDED or end > len(data):
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept)
+
+
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    depth = (
+        image.tile[0][3] if isinstance(image, PngImageFile) and image.tile else ""
+    )  # such as "L;2"; loading forgets it
+    image.load()  # before its EXIF is asked for, which hides what is wrong with the pixels of a PNG
+    turn = _orientation(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.int64)
-        if grey.max(initial=0) > 65535 or grey.min(initial=0) < 0:
-            raise BadImage(name, "32-bit pixels have no known white")
-        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        image = _eight_bits(image, name)
     elif image.mode == "F":
         raise BadImage(name, "floating-point pixels have no known white")
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = _on_white(image, depth, name)
     image = image if image.mode == "RGB" else image.convert("RGB")
-    image.load()
-    return image if turn is None else image.transpose(turn)
+    return image if turn == 1 else _turned(image, turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where there is none, or none that can be read."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it while loading
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF, whose errors are as many as its tags
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    plain, exif = image.copy(), Image.Exif()  # with the one tag, for others may be damaged
+    exif[_ORIENTATION] = orientation
+    plain.info = {"exif": exif.tobytes()}
+    return ImageOps.exif_transpose(plain)
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Grey of 12 or 16 bits as 8; the one transparent grey of a PNG, and WhiteIsZero of a TIFF, as they are meant."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    (bits, *_), (kind, *_) = tags.get(_BITS, (16,)), tags.get(_SAMPLE_FORMAT, (1,))
+    grey = np.asarray(image).astype(np.int64)
+    if bits not in (12, 16) or grey.max(initial=0) > 65535:
+        raise BadImage(name, "32-bit pixels have no known white")
+    if kind != 1:
+        raise BadImage(name, "signed pixels have no known white")
+    white = 2**bits - 1
+    if tags.get(_PHOTOMETRIC) == 0:
+        grey = white - grey
+    if "transparency" in image.info:
+        grey = np.where(grey == image.info["transparency"], white, grey)
+    return Image.fromarray(((grey * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _on_white(image: Image.Image, depth: str, name: str) -> Image.Image:
+    if depth == "RGB;16B":
+        raise BadImage(name, "a transparent colour of 16 bits is not read")  # pixels have lost their low bits
+    if depth in ("L;2", "L;4"):  # pixels are scaled to 8 bits, the transparent grey is not
+        image.info["transparency"] *= 85 if depth == "L;2" else 17
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image)
 
 
 def _pixels(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
