@@ -110,10 +110,9 @@ def _without_texts(data: bytes) -> bytes:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    depth = (
-        image.tile[0][3] if isinstance(image, PngImageFile) and image.tile else ""
-    )  # such as "L;2"; loading forgets it
-    image.load()  # before its EXIF is asked for, which hides what is wrong with the pixels of a PNG
+    # such as "L;2", which loading forgets
+    depth = str(image.tile[0][3]) if isinstance(image, PngImageFile) and image.tile else ""
+    image.load()  # which turns a TIFF and forgets its orientation; before EXIF is asked for, which would hide what is wrong with a PNG
     turn = _orientation(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         image = _eight_bits(image, name)
@@ -127,8 +126,6 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8; 1 where there is none, or none that can be read."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it while loading
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF, whose errors are as many as its tags
