@@ -1,13 +1,16 @@
 """Every example of docs/extending.md is executed and keeps its family's contract."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_docs import PAGES, ROOT, blocks, section
 
 from tokcli.build import component
+from tokcli.data.sources import SOURCES, ImageSource, open_source
 from tokcli.methods.distillation import Distillation, DistillationRecipe
 from tokcli.pretrained import NETWORKS, build_network
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
@@ -60,3 +63,21 @@ def test_the_teacher_gives_patches_and_its_own_pooled_features(monkeypatch: pyte
     assert features.shape == (1, 16, 192)
     network = build_network("deit", "random")
     assert torch.allclose(network.pooled(images, 64), features.mean(1), atol=1e-5)
+
+
+def test_the_data_source_is_what_data_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SOURCES, "npy", None)  # type: ignore[arg-type]
+    run("## A data source", SOURCES=SOURCES)
+    images = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+    np.save(tmp_path / "photos.npy", images)
+    source = open_source(str(tmp_path / "photos.npy"), size=8)
+    assert isinstance(source, ImageSource) and type(source) is SOURCES["npy"] and len(source) == 2
+    assert open_source(source.name, size=8).id == source.id and len(source.id) == 17
+    assert torch.equal(source.image(1), torch.from_numpy(images[1]).permute(2, 0, 1))
+    assert [source.label(1), source.captions(1), source.key(1)] == [-1, [], "1"]
+
+
+def test_every_example_is_executed() -> None:
+    executed = re.findall(r'run\("(## [^"]+)"', Path(__file__).read_text(encoding="utf-8"))
+    shown = [h for h in re.findall(r"^## .+$", PAGE, re.MULTILINE) if blocks(section(PAGE, h), "python")]
+    assert sorted(executed) == sorted(shown) and len(shown) > 2
