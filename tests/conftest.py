@@ -1,9 +1,11 @@
 """What all tests share: shapes checked, one thread, a tiny folder of images, a maker of artifacts."""
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ SHAPED = [
     "pretrained", "quantizers",
 ]  # fmt: skip
 install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder of the tests' own, which lasts; the user's is only read, through links to the weights in it."""
+    users = Path(os.environ.get("TOK_CACHE") or Path.home() / ".cache" / "tok").expanduser()
+    own = Path(config.cache.mkdir("tok")) if config.cache else Path(tempfile.mkdtemp(prefix="tok-cache-"))
+    os.environ["TOK_CACHE"] = str(own)
+    for file in users.iterdir() if users.is_dir() and users != own else ():
+        if file.is_file() and not (own / file.name).exists():
+            with contextlib.suppress(FileExistsError):  # another process of the tests was first
+                (own / file.name).symlink_to(file)
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ def test_artifact_is_running_until_its_manifest_is_replaced(
 
     draft = start(tmp_path / "a")
     assert isinstance(draft, Draft)
-    monkeypatch.setattr("tokcli.weights.os.replace", die)
+    monkeypatch.setattr("tokcli.files.os.replace", die)
     with pytest.raises(KeyboardInterrupt):
         draft.finish({}, payload=[])
     assert json.loads((tmp_path / "a" / MANIFEST).read_text())["status"] == "running"

@@ -28,7 +28,6 @@ from tokcli.artifact.draft import Draft
 from tokcli.artifact.manifest import read_manifest
 from tokcli.artifact.reading import open_artifact, scan
 from tokcli.artifact.weights import load_tensors, read_checkpoint, save_tensors
-from tokcli.build import build_decoder, build_discriminator, build_losses
 from tokcli.cli import cli
 from tokcli.errors import Interrupted, TokError
 from tokcli.training.state import STATE, save_state
@@ -351,12 +350,15 @@ def test_what_a_decoder_is_trained_on_does_not_move(
         return build
 
     monkeypatch.setattr(loading, "load_tokenizer", kept(loading.load_tokenizer, lambda t: [t], frozen))
-    monkeypatch.setattr(build_module, "build_losses", kept(build_losses, lambda ls: [ls[1][2].network], frozen))
-    monkeypatch.setattr(build_module, "build_discriminator", kept(build_discriminator, lambda d: [d], trained))
     monkeypatch.setattr(
-        build_module, "build_discriminator", kept(build_discriminator, lambda d: [d._network[0]], frozen)
+        build_module, "build_losses", kept(build_module.build_losses, lambda ls: [ls[1][2].network], frozen)
     )
-    monkeypatch.setattr(build_module, "build_decoder", kept(build_decoder, lambda d: [d], trained))
+    monkeypatch.setattr(
+        build_module, "build_discriminator", kept(build_module.build_discriminator, lambda d: [d], trained)
+    )
+    again = kept(build_module.build_discriminator, lambda d: [d._network[0]], frozen)
+    monkeypatch.setattr(build_module, "build_discriminator", again)
+    monkeypatch.setattr(build_module, "build_decoder", kept(build_module.build_decoder, lambda d: [d], trained))
     made = tok(*commands["decoder"], "--recipe", tmp_path / "decoder.yaml", "--out", tmp_path / "decoder")
     assert len(frozen) == 3 and len(trained) == 2
     for module, before in frozen:

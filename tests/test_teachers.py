@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from tokcli import distributed
 from tokcli.artifact.weights import save_tensors
+from tokcli.data.sources import open_source
+from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
-from tokcli.pretrained import READY, build_network
-from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained import READY, build_network, teacher_cache
+from tokcli.pretrained.teacher_cache import TeacherCache
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 
 IMAGENET = (
@@ -140,12 +143,12 @@ def test_clip_without_projection_gives_its_tokens_after_the_last_norm(clip, imag
     torch.testing.assert_close(teacher(images) @ theirs.proj, projected(images), rtol=1e-4, atol=1e-4)
 
 
-def test_features_are_cached_apart_with_and_without_projection(clip):
-    source, transform = SimpleNamespace(id="photos"), SimpleNamespace(describe=lambda: "centre")
+def test_features_are_cached_apart_with_and_without_projection(clip, photos):
+    source, transform = open_source(str(photos / "train"), size=8), SimpleNamespace(describe=lambda: "centre")
     teachers = [clip[1], *(build_teacher("clip", {"projection": p}, "random") for p in (True, False))]
     for teacher in teachers[1:]:
         teacher.network.sha256 = teachers[0].sha256
-    folders = [FeatureCache(teacher, source, transform, (2, 2)).folder for teacher in teachers]
+    folders = [TeacherCache(teacher, source, transform, (2, 2)).cache.folder for teacher in teachers]
     assert folders[0] == folders[1] != folders[2]
 
 
@@ -335,3 +338,23 @@ def test_real_vits14_tells_photos_apart_by_patch():
     cat, cup = (nn.functional.normalize(teacher(photo)[0], dim=-1) for photo in photos)
     within, across = (cat @ cat.T).mean(), (cat @ cup.T).mean()
     assert within > across + 0.1
+
+
+def test_ranks_leave_no_shard_to_nobody_and_a_damaged_one_is_made_again(photos, monkeypatch):
+    source, transform = open_source(str(photos / "train"), size=8), CenterCrop(8)
+    teacher = build_teacher("timm:test_vit", {"grid": [2, 2]}, "random")
+    monkeypatch.setattr(teacher_cache, "SHARD", 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "barrier", lambda: None)
+    for rank in (1, 0):  # the second finds what the first has written
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        cache = TeacherCache(teacher, source, transform, (2, 2))
+        cache.fill(torch.device("cpu"), "float32")
+    wanted = cache.rows(torch.arange(6))
+    file = cache.cache.folder / "features-00001.npy"
+    file.write_bytes(file.read_bytes()[:-2])
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        again = TeacherCache(teacher, source, transform, (2, 2))
+        again.fill(torch.device("cpu"), "float32")
+    assert wanted.any() and torch.equal(again.rows(torch.arange(6)), wanted)

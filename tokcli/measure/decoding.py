@@ -9,20 +9,20 @@ from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
+from tokcli.measure.evaluating import evaluating
 from tokcli.metrics.image_quality import mean_of
 from tokcli.models import Tokenizer
 
 
-@torch.no_grad()
 def reconstruct(
     network: Tokenizer, decoder: nn.Module, images: UInt8[Tensor, "b 3 s s"], device: torch.device
 ) -> UInt8[Tensor, "b 3 s s"]:
-    """Images through codes and back, as uint8 on the CPU."""
-    decoded: Tensor = decoder(network.codes(network.encode(unit(images, device))))
+    """Images through codes and back, as uint8 on the CPU; both networks run in eval mode."""
+    with evaluating(network, decoder):
+        decoded: Tensor = decoder(network.codes(network.encode(unit(images, device))))
     return pictures.to_uint8(decoded).cpu()
 
 
-@torch.no_grad()
 def measure_decoder(
     network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int
 ) -> dict[str, float]:

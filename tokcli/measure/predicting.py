@@ -12,6 +12,7 @@ from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
+from tokcli.measure.evaluating import evaluating
 from tokcli.metrics.likelihood import masked_ce_name
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal
@@ -56,7 +57,6 @@ def held_out_tokens(
         yield HeldOut(torch.tensor(numbers), tokenizer.encode(unit(images, device)), condition)
 
 
-@torch.no_grad()
 def measure_proposal(
     network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
 ) -> dict[str, float]:
@@ -69,17 +69,15 @@ def measure_proposal(
     """
     total, right, count, images = 0.0, 0.0, 0, 0
     masked = not hasattr(network, "nll")
-    training = network.training
-    network.eval()
-    for batch in batches:
-        numbers, indices, condition = (part.to(device) for part in batch)
-        if masked:
-            nats, hits = network.judged(indices, condition, numbers, mask_ratio)  # type: ignore[operator]
-        else:
-            nats, hits = network.judged(indices, condition)  # type: ignore[operator]
-        total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
-        count, images = count + nats.numel(), images + len(indices)
-    network.train(training)
+    with evaluating(network):
+        for batch in batches:
+            numbers, indices, condition = (part.to(device) for part in batch)
+            if masked:
+                nats, hits = network.judged(indices, condition, numbers, mask_ratio)  # type: ignore[operator]
+            else:
+                nats, hits = network.judged(indices, condition)  # type: ignore[operator]
+            total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
+            count, images = count + nats.numel(), images + len(indices)
     accuracy = metrics.token_accuracy(right, count)
     if masked:
         at = f"{mask_ratio:.2f}"

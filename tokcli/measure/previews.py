@@ -16,6 +16,7 @@ from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, evenly
 from tokcli.data.transforms import evaluation_transform
 from tokcli.measure.decoding import reconstruct
+from tokcli.measure.evaluating import evaluating
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 
@@ -45,7 +46,6 @@ def colours_of(
     return pictures.to_uint8(F.interpolate(maps, (size, size), mode="nearest"))
 
 
-@torch.no_grad()
 def tokenizer_preview(
     network: Tokenizer,
     source: ImageSource,
@@ -58,13 +58,12 @@ def tokenizer_preview(
     """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
     chosen = evenly(len(source), columns)
     _, images = next(read_batches(source, evaluation_transform(size), chosen))
-    grid, mode = network.grid(size), network.training
-    network.eval()
-    quantized = network(unit(images, device))
-    assert network.feature_decoder is not None
-    wanted = F.normalize(teacher(unit(images, device), grid), dim=-1)
-    predicted = F.normalize(network.feature_decoder(quantized.z_q, grid).float(), dim=-1)
-    network.train(mode)
+    grid = network.grid(size)
+    with evaluating(network):
+        quantized = network(unit(images, device))
+        assert network.feature_decoder is not None
+        wanted = F.normalize(teacher(unit(images, device), grid), dim=-1)
+        predicted = F.normalize(network.feature_decoder(quantized.z_q, grid).float(), dim=-1)
     codes = quantized.z_q.float()
     rows = {
         "original": images,
@@ -78,12 +77,11 @@ def tokenizer_preview(
         )
 
 
-@torch.no_grad()
 def decoder_preview(
     network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, size: int, path: Path,
     columns: int = 12,
 ) -> None:  # fmt: skip
-    """A sheet of originals and their reconstructions; both networks are in eval mode."""
+    """A sheet of originals and their reconstructions."""
     chosen = evenly(len(source), columns)
     _, images = next(read_batches(source, evaluation_transform(size), chosen))
     rows = {"original": images, "reconstruction": reconstruct(network, pixel_decoder, images, device)}

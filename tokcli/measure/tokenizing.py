@@ -9,6 +9,7 @@ from tokcli.data.pixels import filled, unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
+from tokcli.measure.evaluating import evaluating
 from tokcli.metrics.code_usage import count_codes
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
@@ -39,7 +40,6 @@ class Counts:
         return found
 
 
-@torch.no_grad()
 def measure_tokenizer(
     network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None = None
 ) -> dict[str, float]:
@@ -52,21 +52,20 @@ def measure_tokenizer(
         size: pixels at which the tokenizer is used.
         teacher: the one it was trained with.
     """
-    grid, mode = network.grid(size), network.training
-    network.eval()
+    grid = network.grid(size)
     counts = Counts(network.quantizer.codebook_size)
     losses: list[Tensor] = []
     seen = 0
-    for _, images in read_batches(source, evaluation_transform(size)):
-        pixels = unit(images, device)
-        seen += len(images)
-        quantized = network(pixels)
-        counts.add(quantized.indices.cpu(), images, grid)
-        if teacher is not None and network.feature_decoder is not None:
-            predicted = network.feature_decoder(quantized.z_q, grid)
-            wanted = teacher(pixels, grid)
-            losses.append(metrics.feature_loss(predicted.float().cpu(), wanted.float().cpu()))
-    network.train(mode)
+    with evaluating(network):
+        for _, images in read_batches(source, evaluation_transform(size)):
+            pixels = unit(images, device)
+            seen += len(images)
+            quantized = network(pixels)
+            counts.add(quantized.indices.cpu(), images, grid)
+            if teacher is not None and network.feature_decoder is not None:
+                predicted = network.feature_decoder(quantized.z_q, grid)
+                wanted = teacher(pixels, grid)
+                losses.append(metrics.feature_loss(predicted.float().cpu(), wanted.float().cpu()))
     found = counts.report() if network.quantizer.discrete else {}
     if losses:
         found["feature_loss"] = float(torch.cat(losses).mean())

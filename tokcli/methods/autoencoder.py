@@ -91,18 +91,14 @@ class Pixels(Method):
 
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use, and how close reconstructions are."""
-        mode = self.tokenizer.training
-        self.tokenizer.eval()
         found = measure_tokenizer(self.tokenizer, source, self.device, size=size)
         decoder = self.tokenizer.pixel_decoder
         assert decoder is not None
         found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size)
-        self.tokenizer.train(mode)
         return found
 
     def preview(self, source: ImageSource, size: int, path: Path) -> None:
         """Images and their reconstructions."""
-        self.tokenizer.eval()
         assert self.tokenizer.pixel_decoder is not None
         decoder_preview(self.tokenizer, self.tokenizer.pixel_decoder, source, self.device, size, path)
 

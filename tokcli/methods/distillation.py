@@ -24,7 +24,7 @@ from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
 from tokcli.models import ENCODERS, Tokenizer
-from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained.teacher_cache import TeacherCache
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
@@ -83,12 +83,12 @@ class TeacherFeatures:
 
     def __init__(self, teacher: Teacher, grid: tuple[int, int], precision: str, device: torch.device) -> None:
         self.teacher, self.grid, self.precision, self.device = teacher, grid, precision, device
-        self.cache: FeatureCache | None = None
+        self.cache: TeacherCache | None = None
         self._read: Tensor | None = None
 
     def fill(self, source: ImageSource, transform: Transform) -> None:
         """Compute the features of a whole data set once."""
-        self.cache = FeatureCache(self.teacher, source, transform, self.grid)
+        self.cache = TeacherCache(self.teacher, source, transform, self.grid)
         self.cache.fill(self.device, self.precision)
 
     def of(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:

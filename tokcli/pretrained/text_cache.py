@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from tqdm import tqdm
 
-from tokcli import distributed
-from tokcli.data.npy import open_npy
-from tokcli.files import atomic_write, cache_dir, require_space
+from tokcli.pretrained.feature_cache import FeatureCache
 from tokcli.pretrained.text import TextTower, byte_pairs
 
-SHARD = 1024  # captions per file: a killed run loses at most one
+SHARD = 1024  # captions per file
 
 
 class BytePairTable:
@@ -45,8 +42,8 @@ class FeatureTable:
         place = {text: number for number, text in enumerate(self.texts)}
         self._places = np.array([place[text] for text in captions], dtype=np.int64)
         key = hashlib.sha256(json.dumps([tower.name, tower.sha256, length, self.texts]).encode()).hexdigest()[:16]
-        self.folder = cache_dir() / "features" / f"text-{tower.name.replace('/', '-').replace(':', '-')}-{key}"
-        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        name = f"text-{tower.name.replace('/', '-').replace(':', '-')}-{key}"
+        self.cache = FeatureCache(name, len(self.texts), SHARD, ("ends", "features"))
 
     def fill(self) -> None:
         """Compute what is missing; ranks share the shards.
@@ -54,19 +51,10 @@ class FeatureTable:
         Raises:
             TokError: the disk cannot hold the cache.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shards = range(-(-len(self.texts) // SHARD))
-        missing = [s for s in shards if not (self.folder / f"features-{s:05d}.npy").exists()]
-        need = len(missing) * SHARD * self.length * self.dim * 2
-        require_space(self.folder, need, "condition.tower", next="set TOK_CACHE to another disk")
-        # by number, not by place: what is missing changes while ranks that are ahead write theirs
-        mine = [s for s in missing if s % distributed.world_size() == distributed.rank()]
-        for shard in tqdm(mine, desc="text features", unit="shard", disable=not distributed.is_main() or not mine):
-            features = self.tower.encode(self.texts[shard * SHARD : (shard + 1) * SHARD], self.length)
-            given = (features != 0).any(-1)  # (captions, length)
-            self._write(f"ends-{shard:05d}.npy", given.sum(1).cumsum(0).numpy())
-            self._write(f"features-{shard:05d}.npy", features[given].half().numpy())  # last: with it the shard is whole
-        distributed.barrier()
+        self.cache.fill(
+            self._compute, row_bytes=self.length * self.dim * 2, where="condition.tower",
+            next="set TOK_CACHE to another disk", desc="text features",
+        )  # fmt: skip
 
     def rows(self, numbers: Int64[Tensor, " b"]) -> Float[Tensor, "b length d"]:
         """Conditions of captions by number, float32; -1 is the empty one."""
@@ -74,18 +62,13 @@ class FeatureTable:
         for row, number in enumerate(numbers.tolist()):
             if number >= 0:
                 shard, at = divmod(int(self._places[number]), SHARD)
-                ends, features = self._shard(shard)
+                ends, features = self.cache.shard(shard)
                 own = features[ends[at - 1] if at else 0 : ends[at]]
                 found[row, : len(own)] = torch.from_numpy(own.astype(np.float32))
         return found
 
-    def _write(self, name: str, array: np.ndarray) -> None:
-        with atomic_write(self.folder / name) as tmp, open(tmp, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number not in self._shards:
-            names = (f"ends-{number:05d}.npy", f"features-{number:05d}.npy")
-            ends, features = (open_npy(self.folder / name) for name in names)
-            self._shards[number] = (ends, features)
-        return self._shards[number]
+    def _compute(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
+        """Where each caption ends among the features, and the features without padding."""
+        features = self.tower.encode(self.texts[rows.start : rows.stop], self.length)
+        given = (features != 0).any(-1)  # (captions, length)
+        return given.sum(1).cumsum(0).numpy(), features[given].half().numpy()

@@ -283,7 +283,6 @@ def _train(
         return Artifact(draft.path, draft.manifest)
     measured = {}
     with updater.weights():
-        decoder.eval()
         save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out:

@@ -1,0 +1,94 @@
+"""A teacher's features of a whole data set, computed once and read from disk, for training without random transforms."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from tokcli.data.reading import read_all
+from tokcli.data.sources import BadImage, ImageSource
+from tokcli.pretrained.feature_cache import FeatureCache
+
+if TYPE_CHECKING:
+    from tokcli.pretrained.teachers import Teacher
+
+SHARD = 256  # images per file
+BATCH = 32
+
+
+class TeacherCache:
+    """Features as float16 shards under the cache folder, keyed by teacher, layers, data set and transform.
+
+    Args:
+        teacher: whose features.
+        source: of which images.
+        transform: a deterministic one.
+        grid: rows and columns of the features.
+    """
+
+    def __init__(self, teacher: "Teacher", source: ImageSource, transform: Any, grid: tuple[int, int]) -> None:
+        self.teacher, self.source, self.transform, self.grid = teacher, source, transform, grid
+        key = [
+            teacher.name,
+            teacher.sha256,
+            teacher.layers,
+            teacher.norm,
+            teacher.image_size,
+            source.id,
+            transform.describe(),
+            grid,
+            "antialias",
+            *(["unprojected"] if teacher.projection is False else []),
+        ]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        self.shape = (grid[0] * grid[1], teacher.feature_dim)
+        self.cache = FeatureCache(f"{teacher.name.replace('/', '-')}-{name}", len(source), SHARD)
+
+    def fill(self, device: torch.device, precision: str) -> None:
+        """Compute what is missing; ranks share the shards.
+
+        Raises:
+            TokError: the disk cannot hold the cache.
+        """
+        self.cache.fill(
+            lambda rows: [self._compute(rows, device, precision)],
+            row_bytes=self.shape[0] * self.shape[1] * 2,
+            where="data.cache_features",
+            next="set it to false, or TOK_CACHE to another disk",
+            desc="teacher features",
+        )
+
+    def rows(self, indices: Int64[Tensor, " b"]) -> Float[Tensor, "b n d"]:
+        """Features of those samples, float32 on the CPU."""
+        found = np.empty((len(indices), *self.shape), np.float16)
+        for row, index in enumerate(indices.tolist()):
+            shard, at = divmod(index, SHARD)
+            found[row] = self.cache.shard(shard)[0][at]
+        return torch.from_numpy(found).float()
+
+    def _compute(self, rows: range, device: torch.device, precision: str) -> np.ndarray:
+        out = np.zeros(
+            (len(rows), *self.shape), np.float16
+        )  # unreadable images keep zeros; training never asks for them
+        waiting: list[tuple[int, Tensor]] = []
+        for index, image in read_all(self.source, self.transform, indices=rows):
+            if not isinstance(image, BadImage):
+                waiting.append((index - rows.start, image))
+            if len(waiting) == BATCH:
+                self._run(waiting, out, device, precision)
+                waiting = []
+        if waiting:
+            self._run(waiting, out, device, precision)
+        return out
+
+    def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device, precision: str) -> None:
+        images = torch.stack([image for _, image in waiting]).to(device).float() / 255
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            features = self.teacher(images, self.grid)
+        # unit length: float16 holds it to 3 digits whatever the teacher's scale, and the loss is a cosine
+        features = torch.nn.functional.normalize(features.float(), dim=-1)
+        out[[row for row, _ in waiting]] = features.cpu().numpy().astype(np.float16)
