@@ -128,6 +128,7 @@ def begin(
     *,
     exclusive: bool = True,
     wait: bool = False,
+    settled: Mapping[str, Any] | None = None,
 ) -> Draft | Artifact:
     """Start, resume or find an artifact.
 
@@ -139,6 +140,7 @@ def begin(
         provenance: how it is made.
         exclusive: hold the folder's lock; bulk commands lock shard by shard instead.
         wait: for another process that holds the lock, since it makes the very same; else that is an error.
+        settled: dotted keys of the recipe, with their values, for which earlier versions recorded null.
 
     Returns:
         The complete artifact where the same command finished here before, else a draft (`resumed` says which).
@@ -166,7 +168,7 @@ def begin(
             if lock and manifest["kind"] == kind and manifest["status"] == "running" and _untouched(path):
                 manifest = started
                 write_manifest(path, manifest)  # a command that failed at its start holds nothing to protect
-            _refuse_changes(where, manifest, kind, recipe, inputs)
+            _refuse_changes(where, manifest, kind, recipe, inputs, settled or {})
             if manifest["status"] == "complete":
                 if lock:
                     lock.close()
@@ -192,6 +194,19 @@ def _remove_stale(path: Path, exclusive: bool) -> None:
             tmp.unlink(missing_ok=True)
 
 
+def replaced(recipe: Mapping[str, Any], values: Mapping[str, Any], *, nulls_only: bool = False) -> dict[str, Any]:
+    """A copy of a recipe with other values at those of the dotted keys that it has; with `nulls_only`, that are null there."""
+    copied: dict[str, Any] = json.loads(json.dumps(recipe))
+    for dotted, value in values.items():
+        *sections, last = dotted.split(".")
+        node: Any = copied
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and (node[last] is None or not nulls_only):
+            node[last] = value
+    return copied
+
+
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Where two resolved recipes differ, as `optim.lr: 0.001, not 0.002` (a's value, not b's)."""
     found = []
@@ -210,12 +225,14 @@ def _refuse_changes(
     kind: str,
     recipe: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, str]],
+    settled: Mapping[str, Any],
 ) -> None:
     if manifest["kind"] != kind:
         raise TokError(
             where, f"is of kind {manifest['kind']}", got=f"this command writes {kind}", next="choose another --out"
         )
-    changed = differing_keys(manifest["recipe"], recipe)
+    older = replaced(manifest["recipe"], settled, nulls_only=True)
+    changed = differing_keys(older, recipe)
     old = {role: entry["id"] for role, entry in manifest["inputs"].items()}
     new = {role: entry["id"] for role, entry in inputs.items()}
     changed += differing_keys(old, new, "inputs.")

@@ -26,7 +26,7 @@ def text(name: str) -> str:
 
 
 def check(name: str | None) -> str:
-    """Check one recipe, or all of them, against the code.
+    """Check one recipe, or all of them, against the code, up to building their networks.
 
     Raises:
         InvalidRecipe: with every fault of every file.
@@ -35,9 +35,14 @@ def check(name: str | None) -> str:
     faults = []
     for path in paths:
         try:
-            check_file(path)
+            recipe = check_file(path)
         except TokError as error:
             faults.append(str(error))
+            continue
+        try:
+            rehearse(recipe)
+        except TokError as error:
+            faults.append(f"{path}: {error}")
     if faults:
         raise InvalidRecipe(faults)
     return f"{len(paths)} recipes are valid" if len(paths) != 1 else f"{paths[0]} is valid"
@@ -54,6 +59,43 @@ def check_file(path: Path) -> Any:
     tree = read_yaml(path)
     model, families = model_of(tree, str(path))
     return check_recipe(model, tree, str(path), families, resolve)
+
+
+def rehearse(recipe: Any) -> None:
+    """Build what a checked recipe asks for, without numbers and inputs.
+
+    Raises:
+        TokError: values that do not go together, as the command of its stage would say.
+    """
+    from tokcli.evaluation.extractors import check_extractors
+    from tokcli.methods import method_class
+    from tokcli.stages import train_decoder, train_proposal, train_tokenizer
+
+    if recipe.stage == "tokenizer":
+        kind = method_class(recipe.method)
+        train_tokenizer.rehearse(kind, kind.settled(recipe))
+    elif recipe.stage == "decoder":
+        train_decoder.rehearse(recipe)
+    elif recipe.stage == "proposal":
+        train_proposal.rehearse(recipe)
+    elif recipe.stage == "eval":
+        check_extractors(recipe.eval.extractors, None)
+    elif recipe.stage == "sample":
+        _sampled(recipe)
+
+
+def _sampled(recipe: Any) -> None:
+    """A recipe of stage sample must fit one mode; which, its proposal network says."""
+    from tokcli.sampling.request import sampling_of
+
+    refused = []
+    for mode in ("ar", "nar"):
+        try:
+            sampling_of(recipe.sample, mode)
+            return
+        except TokError as error:
+            refused.append(error)
+    raise refused[-1]
 
 
 def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 
 from tokcli import __version__, distributed
 from tokcli.artifact import draft
-from tokcli.artifact.draft import Draft
+from tokcli.artifact.draft import Draft, replaced
 from tokcli.artifact.manifest import canonical_hash, read_manifest
 from tokcli.artifact.reading import Artifact, open_artifact
 from tokcli.command.options import Options
@@ -78,20 +78,24 @@ def begin(
     *,
     exclusive: bool = True,
     wait: bool = False,
+    settled: Mapping[str, Any] | None = None,
 ) -> Draft | Artifact:
     """Open the output folder: `--out`, or `<workspace>/<kind>-<name>-<6 hex>` of recipe and inputs; the last are `draft.begin`'s.
+
+    A folder that an earlier version began under the hash of the recipe with null for `settled` keys is gone on with.
 
     With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer, or all stop.
     """
     ids = {role: entry["id"] for role, entry in inputs.items()}
-    tag = canonical_hash([dict(resolved), ids])[:6]
-    path = options.out or options.workspace / f"{kind}-{name}-{tag}"
+    forms = [dict(resolved), replaced(resolved, dict.fromkeys(settled or {}))]
+    paths = [options.workspace / f"{kind}-{name}-{canonical_hash([form, ids])[:6]}" for form in forms]
+    path = options.out or next((p for p in paths if p.is_dir()), paths[0])
     facts = provenance(options, device, int(resolved.get("seed", 0)))
     answer: Draft | Artifact | None = None
     refused: TokError | None = None
     if distributed.is_main() or not exclusive:
         try:
-            answer = draft.begin(path, kind, resolved, inputs, facts, exclusive=exclusive, wait=wait)
+            answer = draft.begin(path, kind, resolved, inputs, facts, exclusive=exclusive, wait=wait, settled=settled)
         except TokError as error:
             refused = error
     if distributed.any_rank(refused is not None):

@@ -7,7 +7,7 @@ not, and layers are averaged instead of summed.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
-from tokcli.pretrained import build_network
+from tokcli.pretrained import build_network, usual
 from tokcli.pretrained.published_weights import package_folder
 from tokcli.recipe.ranges import Layers
 
@@ -70,6 +70,13 @@ class PerceptualLoss(nn.Module):
             for name, head in zip(self.layers, lpips_heads(self.layers, self.network.layer_names), strict=True):
                 self.heads.append(f"head_{name.replace('.', '_')}")
                 self.register_buffer(self.heads[-1], head, persistent=False)
+
+    @staticmethod
+    def settled(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """With the network's own layers, where the recipe says no others."""
+        return (
+            keys if keys["layers"] else keys | {"layers": usual(keys["network"], "perceptual loss").perceptual_layers}
+        )
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
         """Stay in eval mode: a perceptual loss has nothing to learn and no dropout to wake."""

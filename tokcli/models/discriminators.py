@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
-from tokcli.pretrained import build_network
+from tokcli.pretrained import build_network, usual
 from tokcli.recipe.ranges import Layers
 
 
@@ -107,6 +107,11 @@ class FeatureDiscriminator(nn.Module):
             )
             for channels, _, _ in frozen.shapes(frozen.image_size, [*self.layers])
         )
+
+    @staticmethod
+    def settled(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """With the network's own layers, where the recipe says no others."""
+        return keys if keys["layers"] else keys | {"layers": usual(keys["network"], "discriminator").perceptual_layers}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FeatureDiscriminator":
         self._network[0]._apply(fn)  # the network goes where the heads go

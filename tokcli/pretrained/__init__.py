@@ -1,10 +1,12 @@
 """Pretrained networks by name, used as teachers, as extractors and in perceptual losses."""
 
+import functools
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from tokcli.device.meta import on_meta
 from tokcli.pretrained.efflite0 import EffLite0
 from tokcli.pretrained.inception import FIDInception
 from tokcli.pretrained.network import Network
@@ -15,7 +17,7 @@ from tokcli.pretrained.supervised_vit import SupervisedViT
 from tokcli.pretrained.timm_models import DINO, MAE, Timm, ViTS14
 from tokcli.registry import lookup
 
-__all__ = ["NETWORKS", "READY", "Network", "build_network", "network_class"]
+__all__ = ["NETWORKS", "READY", "Network", "build_network", "network_class", "usual"]
 
 NETWORKS: dict[str, type[Network]] = {
     "efflite0": EffLite0,
@@ -60,6 +62,26 @@ def network_class(name: str, *, role: str = "network") -> type[Network]:
     if colon and prefix in OPEN:
         return OPEN[prefix]
     return lookup(role, NETWORKS | dict.fromkeys(READY, Network), name)
+
+
+class Usual(NamedTuple):
+    """What a network is run with where nothing else is asked for."""
+
+    image_size: int
+    layers: list[str]
+    perceptual_layers: list[str]
+
+
+@functools.cache
+def usual(name: str, role: str) -> Usual:
+    """What a network is run with where nothing else is asked for; it is built without numbers.
+
+    Raises:
+        TokError: no such network.
+    """
+    with on_meta():
+        network = build_network(name, "random", role=role)
+    return Usual(network.image_size, list(network.default_layers), list(network.perceptual_layers))
 
 
 def build_network(

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokcli.errors import TokError
-from tokcli.pretrained import build_network
+from tokcli.pretrained import build_network, usual
 from tokcli.recipe.ranges import Layers
 
 log = logging.getLogger("tok")
@@ -70,6 +70,14 @@ class Teacher(nn.Module):
         self.image_size = image_size or found or self.network.image_size
         self.feature_dim, largest = self._shape(self.image_size)
         self._grid = grid or largest
+
+    @staticmethod
+    def settled(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """With the network's own layers and image size, where neither the recipe nor a grid says others."""
+        own = usual(name, "teacher")
+        layers = own.layers if keys["layers"] is None else keys["layers"]
+        size = own.image_size if keys["image_size"] is None and keys["grid"] is None else keys["image_size"]
+        return keys | {"layers": layers, "image_size": size}
 
     def _shape(self, size: int) -> tuple[int, Grid]:
         """Width of the features, and the largest map's rows and columns, of images of `size` pixels."""

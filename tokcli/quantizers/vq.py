@@ -6,7 +6,7 @@ and VQGAN's (van den Oord et al. 2017, equation 3; Esser et al. 2021), by EMA th
 Differs from them: batch statistics are applied once per optimizer step, and unused codes may be revived.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,16 @@ from tokcli.recipe.ranges import Share
 SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
 ROWS_PER_CODE = 256  # more rows than this per code do not change k-means
 DECAY = 0.99  # of the EMA of codes
-RESCUE_BELOW = {"kmeans": 0.5}  # share of codes in use
+RESCUE_BELOW = {"revive": 0.0, "kmeans": 0.5}
+
+
+def _defaults(learning: str, rescue: str | None) -> dict[str, Any]:
+    """What null stands for in the keys that others decide; null where they do not apply."""
+    return {
+        "decay": DECAY if learning == "ema" else None,
+        "rescue_after": Quantizer.usage_window if rescue in RESCUE_BELOW else None,
+        "rescue_below": RESCUE_BELOW.get(str(rescue)),
+    }
 
 
 class VQ(Quantizer):
@@ -40,7 +49,7 @@ class VQ(Quantizer):
             "euclidean" compares both as they are.
         learning: "ema" moves each code towards the mean of its features; "gradient" makes the codebook a
             parameter, pulled by the loss term `codebook` (MSE to the features, weight 1).
-        decay: share of a code kept at each EMA step, in [0, 1); None: 0.99. Only with "ema".
+        decay: share of a code kept at each EMA step, in [0, 1); only with "ema", where null is 0.99.
         init: "kmeans" of the first batch (`initialise`), or "uniform" in +-1/k (cosine: then normalised).
         kmeans_iterations: rounds of that k-means.
         init_after: training steps that features pass unquantized before it. A fresh encoder sends all patches into one narrow
@@ -49,10 +58,10 @@ class VQ(Quantizer):
         rescue: of codes that nothing falls to; None: they stay. "revive" moves each to the farthest feature of a crowded code.
             "anchors" pulls codes the more towards the nearest feature of the batch the less they are used (CVQ-VAE, Zheng and
             Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient". "kmeans" starts the whole codebook again.
-        rescue_after: steps without use before a code is revived; steps between two starts by k-means. None: `usage_window`.
+        rescue_after: steps without use before a code is revived; steps between two starts by k-means. null: 100 of either, does not apply to others.
         rescue_below: for "revive", codes used less than this share of the average (over the last `usage_window` steps) count as
             unused too, so that rare codes move to where many features share one; for "kmeans", the share of codes in use
-            below which the codebook starts again, None: half. In [0, 1).
+            below which the codebook starts again. null: 0 for "revive", 0.5 for "kmeans".
         gradient: how it passes from `z_q` to `z_e`: "straight-through", or "rotation", by the rotation and scaling that take
             `z_e` to `z_q` (Fifty et al., arXiv 2410.06424, section 4).
         seed: of the initial codes.
@@ -89,6 +98,7 @@ class VQ(Quantizer):
         seed: int = 0,
     ) -> None:
         super().__init__(codebook_size, code_dim)
+        defaults = _defaults(learning, rescue)
         if decay is not None and learning == "gradient":
             raise TokError("quantizer.decay", "goes with learning: ema", got=f"{decay} and {learning}")
         if rescue == "anchors" and learning == "ema":
@@ -97,11 +107,11 @@ class VQ(Quantizer):
             if value is not None and rescue not in ("revive", "kmeans"):
                 raise TokError(f"quantizer.{key}", "goes with rescue: revive or kmeans", got=f"{value} and {rescue}")
         self.rescue = rescue
-        self.rescue_after = self.usage_window if rescue_after is None else rescue_after
-        self.rescue_below = RESCUE_BELOW.get(str(rescue), 0.0) if rescue_below is None else rescue_below
+        self.rescue_after = defaults["rescue_after"] if rescue_after is None else rescue_after
+        self.rescue_below = defaults["rescue_below"] if rescue_below is None else rescue_below
         self.init_after = init_after if init == "kmeans" else 0
         self.metric, self.learning, self.commitment, self.gradient = metric, learning, commitment, gradient
-        self.decay = DECAY if decay is None else decay
+        self.decay = defaults["decay"] if decay is None else decay
         self.kmeans_iterations, self.seed = kmeans_iterations, seed
         start = torch.rand(codebook_size, code_dim, generator=generator(seed, "codebook"), device="cpu")
         start = self.normalise((2 * start - 1) / codebook_size).to(self.initialised.device)
@@ -120,6 +130,12 @@ class VQ(Quantizer):
         if learning == "ema" and metric == "euclidean":  # cosine codes are their own running mean
             self.register_buffer("cluster_size", torch.ones(codebook_size))
             self.register_buffer("cluster_sum", start.clone())
+
+    @staticmethod
+    def settled(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """With the defaults of `decay`, `rescue_after` and `rescue_below`, which depend on other keys."""
+        values = _defaults(keys["learning"], keys["rescue"])
+        return keys | {key: value for key, value in values.items() if keys[key] is None}
 
     def normalise(self, x: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
         """Unit length under "cosine", unchanged under "euclidean"."""

@@ -42,6 +42,10 @@ def component_model(factory: Factory) -> type[Section]:
     return create_model(getattr(factory, "__name__", "keys"), __base__=Section, **fields)
 
 
+def _as_given(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    return keys
+
+
 def leaving_out(factory: type, key: str) -> Factory:
     """A component whose recipe may leave out a required key, or say null, because it follows from others.
 
@@ -54,6 +58,7 @@ def leaving_out(factory: type, key: str) -> Factory:
     signature = inspect.signature(factory)
     hints = typing.get_type_hints(factory.__init__, include_extras=True)  # type: ignore[misc]
     parameters = [p.replace(default=None) if p.name == key else p for p in signature.parameters.values()]
+    build.settled = getattr(factory, "settled", _as_given)  # type: ignore[attr-defined]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__annotations__ = {**hints, key: hints[key] | None}
     return build
@@ -124,6 +129,14 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=str)[:80]
 
 
+class _Checked(typing.NamedTuple):
+    """A section's keys with its defaults filled in, what is wrong with them, and the keys that `settled` gave a value."""
+
+    keys: dict[str, Any]
+    faults: list[str]
+    settled: dict[str, Any]
+
+
 def _check_component(
     path: str,
     name: str,
@@ -131,8 +144,8 @@ def _check_component(
     table: Mapping[str, Factory],
     resolve: Callable[[str], Factory | None],
     **others: Any,
-) -> tuple[dict[str, Any], list[str]]:
-    """One component's keys with its defaults filled in, and what is wrong with them.
+) -> _Checked:
+    """One component.
 
     Args:
         others: keys that are not its constructor's: their types and defaults.
@@ -140,28 +153,35 @@ def _check_component(
     factory = table.get(name) or resolve(name)
     if factory is None:
         kind = path.removesuffix(f".{name}").split(".")[-1]
-        return {}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"]
+        return _Checked({}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"], {})
     if not isinstance(keys, Mapping):
-        return {}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."]
+        return _Checked({}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."], {})
     model = create_model("keys", __base__=component_model(factory), **others)
     try:
-        return _validate(model, keys).model_dump(mode="json"), []
+        filled = _validate(model, keys).model_dump(mode="json")
+        values = getattr(factory, "settled", _as_given)(name, filled)
     except ValidationError as error:
-        return {}, _faults(error, model, path)
+        return _Checked({}, _faults(error, model, path), {})
+    except TokError as error:
+        return _Checked({}, [str(error)], {})
+    return _Checked(values, [], {f"{path}.{key}": v for key, v in values.items() if v != filled[key]})
 
 
 def _check_terms(
     section: str, value: Mapping[str, Any], table: Mapping[str, Factory], resolve: Callable[[str], Factory | None]
-) -> tuple[dict[str, Any], list[str]]:
+) -> _Checked:
     """A weighted sum of named terms; `l1: 1.0` is short for `l1: {weight: 1.0}`."""
-    terms, lines = {}, []
+    terms: dict[str, Any] = {}
+    lines: list[str] = []
+    settled: dict[str, Any] = {}
     for name, entry in value.items():
         keys = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weight = (NonNegativeFloat, 1.0)
-        filled, faults = _check_component(f"{section}.{name}", str(name), keys, table, resolve, weight=weight)
-        terms[str(name)] = {"weight": filled.pop("weight", 1.0), **filled}
-        lines += faults
-    return terms, lines
+        found = _check_component(f"{section}.{name}", str(name), keys, table, resolve, weight=weight)
+        terms[str(name)] = {"weight": found.keys.pop("weight", 1.0), **found.keys}
+        lines += found.faults
+        settled |= found.settled
+    return _Checked(terms, lines, settled)
 
 
 def check(
@@ -172,6 +192,9 @@ def check(
     resolve: Callable[[str], Factory | None] = lambda name: None,
 ) -> R:
     """Validate a recipe against its stage's model and its components' constructors, defaults filled in.
+
+    A component whose default for a key is null, where that stands for a value which the other keys or its name decide, has a
+    static method `settled(name, keys)` that returns the keys with these values: a recipe records them.
 
     Args:
         model: the stage's recipe.
@@ -186,6 +209,7 @@ def check(
     """
     tree = json.loads(json.dumps(dict(tree), default=str))
     lines: list[str] = []
+    settled: dict[str, Any] = {}
     for section, table in families.items():
         *above, last = section.split(".")
         owner: Any = tree
@@ -196,17 +220,20 @@ def check(
             continue  # missing or of a wrong type: the stage's model says so
         if "name" in value:
             keys = {k: v for k, v in value.items() if k != "name"}
-            filled, faults = _check_component(section, value["name"], keys, table, resolve)
-            owner[last] = {"name": value["name"], **filled}
+            found = _check_component(section, value["name"], keys, table, resolve)
+            owner[last] = {"name": value["name"], **found.keys}
         else:
-            owner[last], faults = _check_terms(section, value, table, resolve)
-        lines += faults
+            found = _check_terms(section, value, table, resolve)
+            owner[last] = found.keys
+        lines += found.faults
+        settled |= found.settled
     try:
         recipe = _validate(model, tree)
     except ValidationError as error:
         lines = _faults(error, model, "") + lines
     if lines:
         raise InvalidRecipe([f"{where}: {line}" for line in lines])
+    recipe.settled.update(settled)
     return recipe
 
 

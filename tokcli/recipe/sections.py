@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, field_validator, model_validator
 
 from tokcli.recipe.ranges import Share
 
@@ -51,6 +51,12 @@ class Train(Section):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> "Train":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size. Got {self.accumulate} and {self.batch_size}")
+        return self
+
 
 class MeasuredTrain(Train):
     """Training that measures itself on held-out images: at its end, and every `eval_every` steps where that is set."""
@@ -78,7 +84,7 @@ class GAN(Section):
     @model_validator(mode="after")
     def _check(self) -> "GAN":
         if self.warmup > self.start:
-            raise ValueError(f"warmup cannot be longer than start: got {self.warmup} and {self.start}")
+            raise ValueError(f"warmup cannot be longer than start. Got {self.warmup} and {self.start}")
         return self
 
 
@@ -115,6 +121,12 @@ class Recipe(Section):
 
     stage: str
     seed: int = Field(0, ge=0, lt=2**63)  # what torch takes
+    _settled: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Dotted keys that were null, with the values that are recorded in their place; earlier versions recorded null."""
+        return self._settled
 
 
 class Data(Section):

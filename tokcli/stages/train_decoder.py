@@ -127,6 +127,21 @@ def _facts(
     }
 
 
+def rehearse(recipe: DecoderRecipe) -> None:
+    """Build what a recipe trains, without numbers; codes that it expects nothing of are 1 wide, on a grid that its stages lead from.
+
+    Raises:
+        TokError: what training would refuse before its first step, whatever the tokenizer.
+    """
+    expected, size = recipe.expects.planned(), recipe.data.size
+    side = max(1, size // 2 ** (len(recipe.decoder.keys.get("widths", [1])) - 1))
+    build.build_transform(recipe.data)
+    with on_meta() as device:
+        build.build_decoder(resolved(recipe), expected["code_dim"] or 1, expected["grid"] or (side, side), size)
+        build.build_losses(recipe.loss, None, device)
+        _adversary(recipe, None, device)
+
+
 def _plan(
     options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None, start: Artifact | None
 ) -> Plan:
@@ -244,7 +259,7 @@ def _train(
     size, grid = recipe.data.size, tuple(facts["grid"])
     source = open_source(spec, size=size, labels=options.labels)
     inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
-    draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device)
+    draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
         return draft
 

@@ -141,6 +141,18 @@ def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
     return recipe
 
 
+def rehearse(recipe: ProposalRecipe) -> None:
+    """Build the network of a recipe, without numbers, for one token, code and class where it expects nothing else.
+
+    Raises:
+        TokError: what training would refuse before its first step, whatever the tokens.
+    """
+    expected = recipe.expects.planned()
+    sizes = expected["codebook_size"] or 1, expected["grid"] or (1, 1), expected["classes"] or 1
+    with on_meta():
+        build.build_proposal(resolved(recipe), *sizes)
+
+
 def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, start: Artifact | None) -> Plan:
     expected = recipe.expects.planned()
     facts = dict(tokens.facts) if tokens else expected | {"name": None, "use_size": None}

@@ -57,11 +57,22 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
         return _train(options, kind, recipe, spec, start, device)
 
 
-def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
-    images = plan.find_images(spec, recipe.data.size, options.labels)
+def rehearse(
+    kind: type[Method], recipe: TokenizerRecipe, classes: list[str] | None = None
+) -> tuple[Method, dict[str, Any]]:
+    """The networks of a settled recipe, without numbers, and the facts of the tokenizer; classes: None where nobody knows them.
+
+    Raises:
+        TokError: what training would refuse before its first step.
+    """
     with on_meta() as device:
         method = kind(recipe, None, device)
-    facts = _facts(kind, recipe, method, images.classes)
+    return method, _facts(kind, recipe, method, classes)
+
+
+def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
+    images = plan.find_images(spec, recipe.data.size, options.labels)
+    method, facts = rehearse(kind, recipe, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
     computed, activations = _compute(recipe, method, len(images.source) if images.source else None)
@@ -148,7 +159,7 @@ def _train(
     size = recipe.data.size
     source = open_source(spec, size=size, labels=options.labels)
     inputs = _inputs({"id": source.id, "path": source.name}, start)
-    draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device)
+    draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
         return draft
 
