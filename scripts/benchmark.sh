@@ -53,7 +53,7 @@ case "$suite" in
         data=fashion-mnist
         [ -z "$mini" ] || usage
         ;;
-    imagenet) proposals=("$ar" nar) samples=50000 references=(val train) scales="1 1.75" known=(1281167 50000) ;;
+    imagenet) proposals=("$ar" nar) samples=50000 references=(val train) scales=1,1.75 known=(1281167 50000) ;;
     coco)
         case "$year" in
             2014) samples=30000 known=(82783 40504) ;;
@@ -110,7 +110,7 @@ given() {
 }
 
 # stage RECIPE COMMAND...: run a command by a recipe of the suite, at mini size with the sizes of scripts/mini.py. It prints the
-# artifact's path; in a dry run that of its plan, which later commands read in its place
+# artifact's path, or a sweep's paths; in a dry run those of plans, which later commands read in their place
 stage() {
     local recipe="$recipes/$1" small=() found plan
     if [ -n "$mini" ]; then
@@ -120,7 +120,19 @@ stage() {
     [ -n "$dry" ] || { "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}"; return; }
     plan=$(mktemp "$TOK_WORKSPACE/XXXXXX.json")
     "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}" --dry-run --json > "$plan"
-    echo "$plan"
+    python - "$plan" <<'PYTHON'
+import json, sys
+from pathlib import Path
+file = Path(sys.argv[1])
+plans = json.loads(file.read_text())
+if isinstance(plans, dict):
+    sys.exit(print(file))
+for number, plan in enumerate(plans):  # a sweep's
+    one = file.with_name(f"{file.stem}-{number}.json")
+    one.write_text(json.dumps(plan))
+    print(one)
+file.unlink()
+PYTHON
 }
 
 # steps NAME COMMAND...: how many steps of this training fit the budget
@@ -184,7 +196,7 @@ weights_of() {
 
 # row METHOD: all networks of one tokenizer; writes down the artifacts that it made
 row() {
-    local name="${1%%:*}" teacher="${1#*:}" row="${1/:/-}" made=() flags captions drawn proposal mode scale T D K P
+    local name="${1%%:*}" teacher="${1#*:}" row="${1/:/-}" made=() flags captions drawn sweep proposal mode found T D K P
     [ "$teacher" != "$name" ] || teacher=
     say "$row: tokenizer"
     flags=$(weights_of "$name" "$teacher")
@@ -207,13 +219,10 @@ row() {
         flags=$([ "${#captions[@]}" = 0 ] || given clip text)
         made+=("$P")
         drawn=("${captions[@]}" -n "$N" --proposal "$P" --decoder "$D" ${flags:+"$flags"})
-        if [ "$mode" = ar ] && [ -n "$scales" ]; then
-            for scale in $scales; do
-                made+=("$(stage "$(sampler "$proposal")" tok sample --mode ar "${drawn[@]}" --cfg-scale "$scale")")
-            done
-        else
-            made+=("$(stage "$(sampler "$proposal")" tok sample --mode "$mode" "${drawn[@]}")")
-        fi
+        sweep=()
+        [ "$mode" != ar ] || [ -z "$scales" ] || sweep=(--sweep "cfg_scale=$scales") # the network is loaded once for all scales
+        found=$(stage "$(sampler "$proposal")" tok sample --mode "$mode" "${drawn[@]}" "${sweep[@]}")
+        mapfile -t -O "${#made[@]}" made <<< "$found"
     done
     mkdir -p "$TOK_WORKSPACE/rows" "$TOK_WORKSPACE/tokens"
     printf '%s\n' "${made[@]}" > "$TOK_WORKSPACE/rows/$row"

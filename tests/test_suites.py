@@ -72,7 +72,7 @@ def test_samples_are_drawn_by_the_recipe_of_their_network_with_and_without_guida
     called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
     drawn = [line for line in called if line.startswith("sample --mode ar")]
     assert all(line.endswith(f"--recipe imagenet/{sampler}") for line in drawn)
-    assert [line.split("--cfg-scale ")[1].split()[0] for line in drawn] == ["1", "1.75"]
+    assert [line.split("--sweep ")[1].split()[0] for line in drawn] == ["cfg_scale=1,1.75"]
     assert any("--recipe imagenet/decoder-conv" in line for line in called)
 
 
