@@ -82,7 +82,7 @@ def test_the_autoregressive_network_is_a_llama_written_by_hand(position: str) ->
         x = torch.cat([w["embedding.weight"][rows[row]][None], w["embedding.weight"][indices[row, :-1]]])
         y = transformer(w, x, ANGLES[position][:N], llama=True)
         wanted = -(y @ w["head.weight"][:K].T).log_softmax(-1)[torch.arange(N), indices[row]]
-        torch.testing.assert_close(network.nll(indices, labels)[row], wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(network.judged(indices, labels).nats[row], wanted, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

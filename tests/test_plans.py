@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[str, list[Any], str]] = {  # kind to be made, its flags
     "class": ("samples", ["--classes", "emu"], "no such class 'emu'"),
     "class number": ("samples", ["--classes", "2"], "no such class '2'"),
     "prompts": ("samples", ["--set", "sample.prompts=[a cat]"], "is conditioned on classes, not on captions"),
-    "steps": ("samples", ["--set", "sample.steps=3"], "decodes token by token and does not read it"),
+    "steps": ("samples", ["--set", "sample.steps=3"], "this proposal network does not read it"),
     "temperature": ("samples", ["--temperature", "-1"], "must be a finite number of at least 0"),
 }  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_a_token_does_not_see_those_after_it(network: AutoregressiveProposal) ->
     indices, labels, _ = _batch(4)
     other = indices.clone()
     other[:, 20:] = (other[:, 20:] + 1) % K
-    before, after = network.nll(indices, labels), network.nll(other, labels)
+    before, after = network.judged(indices, labels).nats, network.judged(other, labels).nats
     assert torch.allclose(before[:, :20], after[:, :20], atol=1e-5)
     assert not torch.allclose(before[:, 21:], after[:, 21:], atol=1e-2)
 
@@ -63,8 +63,8 @@ def test_loss_and_nll_predict_each_token_from_its_prefix(network: Autoregressive
     loss = network.loss(indices, labels, seeds)["loss"]
     assert torch.allclose(loss, -logits.log_softmax(-1).gather(-1, indices[..., None]).mean(), atol=1e-5)
     nll = -logits[..., :K].log_softmax(-1).gather(-1, indices[..., None])[..., 0]
-    assert torch.allclose(network.nll(indices, labels), nll, atol=1e-4)
-    hits = network.judged(indices, labels)[1]
+    assert torch.allclose(network.judged(indices, labels).nats, nll, atol=1e-4)
+    hits = network.judged(indices, labels).hits
     assert torch.equal(hits, logits[..., :K].argmax(-1) == indices) and hits.any() and not hits.all()
 
 
@@ -72,7 +72,7 @@ def test_likelihoods_of_a_token_sum_to_one(network: AutoregressiveProposal) -> N
     indices, labels, _ = _batch(1)
     every = indices.repeat(K, 1)
     every[:, 31] = torch.arange(K)
-    p = (-network.nll(every, labels.repeat(K))[:, 31]).exp()
+    p = (-network.judged(every, labels.repeat(K)).nats[:, 31]).exp()
     assert torch.allclose(p.sum(), torch.tensor(1.0), atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_sampling_draws_from_the_likelihood(network: AutoregressiveProposal) -> 
     small = AutoregressiveProposal(K, (1, 1), CLASSES, width=16, depth=2, heads=2, mlp_width=24).eval()
     small.load_state_dict(network.state_dict())
     shares = small.generate(labels, seeds)[:, 0].bincount(minlength=K) / 4000
-    p = (-small.nll(torch.arange(K)[:, None], torch.ones(K, dtype=torch.int64))[:, 0]).exp()
+    p = (-small.judged(torch.arange(K)[:, None], torch.ones(K, dtype=torch.int64)).nats[:, 0]).exp()
     assert torch.allclose(shares, p.detach(), atol=0.03)
 
 
@@ -90,7 +90,7 @@ def test_the_first_loss_covers_the_whole_vocabulary(network: AutoregressivePropo
     indices, labels, seeds = _batch(2)
     loss = network.loss(indices, labels, seeds)["loss"]
     assert torch.allclose(loss, torch.tensor(float(K + CLASSES + 1)).log())
-    assert torch.allclose(network.nll(indices, labels), torch.tensor(float(K)).log())
+    assert torch.allclose(network.judged(indices, labels).nats, torch.tensor(float(K)).log())
 
 
 def test_rotary_scores_depend_on_distance_alone() -> None:

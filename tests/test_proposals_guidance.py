@@ -81,9 +81,9 @@ def test_a_moving_schedule_records_what_it_counts_and_the_old_way_is_one_step_ah
     from tokcli.sampling.request import Sample, sampling_of
 
     moving = Sample(number=1, cfg_scale=3.0, cfg_schedule="linear")
-    assert moving.cfg_done == "before" and sampling_of(moving, "ar").scales(4) == [1.0, 1.5, 2.0, 2.5]
+    assert moving.cfg_done == "before" and sampling_of(moving, PROPOSALS["ar"]).scales(4) == [1.0, 1.5, 2.0, 2.5]
     old = Sample(number=1, cfg_scale=3.0, cfg_schedule="linear", cfg_done="after")
-    assert sampling_of(old, "ar").scales(4) == [1.5, 2.0, 2.5, 3.0]
+    assert sampling_of(old, PROPOSALS["ar"]).scales(4) == [1.5, 2.0, 2.5, 3.0]
     assert Sample(number=1, cfg_scale=3.0).cfg_done is None  # of constant guidance nothing has changed
     with pytest.raises(TokError, match="cfg_done: schedule constant does not read it"):
-        sampling_of(Sample(number=1, cfg_done="after"), "ar")
+        sampling_of(Sample(number=1, cfg_done="after"), PROPOSALS["ar"])

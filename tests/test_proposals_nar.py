@@ -128,12 +128,12 @@ def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> N
     mask = random_mask(seeds, torch.full((4,), 8), N)
     logits = masked_logits(network, indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
-    got = network.masked_ce(indices, labels, seeds, 0.5)
+    got = network.judged(indices, labels, seeds, 0.5).nats
     assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)
-    hits = network.judged(indices, labels, seeds, 0.5)[1]
+    hits = network.judged(indices, labels, seeds, 0.5).hits
     assert torch.equal(hits, ((logits.argmax(-1) == indices) & mask).sum(1) / 8)
     with pytest.raises(TokError, match="mask_ratio"):
-        network.masked_ce(indices, labels, seeds, 0.0)
+        network.judged(indices, labels, seeds, 0.0)
 
 
 def _reference(network: MaskedProposal, label: int, seed: int, sampling: Sampling) -> list[int]:

@@ -287,8 +287,6 @@ def test_language_weights_of_another_size_are_refused(keys: dict[str, int], mess
 
 
 def test_absent_language_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tokcli.stages import train_proposal as stage
-
     def none(repository: str, file: str) -> Path:
         raise published_weights.Unreachable("hub unreachable")
 
@@ -297,9 +295,9 @@ def test_absent_language_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch,
     network = build("gpt2", language="gpt2-medium")
     said = "language model gpt2-medium: weights not found .hub unreachable.. Give --language-weights PATH, or fetch them.*openai-community/gpt2-medium model.safetensors"
     with pytest.raises(TokError, match=said):
-        stage._start_from_language(network, None)
+        network.load_published(None)
     save_tensors(tmp_path / "own.safetensors", language())
-    stage._start_from_language(network, tmp_path / "own.safetensors")
+    network.load_published(tmp_path / "own.safetensors")
     assert torch.equal(network.position, language()["wpe.weight"][:13])
 
 

@@ -62,7 +62,7 @@ def evaluation_cost(
         if a.kind == "proposal":
             with on_meta():
                 network = loading.proposal_of(a)
-            each += network.pass_flops(network.length, network.length, network.tokens)
+            each += network.judging_flops()
     shared = sum(judges.values())  # originals, once for all artifacts of a size
     unread = sum(number is None for number in references)
     uncounted += [f"{unread} reference(s) of which nobody knows how many images they have"] * bool(unread)

@@ -3,18 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from tokcli import metrics
 from tokcli.data.pixels import unit
-from tokcli.data.reading import read_batches
-from tokcli.data.sources import ImageSource
+from tokcli.data.reading import BATCH, read_batches
+from tokcli.data.sources import ImageSource, evenly
+from tokcli.data.token_store import TokenStore
 from tokcli.data.transforms import evaluation_transform
 from tokcli.measure.evaluating import evaluating
 from tokcli.metrics.likelihood import masked_ce_name
 from tokcli.models import Tokenizer
+from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import Proposal
 
 MASK_RATIO = 0.5  # of masked_ce, where a recipe says nothing else
@@ -57,34 +60,47 @@ def held_out_tokens(
         yield HeldOut(torch.tensor(numbers), tokenizer.encode(unit(images, device)), condition)
 
 
+def stored_tokens(
+    store: TokenStore, most: int, classes: Int64[Tensor, " c"], captions: BytePairTable | FeatureTable | None
+) -> Iterator[HeldOut]:
+    """Tokens of an artifact as a proposal network reads them: the first view of at most `most` images, evenly spread.
+
+    Args:
+        classes: the network's number of each of the store's classes, as `class_numbers` gives it.
+        captions: conditions of the store's captions, for a text-conditional network.
+    """
+    chosen = np.array(evenly(store.rows, most))
+    for numbers in torch.arange(len(chosen)).split(BATCH):
+        rows = chosen[numbers]
+        if captions:
+            first, stop = store.caption_ends[rows], store.caption_ends[rows + 1]
+            condition = captions.rows(torch.from_numpy(np.where(first < stop, first, -1)))
+        else:
+            condition = classes[torch.from_numpy(store.labels[rows].astype(np.int64))]
+        yield HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
+
+
 def measure_proposal(
     network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
 ) -> dict[str, float]:
-    """How well a proposal network predicts held-out tokens: `proposal_ppl` (AR) or `masked_ce_<ratio>` (NAR), and accuracy.
+    """How well a proposal network predicts held-out tokens, and how often its likeliest code is right.
 
-    It is put into eval mode meanwhile.
+    Mode ar gives `proposal_ppl` and `token_accuracy`, mode nar `masked_ce_<ratio>` and `masked_accuracy_<ratio>`. The network
+    is in eval mode meanwhile.
 
     Args:
-        mask_ratio: share of the tokens that a masked network has to predict.
+        mask_ratio: share of the tokens that a network of mode nar has to predict.
     """
     total, right, count, images = 0.0, 0.0, 0, 0
-    masked = not hasattr(network, "nll")
     with evaluating(network):
         for batch in batches:
             numbers, indices, condition = (part.to(device) for part in batch)
-            if masked:
-                nats, hits = network.judged(indices, condition, numbers, mask_ratio)  # type: ignore[operator]
-            else:
-                nats, hits = network.judged(indices, condition)  # type: ignore[operator]
+            nats, hits = network.judged(indices, condition, numbers, mask_ratio)
             total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
             count, images = count + nats.numel(), images + len(indices)
     accuracy = metrics.token_accuracy(right, count)
-    if masked:
-        at = f"{mask_ratio:.2f}"
-        return {
-            masked_ce_name(mask_ratio): metrics.masked_ce(total, count),
-            f"masked_accuracy_{at}": accuracy,
-            "images": images,
-        }
+    if network.mode == "nar":
+        ce = metrics.masked_ce(total, count)
+        return {masked_ce_name(mask_ratio): ce, f"masked_accuracy_{mask_ratio:.2f}": accuracy, "images": images}
     found = {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy}
     return found | {"tokens": count, "images": images}

@@ -1,4 +1,4 @@
-"""Proposal networks: priors over the tokens of an image. `Proposal` is the protocol."""
+"""Proposal networks: priors over the tokens of an image. `Proposal` is the protocol, PROPOSALS names its members."""
 
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.conditions import CONDITIONS, ClassCondition, Condition, NoCondition, TextCondition

@@ -17,21 +17,22 @@ from torch import Tensor, nn
 
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
-from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling, draw
+from tokcli.proposals.draw import Drawing, Sampling, draw
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
+from tokcli.proposals.protocol import Judged, refuse_nonfinite
 from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
+from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
 from tokcli.recipe.ranges import Probability, Share, Span
 
 
-class AutoregressiveProposal(Proposal):
+class AutoregressiveProposal(TransformerProposal):
     """p(token | condition, tokens before it): RMSNorm, SwiGLU, no biases.
 
-    The head's softmax covers the whole vocabulary in training, as in that code (LlamaGen's the codes alone); sampling and `nll` renormalise over the
-    codes, because nothing else can be drawn. Arguments: see `Proposal`, and
+    The head's softmax covers the whole vocabulary in training, as in that code (LlamaGen's the codes alone); sampling and judging renormalise over the
+    codes, because nothing else can be drawn. Arguments: see `TransformerProposal`, and
         random_order: shares of the training, 0 <= from < to <= 1, between which the probability of seeing an image in
             a random order falls from 1 to 0 (RAR, arXiv 2411.00776; its own are 0.5 and 0.75); null: always raster order.
             Each input is then told the place of the token that it predicts. Sampling stays in raster order.
@@ -39,7 +40,6 @@ class AutoregressiveProposal(Proposal):
 
     mode = "ar"
     causal = gated = True
-    sampling_keys = COMMON_KEYS
 
     def __init__(
         self,
@@ -106,18 +106,18 @@ class AutoregressiveProposal(Proposal):
         first = torch.zeros(1, 1, dtype=torch.int64, device=seeds.device)
         return uniform(seeds, Purpose.SHUFFLED, first)[:, 0] < share
 
-    def nll(self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"]) -> Float[Tensor, "b n"]:
-        """-log p of each token, in nats; exp of its mean over held-out tokens is `proposal_ppl`."""
-        return self.judged(indices, condition)[0]
-
     def judged(
-        self, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"]
-    ) -> tuple[Float[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """-log p of each token given those before it, in nats, and whether it was the likeliest."""
+        self,
+        indices: Int64[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"] | None = None,
+        mask_ratio: float = 1.0,
+    ) -> Judged:
+        """-log p of each token given those before it, in nats, and whether it was the likeliest; nothing is masked."""
         features = self._features(indices[:, :-1], self._prefix(condition)).flatten(0, 1)
         head, weights = self.head_weight(self.codebook_size), torch.zeros(len(features), device=features.device)
         found = head_cross_entropy(features, head, indices.flatten(), weights)
-        return found.plain.view_as(indices), likeliest(features, head).view_as(indices) == indices
+        return Judged(found.plain.view_as(indices), likeliest(features, head).view_as(indices) == indices)
 
     def _features(
         self, indices: Tensor, prefix: Tensor, order: Int64[Tensor, "b n"] | None = None
@@ -157,11 +157,6 @@ class AutoregressiveProposal(Proposal):
             by = by.at(at) if slots is None else by.of(slots)
         return self.transformer(x, by, cache)
 
-    def _check(self, condition: Tensor, sampling: Sampling, known: Tensor) -> None:
-        super()._check(condition, sampling, known)
-        if ((known[0] >= 0).int().diff() > 0).any():  # a code after a place to draw
-            raise ValueError("known tokens of an autoregressive network must come first")
-
     def drawing(self, sampling: Sampling, drawn: int) -> Drawing:
         """One pass a token, over what is cached; with its own copy of everything as long as guidance acts."""
         scales, start = sampling.scales(self.tokens), self.tokens - drawn
@@ -171,9 +166,10 @@ class AutoregressiveProposal(Proposal):
             keys, copies = self.prefix + i, 2 if i <= guided else 1
             flop += copies * self.pass_flops(keys if i == start else 1, keys, 1)
             cached += copies * 2 * self.depth * self.width * keys * torch.float32.itemsize
-        return Drawing(flop, drawn, cached)
+        return Drawing(flop, drawn, cached, self.pass_weights)
 
-    def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+    def draw_tokens(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+        """One token after the other; keys and values of those before it are cached."""
         prefix, noise, b = self._prefixes(condition, sampling), self._noise(seeds), len(seeds)
         scales, start = sampling.scales(self.tokens), int((known[0] >= 0).sum())
         guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)  # the last such position

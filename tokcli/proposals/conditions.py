@@ -46,6 +46,17 @@ class TextCondition:
         """Width of the tower's features; None where text tokens themselves are the condition."""
         return tower_dim(self.tower) if self.tower else None
 
+    def null(self, rows: int, device: torch.device) -> Tensor:
+        """The empty caption, `rows` times."""
+        if self.feature_dim is None:
+            return torch.zeros(rows, self.length, dtype=torch.int64, device=device)
+        return torch.zeros(rows, self.length, self.feature_dim, device=device)
+
+    def fits(self, condition: Tensor) -> bool:
+        """Whether a tensor is a batch of captions that are read so."""
+        empty = self.null(0, condition.device)
+        return condition.shape[1:] == empty.shape[1:] and condition.is_floating_point() == empty.is_floating_point()
+
 
 Condition = NoCondition | ClassCondition | TextCondition
 CONDITIONS: dict[str, type[Condition]] = {"none": NoCondition, "class": ClassCondition, "text": TextCondition}
@@ -57,7 +68,7 @@ class TextPrefix(nn.Module):
     def __init__(self, condition: TextCondition, shape: Shape) -> None:
         super().__init__()
         width = shape.width
-        self.length, self.feature_dim = condition.length, condition.feature_dim
+        self.feature_dim = condition.feature_dim
         self.embed: nn.Module
         if self.feature_dim is None:
             self.embed = nn.Embedding(VOCABULARY + 1, width)  # 0 is padding
@@ -66,23 +77,12 @@ class TextPrefix(nn.Module):
                 nn.Linear(self.feature_dim, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
             )
         self.padding = nn.Parameter(torch.empty(width))
-        self.position = nn.Parameter(torch.empty(self.length, width))
+        self.position = nn.Parameter(torch.empty(condition.length, width))
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=INIT_STD)
         self.encoder = None
         if condition.depth:
             self.encoder = Transformer(replace(shape, depth=condition.depth, causal=False))
-
-    def null(self, rows: int) -> Tensor:
-        """The empty caption, `rows` times."""
-        device = self.padding.device
-        if self.feature_dim is None:
-            return torch.zeros(rows, self.length, dtype=torch.int64, device=device)
-        return torch.zeros(rows, self.length, self.feature_dim, device=device)
-
-    def fits(self, condition: Tensor) -> bool:
-        """Whether a tensor is a batch of captions for this network."""
-        return condition.shape[1:] == self.null(0).shape[1:] and condition.is_floating_point() == bool(self.feature_dim)
 
     def forward(self, captions: Tensor, dropped: Bool[Tensor, " b"] | None = None) -> Float[Tensor, "b t d"]:
         """Prefixes of captions; those `dropped` are taken for empty."""

@@ -88,12 +88,19 @@ class Sampling:
 
 
 class Drawing(NamedTuple):
-    """What it takes to draw an image's tokens: floating-point operations, passes of the network over a batch, and bytes of
-    keys and values that are read back."""
+    """What it takes to draw an image's tokens.
+
+    Args:
+        flop: floating-point operations.
+        passes: of the network over a batch.
+        cached: bytes that an image's earlier tokens left and later ones read back.
+        weights: that each pass reads.
+    """
 
     flop: float
     passes: int
     cached: float
+    weights: int
 
 
 def keep_likely(logits: Float[Tensor, "*m k"], top_k: int, top_p: float) -> Float[Tensor, "*m k"]:

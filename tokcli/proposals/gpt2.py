@@ -5,12 +5,14 @@ first rows of the table of words instead.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import PositiveInt
 from torch import Tensor
 
-from tokcli.artifact.weights import load_strict
+from tokcli.artifact.weights import load_strict, load_tensors
 from tokcli.errors import TokError
+from tokcli.pretrained.published_weights import Source, find_weights
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.conditions import TextCondition
 from tokcli.recipe.ranges import Probability, Share
@@ -28,7 +30,7 @@ PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices
 class GPT2Proposal(AutoregressiveProposal):
     """p(token | condition, tokens before it): LayerNorm, biases, GELU, learned positions, tied head.
 
-    Arguments: see `Proposal`, and
+    Arguments: see `TransformerProposal`, and
         language: weights to start from: `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`, found on the hub or given by
             --language-weights; the sizes must be theirs. null: fresh weights.
     """
@@ -59,6 +61,18 @@ class GPT2Proposal(AutoregressiveProposal):
             checkpointing=checkpointing, label_drop=label_drop,
         )  # fmt: skip
         self.language = language
+
+    def load_published(self, given: Path | None) -> None:
+        """Start from the language model that the recipe names.
+
+        Raises:
+            TokError: its weights are found nowhere, or do not fit.
+        """
+        if self.language is not None:
+            where = f"language model {self.language}"
+            source = Source(hub=(f"openai-community/{self.language}", "model.safetensors"))
+            path = given or find_weights(self.language, source, where=where, flag="--language-weights")
+            self.load_language(load_tensors(path), f"{where}: {path}")
 
     def load_language(self, state: Mapping[str, Tensor], where: str) -> None:
         """Take blocks, last norm and positions from a language model's weights, in Hugging Face's names.

@@ -26,17 +26,18 @@ from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
-from tokcli.proposals.protocol import Head, Position, Proposal, refuse_nonfinite
+from tokcli.proposals.protocol import Judged, refuse_nonfinite
+from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
 from tokcli.recipe.ranges import Probability, Share
 from tokcli.registry import lookup
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 
 
-class MaskedProposal(Proposal):
+class MaskedProposal(TransformerProposal):
     """p(masked tokens | class, the other tokens), all at once.
 
-    Its embedding table has the mask's row after the null class. Arguments: see `Proposal`, and
+    Its embedding table has the mask's row after the null class. Arguments: see `TransformerProposal`, and
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
         mask_ratio: how the share of masked tokens is drawn in training, one of RATIOS.
     """
@@ -105,37 +106,24 @@ class MaskedProposal(Proposal):
             "masked_ce": (found.plain * weights).sum() / weights.sum(),
         }
 
-    def masked_ce(
-        self,
-        indices: Int64[Tensor, "b n"],
-        condition: Shaped[Tensor, "b *c"],
-        seeds: Int64[Tensor, " b"],
-        ratio: float,
-    ) -> Float[Tensor, " b"]:
-        """Mean cross-entropy (nats) of each sample's masked tokens, ceil(ratio n) of them chosen by its seed.
-
-        Args:
-            ratio: share of masked tokens, in (0, 1].
-        """
-        return self.judged(indices, condition, seeds, ratio)[0]
-
     def judged(
         self,
         indices: Int64[Tensor, "b n"],
         condition: Shaped[Tensor, "b *c"],
         seeds: Int64[Tensor, " b"],
-        ratio: float,
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Mean cross-entropy of each sample's masked tokens, and the share of them that were the likeliest; as `masked_ce`."""
-        if not 0 < ratio <= 1:
-            raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"Got {ratio}")
-        count = max(1, math.ceil(ratio * self.tokens))
+        mask_ratio: float,
+    ) -> Judged:
+        """Mean cross-entropy (nats) of each sample's masked tokens, ceil(ratio n) of them chosen by its seed, and their hits."""
+        if not 0 < mask_ratio <= 1:
+            raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"Got {mask_ratio}")
+        count = max(1, math.ceil(mask_ratio * self.tokens))
         mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
         features = self._features(torch.where(mask, self.mask_row, indices), self._prefix(condition)).flatten(0, 1)
         head, weights = self.head_weight(self.codebook_size), mask.flatten().float()
         found = head_cross_entropy(features, head, indices.flatten(), weights)
         hits = (likeliest(features, head) == indices.flatten()) * weights
-        return (found.plain * weights).view_as(indices).sum(1) / count, hits.view_as(indices).sum(1) / count
+        nats = found.plain * weights
+        return Judged(nats.view_as(indices).sum(1) / count, hits.view_as(indices).sum(1) / count)
 
     def _features(self, canvas: Tensor, prefix: Tensor) -> Float[Tensor, "b n d"]:
         """Features of the tokens of a canvas of codes and masks."""
@@ -161,9 +149,10 @@ class MaskedProposal(Proposal):
             asked = before - left if sampling.order == "halton" else before
             flop += (2 if scale != 1.0 else 1) * self.pass_flops(length, length, asked)
             before = left
-        return Drawing(flop, sampling.steps, 0.0)
+        return Drawing(flop, sampling.steps, 0.0, self.pass_weights)
 
-    def _generate(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+    def draw_tokens(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+        """From a canvas of masks, some tokens a step in the order that is asked for."""
         prefix = self._prefixes(condition, sampling)
         scales = sampling.scales(sampling.steps)
         total = torch.zeros((), device=seeds.device)

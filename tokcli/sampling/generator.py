@@ -14,6 +14,7 @@ from tokcli.data.randomness import seed_of
 from tokcli.device.precision import tell_if_emulated, tensor_cores
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal, Sampling
+from tokcli.proposals.protocol import Precision
 from tokcli.sampling.edits import Edit
 
 KEPT = 1000  # captions whose features are kept
@@ -23,7 +24,13 @@ class Generator:
     """A proposal network and a pixel decoder over one tokenizer."""
 
     def __init__(
-        self, proposal: Artifact, decoder: Artifact, device: torch.device, *, precision: str, text_weights: Path | None
+        self,
+        proposal: Artifact,
+        decoder: Artifact,
+        device: torch.device,
+        *,
+        precision: Precision,
+        text_weights: Path | None,
     ) -> None:
         tokenizer = locate(
             str(proposal.input_id("tokenizer")), proposal.inputs["tokenizer"]["path"], proposal.path.parent
@@ -32,14 +39,11 @@ class Generator:
         self.tokenizer: Tokenizer = loading.load_tokenizer(tokenizer, device)
         self.decoder: nn.Module = loading.load_decoder(decoder, device)
         self.encode = loading.load_caption_encoder(proposal, text_weights, device)
-        self.device, self.precision = device, precision
+        self.device = device
         self._captions: dict[str, Tensor] = {}
+        self.proposal.to_precision(precision)
         if precision == "bfloat16":
             tell_if_emulated("sample.precision", device)
-            # autocast would round frozen weights again at every token; the head stays float32
-            for module in self.proposal.transformer.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
 
     def conditions(
         self, numbers: range, labels: Sequence[int], prompts: Sequence[str] | None
@@ -81,8 +85,7 @@ class Generator:
         filled = torch.arange(max(rows, len(numbers))) % len(numbers)
         condition, seeds = condition[filled], seeds[filled]
         known = None if edit is None else self.known(edit).expand(len(seeds), -1)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            drawn = self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
+        drawn = self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
         return drawn[: len(numbers)]
 
     @torch.no_grad()

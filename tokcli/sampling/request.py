@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from tokcli.command.options import Options
 from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator
 from tokcli.errors import Misuse, TokError
-from tokcli.proposals import PROPOSALS, Sampling
+from tokcli.proposals import Proposal, Sampling
 from tokcli.recipe.overrides import parse_set
 from tokcli.recipe.sections import Recipe, Section
 from tokcli.registry import nearest
@@ -166,7 +167,7 @@ def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> l
     return [numbers[i % len(numbers)] for i in range(number)]
 
 
-def sampling_of(section: Sample, mode: str) -> Sampling:
+def sampling_of(section: Sample, network: Proposal | type[Proposal]) -> Sampling:
     """The sampler's settings.
 
     Raises:
@@ -174,8 +175,8 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     """
     names = {field.name for field in dataclasses.fields(Sampling)}
     given = {k: v for k, v in section if k in names and v is not None}
-    unread = [k for k in given if k not in PROPOSALS[mode].sampling_keys]
-    why = "an autoregressive network decodes token by token and does not read it"
+    asked = [k for k, v in given.items() if v != Sample.model_fields[k].default]
+    unread, why = [k for k in asked if k not in network.sampling_keys], "this proposal network does not read it"
     if not unread and section.cfg_power is not None and section.cfg_schedule != "power-cosine":
         unread, why = ["cfg_power"], f"schedule {section.cfg_schedule} does not read it"
     if not unread and section.cfg_done is not None and section.cfg_schedule == "constant":
@@ -183,7 +184,8 @@ def sampling_of(section: Sample, mode: str) -> Sampling:
     if not unread and section.choice_temperature is not None and section.order not in (None, "confidence"):
         unread, why = ["choice_temperature"], f"order {section.order} does not read it"
     if unread:
-        raise TokError(f"sample.{unread[0]}", why, next=f"leave it out, or --set sample.{unread[0]}=null")
+        off = Sample.model_fields[unread[0]].default
+        raise TokError(f"sample.{unread[0]}", why, next=f"Leave it out, or --set sample.{unread[0]}={json.dumps(off)}")
     return Sampling(**given)
 
 

@@ -35,6 +35,7 @@ from tokcli.errors import Misuse, TokError
 from tokcli.measure.previews import read_samples
 from tokcli.pretrained import network_class
 from tokcli.proposals import Proposal, Sampling
+from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.sampling import contact_sheet, memorisation
 from tokcli.sampling.edits import Edit, read_edit
@@ -101,7 +102,7 @@ def main(
             check_compiler("--compile", device)
         generators: dict[str, Generator] = {}  # loaded when there is something to draw, once for all points
 
-        def generator(precision: str) -> Generator:
+        def generator(precision: Precision) -> Generator:
             if precision not in generators:
                 generators[precision] = Generator(
                     proposal_artifact,
@@ -141,7 +142,7 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
     with on_meta():
         network, pixels = loading.proposal_of(proposal), loading.decoder_of(decoder)
     drawing = network.drawing(request.settings, int(request.edit.drawn.sum()) if request.edit else network.tokens)
-    weights = plan.parameter_count(network.transformer) * (2 if asked.precision == "bfloat16" else 4)
+    weights = drawing.weights * (2 if asked.precision == "bfloat16" else 4)
     traffic = -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
     flop = drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
     return compute.bulk("image", flop, number, compute.ON_GPUS[asked.precision], traffic)
@@ -161,13 +162,13 @@ def _request(
     options = dataclasses.replace(options, sets=sets, out=out)
     folder = recipe_folder(proposal.inputs["data"]["path"])
     recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
-    settings, asked = sampling_of(recipe.sample, facts["mode"]), recipe.sample
+    with on_meta():
+        network = loading.proposal_of(proposal)
+    settings, asked = sampling_of(recipe.sample, network), recipe.sample
     labels = image_labels(recipe, *_classes(proposal))
     check_prompts(asked.prompts, facts)
     if asked.neighbours not in (None, memorisation.PIXELS):
         network_class(str(asked.neighbours), role="extractor")
-    with on_meta():
-        network = loading.proposal_of(proposal)
     picture = None
     if edit is not None:
         picture = read_edit(
@@ -194,7 +195,7 @@ def _for_edit(
 ) -> tuple[Sampling, list[int]]:
     """No class where none was named, hence no guidance; no more steps than tokens to draw."""
     drawn = int(edit.drawn.sum())
-    if network.mode == "nar" and settings.steps > drawn:
+    if "steps" in network.sampling_keys and settings.steps > drawn:
         log.info("%d tokens are drawn anew, in as many steps", drawn)
         settings = dataclasses.replace(settings, steps=drawn)
     if recipe.sample.classes is None and network.classes:

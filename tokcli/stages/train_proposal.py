@@ -1,7 +1,7 @@
 """`tok train-proposal`: a prior over tokens, autoregressive or masked, conditional on class, caption or nothing."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,21 +26,16 @@ from tokcli.command.inputs import (
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.session import session
-from tokcli.data.reading import BATCH
-from tokcli.data.sources import evenly
 from tokcli.data.token_batches import TokenBatch, TokenBatches
 from tokcli.data.token_store import TokenStore
 from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
 from tokcli.files import write_text
-from tokcli.measure.predicting import MASK_RATIO, HeldOut, class_numbers, measure_proposal
+from tokcli.measure.predicting import MASK_RATIO, class_numbers, measure_proposal, stored_tokens
 from tokcli.models.blocks import Grid
-from tokcli.pretrained.published_weights import Source, find_weights
 from tokcli.pretrained.text import build_text_tower
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Condition, NoCondition, Proposal, TextCondition
-from tokcli.proposals.cross_entropy import keep_eager
-from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.recipe.yaml import to_yaml
@@ -256,7 +251,7 @@ def _trial(
 
 def _random(proposal: Proposal, samples: int) -> list[Tensor]:
     """What `Likelihood` takes, of images that nobody tokenized."""
-    device = proposal.embedding.weight.device
+    device = proposal.device
     tokens = torch.randint(proposal.codebook_size, (samples, proposal.tokens), device=device)
     return [tokens, proposal.null(samples), torch.arange(samples, device=device), torch.zeros(samples, device=device)]
 
@@ -282,8 +277,8 @@ def _train(
     proposal = build.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
-    elif isinstance(proposal, GPT2Proposal) and proposal.language and not started(draft.path):
-        _start_from_language(proposal, options.weights.get("language"))
+    elif not started(draft.path):
+        proposal.load_published(options.weights.get("language"))
     tables = _caption_tables(options, recipe, device)
     captions = tables(store, f"--tokens {made_by.path}") if tables else None
     by_class = isinstance(_condition(recipe), ClassCondition)
@@ -291,7 +286,7 @@ def _train(
     judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
     theirs = class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
     if recipe.train.compile:
-        keep_eager()
+        proposal.prepare_compile()
     updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
     batches = TokenBatches(
         store,
@@ -313,7 +308,7 @@ def _train(
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            tokens = _read(judged, recipe.train.eval_images, theirs, judged_captions)
+            tokens = stored_tokens(judged, recipe.train.eval_images, theirs, judged_captions)
             return measure_proposal(proposal, tokens, device, mask_ratio=MASK_RATIO)
 
     seconds = loop.run(
@@ -336,32 +331,12 @@ def _train(
     return complete(draft, made, measured, [], seconds)
 
 
-def _start_from_language(proposal: GPT2Proposal, given: Path | None) -> None:
-    name = str(proposal.language)
-    source = Source(hub=(f"openai-community/{name}", "model.safetensors"))
-    path = given or find_weights(name, source, where=f"language model {name}", flag="--language-weights")
-    proposal.load_language(load_tensors(path), f"language model {name}: {path}")
-
-
 def _store(tokens: Artifact) -> TokenStore:
     """The tokens of an artifact, after a look at every file of it."""
     if distributed.is_main():
         for name in tokens.manifest["files"]:
             tokens.file(name)
     return TokenStore(tokens.path)
-
-
-def _read(store: TokenStore, most: int, classes: Tensor, captions: "Table | None") -> Iterator[HeldOut]:
-    """The first view of at most `most` images, evenly spread, as a network whose classes have other numbers reads them."""
-    chosen = np.array(evenly(store.rows, most))
-    for numbers in torch.arange(len(chosen)).split(BATCH):
-        rows = chosen[numbers]
-        if captions:
-            first, stop = store.caption_ends[rows], store.caption_ends[rows + 1]
-            condition = captions.rows(torch.from_numpy(np.where(first < stop, first, -1)))
-        else:
-            condition = classes[torch.from_numpy(store.labels[rows].astype(np.int64))]
-        yield HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
 
 
 Table = BytePairTable | FeatureTable

@@ -1,0 +1,136 @@
+"""A proposal network is whatever keeps the protocol: a recurrent one, known to these tests alone, goes through every command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_faults import draw, made, refusal
+from torch import Tensor, nn
+
+from tokcli.artifact.reading import open_artifact
+from tokcli.errors import TokError
+from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
+from tokcli.proposals.draw import draw as draw_codes
+from tokcli.proposals.guidance import guide
+from tokcli.proposals.noise import Purpose, uniform
+from tokcli.proposals.protocol import Judged
+
+
+class Recurrent(Proposal):
+    """A GRU over class and codes in raster order; class -1 has the embedding before class 0's."""
+
+    mode = "ar"
+
+    def __init__(self, *given: Any, width: int, label_drop: float = 0.2) -> None:
+        super().__init__(*given, label_drop=label_drop)
+        self.classed = nn.Embedding(self.classes + 1, width)
+        self.coded = nn.Embedding(self.codebook_size, width)
+        self.gru = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, self.codebook_size)
+
+    def logits(self, indices: Tensor, condition: Tensor) -> Tensor:
+        x = torch.cat([self.classed(condition + 1)[:, None], self.coded(indices)], dim=1)
+        return self.head(self.gru(x)[0]).float()
+
+    def loss(self, indices: Tensor, condition: Tensor, seeds: Tensor, progress: Any = None) -> dict[str, Tensor]:
+        condition = torch.where(self.dropped(seeds), -1, condition)
+        return {"loss": F.cross_entropy(self.logits(indices[:, :-1], condition).mT, indices)}
+
+    def judged(self, indices: Tensor, condition: Tensor, seeds: Tensor, mask_ratio: float) -> Judged:
+        logits = self.logits(indices[:, :-1], condition)
+        return Judged(F.cross_entropy(logits.mT, indices, reduction="none"), logits.argmax(-1) == indices)
+
+    def draw_tokens(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
+        noise = uniform(seeds, Purpose.TOKEN, torch.arange(self.tokens)[None])
+        both, found = torch.cat([condition, self.null(len(seeds))]), known.clone()
+        for i, scale in enumerate(sampling.scales(self.tokens)):
+            if (known[:, i] < 0).all():
+                logits = self.logits(found[:, :i].repeat(2, 1), both)[:, -1]
+                found[:, i] = draw_codes(guide(logits, scale), noise[:, i], sampling)
+        return found
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROPOSALS, "gru", Recurrent)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer with its decoder, tokens of eight photos of two classes, and a recurrent network that learned them."""
+    root = tmp_path_factory.mktemp("recurrent")
+    for number in range(8):
+        draw(root / "photos" / ("cat", "dog")[number % 2] / f"{number}.png", shade=30 * number)
+    brief = ["--set", "train.steps=1", "--set", "loss={l1: 1.0}", "--out", root / "t"]
+    t = made("train-tokenizer", "--recipe", "toy/tokenizer-vqgan", "--data", root / "photos", *brief)
+    k = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", t, "--out", root / "k")
+    train = ["train-proposal", "--recipe", "toy/proposal-ar", "--tokens", k, "--val", k, "--set", "train.steps=30"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PROPOSALS, "gru", Recurrent)
+        p = made(*train, "--set", "proposal={name: gru, width: 16}", "--set", "optim.lr=3e-2", "--out", root / "p")
+    return {"root": root, "tokenizer": t, "tokens": k, "proposal": p}
+
+
+def sample(family: dict[str, Path], *more: Any) -> list[Any]:
+    networks = ["--proposal", family["proposal"], "--decoder", family["tokenizer"], "--workspace", family["root"]]
+    return ["sample", "--recipe", "toy/sample-ar", *networks, "-n", 4, *more]
+
+
+def test_it_trains(family: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in (family["proposal"] / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert open_artifact(family["proposal"]).facts["mode"] == "ar"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_samples_and_a_picture_is_of_its_seed_and_number_alone(family: dict[str, Path], precision: str) -> None:
+    precise = ["--set", f"sample.precision={precision}"]
+    whole, pieces = (
+        np.load(made(*sample(family, *precise, "--batch-size", size)) / "indices-00000.npy") for size in (4, 3)
+    )
+    assert whole.shape == (4, 64) and np.array_equal(whole, pieces) and len(np.unique(whole, axis=0)) == 4
+
+
+def test_it_is_judged_as_it_judged_itself(family: dict[str, Path], tmp_path: Path) -> None:
+    report = made("eval", family["proposal"], "--recipe", "toy/eval", "--set", "eval.extractors=[]", "--set", "eval.probe_images=0",
+                  "--data", family["root"] / "photos", "--out", tmp_path / "report")  # fmt: skip
+    (found,) = json.loads((report / "metrics.json").read_text())["artifacts"]
+    measured = open_artifact(family["proposal"]).manifest["metrics"]
+    assert found["metrics"]["proposal_ppl"] == pytest.approx(measured["proposal_ppl"], rel=1e-5)
+
+
+def test_it_completes_a_picture(family: dict[str, Path]) -> None:
+    photo = family["root"] / "photos" / "cat" / "0.png"
+    a = open_artifact(made(*sample(family, "--edit", photo, "--keep-top", 4)))
+    drawn = np.array(a.facts["edit"]["drawn"], dtype=bool)
+    found = np.load(a.path / "indices-00000.npy")
+    assert (found[:, ~drawn] == found[0, ~drawn]).all() and len(np.unique(found[:, drawn], axis=0)) == 4
+
+
+def test_what_it_does_not_read_is_refused(family: dict[str, Path]) -> None:
+    assert "sample.compile" in refusal(*sample(family, "--compile"))
+    assert "sample.steps" in refusal(*sample(family, "--steps", 4))
+
+
+def test_a_dry_run_counts_it(family: dict[str, Path]) -> None:
+    made(*sample(family, "--dry-run"))
+    made(
+        "train-proposal",
+        "--recipe",
+        "toy/proposal-ar",
+        "--tokens",
+        family["tokens"],
+        "--set",
+        "proposal={name: gru, width: 16}",
+        "--dry-run",
+    )
+
+
+def test_captions_are_refused_by_a_network_that_reads_none() -> None:
+    with pytest.raises(TokError, match="does not read captions"):
+        Recurrent(8, (2, 2), 2, TextCondition(length=4), width=4)
