@@ -85,13 +85,14 @@ def rehearse(recipe: Any) -> None:
 
 
 def _sampled(recipe: Any) -> None:
-    """A recipe of stage sample must fit one mode; which, its proposal network says."""
+    """A recipe of stage sample must fit one kind of proposal network."""
+    from tokcli.proposals import PROPOSALS
     from tokcli.sampling.request import sampling_of
 
     refused = []
-    for mode in ("ar", "nar"):
+    for network in PROPOSALS.values():
         try:
-            sampling_of(recipe.sample, mode)
+            sampling_of(recipe.sample, network)
             return
         except TokError as error:
             refused.append(error)
