@@ -14,7 +14,7 @@ from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.randomness import generator
 from tokcli.data.reading import read_all
 from tokcli.data.sources import BadImage, open_source
-from tokcli.data.transforms import CenterCrop, RandomResizedCrop, crop_views
+from tokcli.data.transforms import CenterCrop, CropViews, RandomResizedCrop
 from tokcli.errors import TokError
 
 
@@ -179,7 +179,7 @@ def test_bulk_jobs_read_in_order_and_report_what_is_bad(workers: int) -> None:
 
 
 def test_bulk_jobs_take_views() -> None:
-    views = crop_views(8, crops=1, flip=True)
+    views = CropViews(8, crops=1, flip=True)
     ((_, image),) = read_all(Numbers(5), views, indices=[3])
     assert isinstance(image, Tensor) and torch.equal(image, views(Numbers(5).image(3), 3))
 

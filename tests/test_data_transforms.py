@@ -13,7 +13,6 @@ from tokcli.data.transforms import (
     CenterCrop,
     CropViews,
     RandomResizedCrop,
-    crop_views,
     resize,
     resize_short_side,
 )
@@ -86,7 +85,7 @@ def test_random_resized_crop_of_a_strip_is_its_centre() -> None:
 
 
 def test_views_are_named_in_order_and_begin_with_the_centre_crop() -> None:
-    views, image = crop_views(16, crops=2, flip=True), photo(40, 60)
+    views, image = CropViews(16, crops=2, flip=True), photo(40, 60)
     assert views.names == ["center", "center-flip", "crop1", "crop1-flip", "crop2", "crop2-flip"]
     out = views(image, 5)
     assert out.shape == (6, 3, 16, 16)
@@ -96,15 +95,15 @@ def test_views_are_named_in_order_and_begin_with_the_centre_crop() -> None:
 
 def test_a_view_depends_on_seed_and_sample_only() -> None:
     image = photo(40, 60)
-    some, more = crop_views(16, crops=1)(image, 3), crop_views(16, crops=4)(image, 3)
+    some, more = CropViews(16, crops=1)(image, 3), CropViews(16, crops=4)(image, 3)
     assert torch.equal(some, more[:2])
-    assert not torch.equal(some[1], crop_views(16, crops=1)(image, 4)[1])
-    assert not torch.equal(some[1], crop_views(16, crops=1, seed=1)(image, 3)[1])
+    assert not torch.equal(some[1], CropViews(16, crops=1)(image, 4)[1])
+    assert not torch.equal(some[1], CropViews(16, crops=1, seed=1)(image, 3)[1])
 
 
 def test_scale_of_one_crops_at_random_places_without_zoom() -> None:
     image = photo(16, 40)  # its short side is the size already, so that each crop must be a window of it
-    crops = crop_views(16, crops=6, scale=(1.0, 1.0))(image, 0)[1:]
+    crops = CropViews(16, crops=6, scale=(1.0, 1.0))(image, 0)[1:]
     windows = [image[:, :, x : x + 16] for x in range(25)]
     places = [next(x for x, window in enumerate(windows) if torch.equal(crop, window)) for crop in crops]
     assert len(set(places)) > 2

@@ -145,16 +145,16 @@ def locate(wanted: str, hint: str | None, near: Path) -> Artifact:
     )
 
 
-def check_lineage(a: Artifact, flag_a: str, b: Artifact, flag_b: str, role: str = "tokenizer") -> None:
-    """Refuse two artifacts that come from different ones in `role`.
+def check_lineage(a: Artifact, flag_a: str, b: Artifact, flag_b: str) -> None:
+    """Refuse two artifacts that come from different tokenizers.
 
     Raises:
         TokError: naming both.
     """
-    left, right = a.input_id(role), b.input_id(role)
+    left, right = a.input_id("tokenizer"), b.input_id("tokenizer")
     if left != right:
         raise TokError(
             f"{flag_a} {a.path}",
             f"made for {left}, but {flag_b} {b.path} speaks {right}",
-            next=f"use two that share a {role}",
+            next="use two that share a tokenizer",
         )

@@ -1,6 +1,5 @@
 """The token store: indices of a data set in memory-mapped shards, written whole or not at all."""
 
-import bisect
 import itertools
 import json
 import re
@@ -204,7 +203,3 @@ class TokenStore:
             start = self._ends[number - 1] if number else 0
             tokens[here] = self._shards[number][rows[here] - start, views[here]]
         return torch.from_numpy(tokens)
-
-    def shard_of(self, row: int) -> int:
-        """The number of the shard that holds a row."""
-        return bisect.bisect_right(self._ends, row)

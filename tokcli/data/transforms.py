@@ -225,13 +225,6 @@ class CropViews:
         return [_centre(square, self.size, self.size), *corners]
 
 
-def crop_views(
-    size: int, crops: int = 0, flip: bool = False, scale: tuple[float, float] = (0.8, 1.0), seed: int = 0
-) -> CropViews:
-    """The views named center, center-flip, crop1, crop1-flip, ... of a sample."""
-    return CropViews(size, crops=crops, flip=flip, scale=scale, seed=seed)
-
-
 def evaluation_transform(size: int) -> CenterCrop:
     """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop."""
     return CenterCrop(size)

@@ -20,6 +20,8 @@ from tokcli.measure.evaluating import evaluating
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 
+COLUMNS = 12  # images of a preview
+
 
 def read_samples(samples: Artifact, numbers: Sequence[int]) -> UInt8[Tensor, "n 3 s s"]:
     """Images of a samples artifact.
@@ -53,10 +55,9 @@ def tokenizer_preview(
     size: int,
     teacher: Teacher,
     path: Path,
-    columns: int = 12,
 ) -> None:
     """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
-    chosen = evenly(len(source), columns)
+    chosen = evenly(len(source), COLUMNS)
     _, images = next(read_batches(source, evaluation_transform(size), chosen))
     grid = network.grid(size)
     with evaluating(network):
@@ -79,10 +80,9 @@ def tokenizer_preview(
 
 def decoder_preview(
     network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, size: int, path: Path,
-    columns: int = 12,
 ) -> None:  # fmt: skip
     """A sheet of originals and their reconstructions."""
-    chosen = evenly(len(source), columns)
+    chosen = evenly(len(source), COLUMNS)
     _, images = next(read_batches(source, evaluation_transform(size), chosen))
     rows = {"original": images, "reconstruction": reconstruct(network, pixel_decoder, images, device)}
     pictures.save_png(pictures.comparison_sheet(rows), path)

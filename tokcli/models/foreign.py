@@ -157,12 +157,15 @@ def _inner(layer: nn.Module, ours: str, theirs: str) -> Iterator[Pair]:
             yield from _same(f"{ours}.{mine}", f"{theirs}.{other}")
 
 
+MOST_BLOCKS = 64
+
+
 def _same(ours: str, theirs: str) -> Iterator[Pair]:
     for kind in ("weight", "bias"):
         yield f"{ours}.{kind}", (f"{theirs}.{kind}",)
 
 
-def _vit_pairs(most: int = 64) -> Iterator[Pair]:
+def _vit_pairs() -> Iterator[Pair]:
     """BEiT's; blocks past the network's depth are dropped by `convert`."""
     yield "quantizer.codebook", ("quantize.embedding.weight",)
     yield from _same("encoder.patches", "encoder.patch_embed.proj")
@@ -173,7 +176,7 @@ def _vit_pairs(most: int = 64) -> Iterator[Pair]:
         yield from _same(f"{ours}.trunk.norm", f"{theirs}.norm")
         for layer in (0, 2):
             yield from _same(f"{ours}.head.{layer}", f"{head}_task_layer.{layer}")
-        for block in range(most):
+        for block in range(MOST_BLOCKS):
             mine, other = f"{ours}.trunk.blocks.{block}", f"{theirs}.blocks.{block}"
             yield f"{mine}.attention.qkv.weight", (f"{other}.attn.qkv.weight",)
             for bias in ("q_bias", "v_bias"):

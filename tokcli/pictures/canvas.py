@@ -80,17 +80,17 @@ def shorten(text: str, width: int, px: int = FONT_PX) -> str:
     return text.rstrip() + ELLIPSIS
 
 
-def wrap(text: str, width: int, lines: int, px: int = FONT_PX) -> list[str]:
+def wrap(text: str, width: int, lines: int) -> list[str]:
     """`text` broken at spaces into at most `lines` lines of `width` pixels, the last one cut with an ellipsis."""
     out: list[str] = []
     words = text.split()
     while words and len(out) < lines - 1:
         taken = 1
-        while taken < len(words) and text_width(" ".join(words[: taken + 1]), px) <= width:
+        while taken < len(words) and text_width(" ".join(words[: taken + 1])) <= width:
             taken += 1
-        out.append(shorten(" ".join(words[:taken]), width, px))
+        out.append(shorten(" ".join(words[:taken]), width))
         words = words[taken:]
-    return [*out, shorten(" ".join(words), width, px)] if words else out
+    return [*out, shorten(" ".join(words), width)] if words else out
 
 
 def put_text(canvas: Image.Image, at: tuple[int, int], text: str, px: int = FONT_PX, anchor: str = "la") -> None:

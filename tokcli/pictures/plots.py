@@ -63,9 +63,7 @@ def usage_numbers(counts: Int[Tensor, " k"]) -> list[dict[str, Any]]:
     ]
 
 
-def draw_usage(
-    counts: Int[Tensor, " k"], path: str | Path, *, usage: float, perplexity: float, title: str = ""
-) -> Path:
+def draw_usage(counts: Int[Tensor, " k"], path: str | Path, *, usage: float, perplexity: float) -> Path:
     """Codes sorted by frequency on log axes, beside what equal use would look like; 1080 x 660 px.
 
     Args:
@@ -73,7 +71,6 @@ def draw_usage(
         path: the PNG to write.
         usage: codebook_usage, in [0, 1], printed in the plot.
         perplexity: codebook_perplexity, printed in the plot.
-        title: above the plot.
 
     Raises:
         TokError: nothing was counted.
@@ -93,7 +90,6 @@ def draw_usage(
     axes.set(xscale="log", yscale="log", xlim=(0.9, k * 1.1), ylim=(0.5, max(2.0, values[0]) * 8))
     axes.set_xlabel("codes, most used first")
     axes.set_ylabel("tokens")
-    axes.set_title(title, fontsize=11, loc="left")
     facts = (
         f"{used:,} of {k:,} codes used ({usage:.1%})",
         f"perplexity {perplexity:,.1f} of {k:,}",

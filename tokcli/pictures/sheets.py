@@ -96,12 +96,9 @@ def comparison_sheet(
     *,
     column_labels: Sequence[str] | None = None,
     title: str = "",
-    scale: int | None = None,
 ) -> Image.Image:
     """Captioned rows: original, reconstruction, AR sample, NAR sample; arguments as for `contact_sheet`."""
-    return contact_sheet(
-        list(rows.values()), row_labels=list(rows), column_labels=column_labels, title=title, scale=scale
-    )
+    return contact_sheet(list(rows.values()), row_labels=list(rows), column_labels=column_labels, title=title)
 
 
 def class_sheet(
@@ -111,8 +108,6 @@ def class_sheet(
     *,
     per_class: int = 10,
     most_classes: int = 24,
-    title: str = "",
-    scale: int | None = None,
 ) -> Image.Image:
     """A row of samples per class, the class's name to its left, in the classes' order.
 
@@ -122,12 +117,10 @@ def class_sheet(
         classes: names by number.
         per_class: the first so many of a class are shown.
         most_classes: with more classes present, so many of them evenly spread.
-        title: one line above.
-        scale: as for `contact_sheet`.
     """
     present = np.unique(labels.cpu().numpy())
     if len(present) > most_classes:
         present = present[evenly(len(present), most_classes)]
     rows = {int(c): images[(labels == int(c)).to(images.device)][:per_class] for c in present}
     names = [classes[c] if 0 <= c < len(classes) else "no class" for c in rows]
-    return contact_sheet(list(rows.values()), row_labels=names, title=title, scale=scale)
+    return contact_sheet(list(rows.values()), row_labels=names)
