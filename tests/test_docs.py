@@ -51,9 +51,14 @@ def section(text: str, heading: str) -> str:
     return found[1]
 
 
+def prose(text: str) -> str:
+    """A page without its code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that a page's headings have on GitHub."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -75,7 +80,6 @@ USED = [
     for shell in blocks(text, "sh")
     for words in invocations(shell)
 ]
-PROSE = re.sub(r"^```.*?^```$", "", "\n".join(GUIDES.values()), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_readme_has_at_most_10_kilobytes() -> None:
@@ -161,8 +165,7 @@ def test_every_recipe_folder_recipe_and_script_named_exists() -> None:
 
 @pytest.mark.parametrize("name", DOCS)
 def test_relative_links_anchors_and_pictures_exist(name: str) -> None:
-    prose = re.sub(r"^```.*?^```$", "", DOCS[name], flags=re.MULTILINE | re.DOTALL)
-    for target in (t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t):
+    for target in (t for t in re.findall(r"\]\(([^)\s]+)\)", prose(DOCS[name])) if "://" not in t):
         path, _, anchor = target.partition("#")
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), target
@@ -176,7 +179,7 @@ def test_every_page_is_on_the_readmes_map() -> None:
 @pytest.mark.parametrize("name", GUIDES)
 def test_pictures_of_emoji_carry_their_licence(name: str) -> None:
     paragraphs = GUIDES[name].split("\n\n")
-    shown = [i for i, text in enumerate(paragraphs) if re.search(r"!\[[^\]]*\]\(\S*openmoji/\w+\.png\)", text)]
+    shown = [i for i, text in enumerate(paragraphs) if re.search(r"!\[[^\]]*\]\(\S*openmoji/[\w-]+\.png\)", text)]
     assert [paragraphs[i] for i in shown if OPENMOJI not in paragraphs[i + 1]] == []
 
 
@@ -195,13 +198,15 @@ def test_every_variable_named_is_read_and_every_one_of_the_package_is_named() ->
     assert named <= set(re.findall(r"\bTOK_[A-Z_]+\b", package + scripts))
 
 
-def test_methods_teachers_and_metrics_are_all_in_the_docs() -> None:
+def test_every_member_of_a_family_is_on_its_page() -> None:
     from tokcli.methods import METHODS
     from tokcli.metrics import METRICS
     from tokcli.pretrained.teachers import TEACHERS
+    from tokcli.quantizers import QUANTIZERS
 
     reported = set(METRICS) - {"entropy_bits"}  # the same number as codebook_perplexity on another scale
-    assert [name for name in (*METHODS, *TEACHERS, *reported) if f"`{name}`" not in PROSE] == []
+    pages = {"docs/tokenizers.md": [*METHODS, *TEACHERS, *QUANTIZERS], "docs/evaluation.md": reported}
+    assert [n for page, names in pages.items() for n in names if f"`{n}`" not in prose(PAGES[page])] == []
 
 
 def test_the_manifest_is_a_real_one(tmp_path: Path) -> None:

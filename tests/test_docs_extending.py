@@ -46,7 +46,8 @@ def test_the_quantizer_keeps_the_contract(bits: Any) -> None:
     z_e = torch.randn(4, 6, bits.code_dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
     bits.initialise(z_e)
     z_q, indices, losses = bits(z_e)
-    assert torch.equal(bits.codes(indices), z_q)
+    assert torch.equal(bits.codes(indices), z_q) and torch.equal(z_q > 0, z_e > 0)
+    assert torch.allclose(z_q.norm(dim=-1), torch.ones(4, 6))
     assert bits.codebook_size == 512 and indices.min() >= 0 and indices.max() < 512
     (z_q.sin().sum() + sum(losses.values())).backward()
     assert z_e.grad is not None and z_e.grad.abs().min() > 0
