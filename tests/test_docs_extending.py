@@ -9,15 +9,17 @@ import pytest
 import torch
 from test_docs import PAGES, ROOT, blocks, section
 
-from tokcli.build import component
+from tokcli.build import build_proposal, component
 from tokcli.data.sources import SOURCES, ImageSource, open_source
 from tokcli.methods.distillation import Distillation, DistillationRecipe
 from tokcli.pretrained import NETWORKS, build_network
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import InvalidRecipe, check, resolved
 from tokcli.recipe.overrides import override, parse_set
 from tokcli.recipe.yaml import read_yaml
+from tokcli.stages.train_proposal import FAMILIES, ProposalRecipe
 
 PAGE = PAGES["docs/extending.md"]
 
@@ -76,6 +78,32 @@ def test_the_data_source_is_what_data_names(monkeypatch: pytest.MonkeyPatch, tmp
     assert open_source(source.name, size=8).id == source.id and len(source.id) == 17
     assert torch.equal(source.image(1), torch.from_numpy(images[1]).permute(2, 0, 1))
     assert [source.label(1), source.captions(1), source.key(1)] == [-1, [], "1"]
+
+
+@pytest.fixture
+def gru(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The page's proposal network, built through the recipe check."""
+    monkeypatch.setitem(PROPOSALS, "gru", None)  # type: ignore[arg-type]
+    run("## A proposal network", PROPOSALS=PROPOSALS)
+    tree = read_yaml(ROOT / "recipes/toy/proposal-ar.yaml")
+    (setting,) = re.findall(r"--set '(proposal=[^']+)'", PAGE)
+    override(tree, parse_set((setting.replace("256", "8"),)))
+    return build_proposal(resolved(check(ProposalRecipe, tree, "extending.md", FAMILIES)), 16, (2, 3), 2)
+
+
+def test_the_proposal_network_learns_is_judged_and_draws_by_seed_alone(gru: Any) -> None:
+    indices, classes, seeds = torch.tensor([[1, 2, 3, 4, 5, 6]] * 4), torch.tensor([0, 1, -1, 0]), torch.arange(4)
+    before = gru.loss(indices, classes, seeds)["loss"]
+    optimizer = torch.optim.Adam(gru.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        gru.loss(indices, classes, seeds)["loss"].backward()
+        optimizer.step()
+    assert gru.judged(indices, classes, seeds, 0.5).nats.mean() < 0.1 * before
+    guided = Sampling(cfg_scale=2.0, temperature=4.0)
+    together = gru.generate(classes, seeds, guided)
+    assert torch.equal(gru.generate(classes[1:2], seeds[1:2], guided), together[1:2])
+    assert len(together.unique(dim=0)) > 1 and together.max() < 16
 
 
 def test_every_example_is_executed() -> None:
