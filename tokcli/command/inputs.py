@@ -208,7 +208,27 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
                 next=f"train one: tok train-decoder --tokenizer {given}",
             )  # fmt: skip
         return chosen
-    of_it = [a for a in scan(options.workspace) if a.input_id("tokenizer") == tokenizer_id and a.kind in kinds]
-    trained = any(a.kind == "decoder" for a in of_it)
-    fits = lambda a: a in of_it and (a.kind == "decoder" if trained else a.facts["has_decoder"])  # noqa: E731
-    return choose(options, "--decoder", None, kinds if not trained else ["decoder"], fits, "tok train-decoder")
+    found = scan(options.workspace)
+    chosen = decoder_among(found, tokenizer_id, "--decoder", where=f"in {options.workspace}")
+    log.info("--decoder %s (the only one that fits)", chosen.path)
+    return chosen
+
+
+def decoder_among(
+    artifacts: Sequence[Artifact], tokenizer_id: str | None, flag: str, where: str = "beside it"
+) -> Artifact:
+    """The one decoder that was trained for a tokenizer, else the tokenizer itself where it has a pixel decoder.
+
+    Raises:
+        TokError: none or several fit.
+    """
+    of_it = [a for a in artifacts if a.input_id("tokenizer") == tokenizer_id]
+    trained = [a for a in of_it if a.kind == "decoder"]
+    fits = trained or [a for a in of_it if a.kind == "tokenizer" and a.facts["has_decoder"]]
+    if len(fits) > 1:
+        listed = ", ".join(str(a.path) for a in fits)
+        raise TokError(flag, f"{len(fits)} fit", got=listed, next=f"pick one with {flag} PATH")
+    if not fits:
+        wanted = "no decoder or tokenizer that fits is"
+        raise TokError(flag, f"{wanted} {where}", next="name one, or make it: tok train-decoder")
+    return fits[0]

@@ -76,6 +76,20 @@ def decode(data: bytes | Path, key: str = "") -> UInt8[Tensor, "3 h w"]:
         raise BadImage(name, f"cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
+def pixels_of(image: Image.Image, key: str) -> UInt8[Tensor, "3 h w"]:
+    """RGB pixels of an image that Pillow has opened, by the same rules as `decode`.
+
+    Raises:
+        BadImage: truncated, or with pixels of unknown range.
+    """
+    try:
+        return _pixels(_rgb(image, key))
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(key, f"cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
 def _open(file: Any, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():

@@ -21,12 +21,12 @@ KEPT = 1000  # captions whose features are kept
 
 
 class Generator:
-    """A proposal network and a pixel decoder over one tokenizer."""
+    """A proposal network and a pixel decoder over one tokenizer; without a decoder it draws tokens alone."""
 
     def __init__(
         self,
         proposal: Artifact,
-        decoder: Artifact,
+        decoder: Artifact | None,
         device: torch.device,
         *,
         precision: Precision,
@@ -37,7 +37,7 @@ class Generator:
         )
         self.proposal: Proposal = loading.load_proposal(proposal, device)
         self.tokenizer: Tokenizer = loading.load_tokenizer(tokenizer, device)
-        self.decoder: nn.Module = loading.load_decoder(decoder, device)
+        self.decoder: nn.Module | None = loading.load_decoder(decoder, device) if decoder else None
         self.encode = loading.load_caption_encoder(proposal, text_weights, device)
         self.device = device
         self._captions: dict[str, Tensor] = {}
@@ -98,4 +98,5 @@ class Generator:
     @tensor_cores()
     def pixels(self, indices: Int64[Tensor, "b n"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images on the CPU."""
+        assert self.decoder is not None
         return pictures.to_uint8(self.decoder(self.tokenizer.codes(indices))).cpu()

@@ -93,7 +93,7 @@ def main(
     check_weights(options, build.weights_read(proposal_artifact.recipe))
     decoder_artifact = choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
-    requests = [_request(options, point, proposal_artifact, edit, mask) for point in points]
+    requests = [request_of(options, point, proposal_artifact, edit, mask) for point in points]
     if options.dry_run:
         plans = [_plan(request, proposal_artifact, decoder_artifact) for request in requests]
         return plans if sweep else plans[0]
@@ -148,7 +148,7 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
     return compute.bulk("image", flop, number, compute.ON_GPUS[asked.precision], traffic)
 
 
-def _request(
+def request_of(
     options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
 ) -> Request:
     """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""

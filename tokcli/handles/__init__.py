@@ -1,0 +1,42 @@
+"""The Python door: `tokcli.load(path)` gives the handle of an artifact's kind.
+
+A handle is one file and one line in HANDLES. Handles compute what the commands compute: equal inputs give equal tokens and pixels.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokcli.artifact.reading import open_artifact
+from tokcli.errors import TokError
+from tokcli.handles.networks import DecoderHandle, Handle, TokenizerHandle
+from tokcli.handles.proposal import ProposalHandle
+from tokcli.handles.stored import ReportHandle, SamplesHandle, StatisticsHandle, TokensHandle
+
+__all__ = ["HANDLES", "Handle", "load"]
+
+HANDLES: dict[str, type[Handle]] = {
+    "tokenizer": TokenizerHandle,
+    "decoder": DecoderHandle,
+    "proposal": ProposalHandle,
+    "tokens": TokensHandle,
+    "samples": SamplesHandle,
+    "statistics": StatisticsHandle,
+    "report": ReportHandle,
+}
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """The handle of an artifact; weights are read, and their hash is checked, when they are first needed.
+
+    Raises:
+        TokError: no artifact, one that is unfinished or damaged, or a kind without a handle.
+    """
+    artifact = open_artifact(path, f"load {path}")
+    if artifact.kind not in HANDLES:
+        raise TokError(
+            str(path), f"an artifact of kind {artifact.kind} holds pictures and pages, nothing to compute with",
+            next=f"Open {Path(path) / 'index.html'} in a browser",
+        )  # fmt: skip
+    return HANDLES[artifact.kind](artifact, torch.device(device))

@@ -1,0 +1,164 @@
+"""Trained networks from Python: images to indices, indices to images, new indices."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from tokcli import loading, pictures
+from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact, scan
+from tokcli.command.inputs import decoder_among
+from tokcli.data.pixels import unit
+from tokcli.device.precision import tensor_cores
+from tokcli.errors import TokError
+from tokcli.handles.given_images import as_squares
+from tokcli.models import Tokenizer
+
+BATCH = 64  # images at a time, as `tok tokenize` takes views
+
+
+class Handle:
+    """An artifact and the device that its networks run on.
+
+    Attributes:
+        artifact: path, id, facts, recipe and inputs of the folder.
+    """
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        self.artifact, self.device = artifact, device
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the artifact says of itself: codebook_size, grid, use_size, classes, ..."""
+        return self.artifact.facts
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.artifact.id} at {self.artifact.path}>"
+
+
+class Decoding(Handle):
+    """A handle that turns indices into images: what a tokenizer and its pixel decoder share."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network, in eval mode on the device."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer's network."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def _pixels(self, decoder: nn.Module, indices: Any) -> UInt8[Tensor, "b 3 s s"]:
+        rows = _indices(indices, self.facts["codebook_size"], self.facts["grid"])
+        with tensor_cores():
+            made = [
+                pictures.to_uint8(decoder(self.tokenizer.codes(part.to(self.device)))).cpu()
+                for part in rows.split(BATCH)
+            ]
+        return torch.cat(made)
+
+
+class TokenizerHandle(Decoding):
+    """A trained tokenizer: `encode` images, `decode` indices."""
+
+    @cached_property
+    def network(self) -> Tokenizer:
+        """The network, in eval mode on the device: an `encoder`, a `quantizer` and what they were trained with."""
+        return loading.load_tokenizer(self.artifact, self.device)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The same network."""
+        return self.network
+
+    @torch.inference_mode()
+    def encode(self, images: Any) -> Int64[Tensor, "b n"]:
+        """Indices of images in row-major order of the grid, on the CPU: those that `tok tokenize` writes of their centre crops.
+
+        Args:
+            images: see `tokcli.handles.given_images.as_squares`: paths, PIL images, tensors, arrays, of any sizes.
+
+        Raises:
+            TokError: images that are not read, or a tokenizer trained without a quantizer.
+        """
+        loading.check_discrete(self.artifact)
+        squares = as_squares(images, self.facts["use_size"])
+        with tensor_cores():
+            return torch.cat([self.network.encode(unit(part, self.device)).cpu() for part in squares.split(BATCH)])
+
+    def decode(self, indices: Any, decoder: "str | Path | DecoderHandle | None" = None) -> UInt8[Tensor, "b 3 s s"]:
+        """Images of indices (b, n), (n,) or (b, rows, columns), uint8 on the CPU.
+
+        Args:
+            indices: from 0 to codebook_size - 1, of any integer type.
+            decoder: a decoder artifact of this tokenizer. None: the one decoder beside it that was trained for it, else its own.
+
+        Raises:
+            TokError: indices out of range or of another number; no decoder, several, or one of another tokenizer.
+        """
+        if isinstance(decoder, DecoderHandle):
+            check_lineage(decoder.artifact, "decoder", self.artifact, "tokenizer")
+            return self._pixels(decoder.network, indices)
+        key = None if decoder is None else str(decoder)
+        if key not in self._decoders:
+            self._decoders[key] = loading.load_decoder(self._decoder(decoder), self.device)
+        return self._pixels(self._decoders[key], indices)
+
+    @cached_property
+    def _decoders(self) -> dict[str | None, nn.Module]:
+        return {}
+
+    def _decoder(self, given: str | Path | None) -> Artifact:
+        if given is None:
+            return decoder_among(scan(self.artifact.path.parent), self.artifact.id, "decoder")
+        chosen = open_artifact(given, "decoder", ["decoder", "tokenizer"])
+        check_lineage(chosen, "decoder", self.artifact, "tokenizer")
+        return chosen
+
+
+class DecoderHandle(Decoding):
+    """A trained pixel decoder: `decode` the indices of its tokenizer."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Codes (b, n, code_dim) to images in [0, 1], in eval mode on the device."""
+        return loading.load_decoder(self.artifact, self.device)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The network of the tokenizer that it was trained for, found by its id."""
+        made_by = self.artifact.inputs["tokenizer"]
+        return loading.load_tokenizer(locate(made_by["id"], made_by["path"], self.artifact.path.parent), self.device)
+
+    def decode(self, indices: Any) -> UInt8[Tensor, "b 3 s s"]:
+        """Images of indices (b, n), (n,) or (b, rows, columns), uint8 on the CPU.
+
+        Raises:
+            TokError: indices out of range or of another number, or the tokenizer is nowhere to be found.
+        """
+        return self._pixels(self.network, indices)
+
+
+def _indices(indices: Any, codebook_size: int, grid: Sequence[int]) -> Int64[Tensor, "b n"]:
+    found = (
+        torch.from_numpy(np.asarray(indices).astype(np.int64))
+        if isinstance(indices, np.ndarray)
+        else torch.as_tensor(indices)
+    )
+    if found.is_floating_point() or found.dtype == torch.bool:
+        raise TokError("indices", "must be whole numbers", got=str(found.dtype).removeprefix("torch."))
+    n, shape = grid[0] * grid[1], tuple(found.shape)
+    found = found.flatten(1) if shape[1:] == tuple(grid) else found[None] if found.dim() == 1 else found
+    if found.dim() != 2 or found.shape[1] != n or not len(found):
+        raise TokError("indices", f"must be (b, {n}), the {grid[0]}x{grid[1]} tokens of each image", got=str(shape))
+    if found.min() < 0 or found.max() >= codebook_size:
+        span = f"{int(found.min())} to {int(found.max())}"
+        raise TokError("indices", f"must be from 0 to {codebook_size - 1}", got=span)
+    return found.to(torch.int64)

@@ -1,0 +1,84 @@
+"""Stored results from Python: tokens, samples, reference statistics, reports."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from tokcli.artifact.weights import load_tensors
+from tokcli.data.token_store import TokenStore
+from tokcli.errors import TokError
+from tokcli.evaluation.references import STATISTICS
+from tokcli.handles.networks import Handle
+from tokcli.measure.previews import read_samples
+
+
+class TokensHandle(Handle):
+    """The tokens of a data set, mapped into memory."""
+
+    @cached_property
+    def store(self) -> TokenStore:
+        """The shards: `labels`, `keys`, `captions`, and `batch(rows, views)`."""
+        return TokenStore(self.artifact.path)
+
+    def __len__(self) -> int:
+        return self.store.rows
+
+    def indices(self, rows: Sequence[int], view: int = 0) -> Int[Tensor, "b n"]:
+        """Tokens of one view of images; view 0 is the centre crop, others are named by the fact `views`."""
+        return self.store.batch(np.asarray(rows), np.full(len(rows), view))
+
+
+class SamplesHandle(Handle):
+    """Images that `tok sample` drew."""
+
+    def __len__(self) -> int:
+        return int(self.facts["number"])
+
+    def images(self, numbers: Sequence[int] | None = None) -> UInt8[Tensor, "b 3 s s"]:
+        """Images by number, all of them where none is named.
+
+        Raises:
+            TokError: a file is missing or damaged, or there is no such number.
+        """
+        wanted = range(len(self)) if numbers is None else numbers
+        if any(not 0 <= number < len(self) for number in wanted):
+            raise TokError("images", f"are numbered 0 to {len(self) - 1}", got=", ".join(map(str, wanted)))
+        return read_samples(self.artifact, wanted)
+
+    @property
+    def labels(self) -> list[int]:
+        """The class of each image, -1 for none."""
+        return list(self.facts["labels"])
+
+
+class StatisticsHandle(Handle):
+    """Mean and covariance of an extractor's features of a data set, float64."""
+
+    @cached_property
+    def _state(self) -> dict[str, Tensor]:
+        return load_tensors(self.artifact.file(STATISTICS))
+
+    @property
+    def mean(self) -> Float[Tensor, " d"]:
+        """The features' mean."""
+        return self._state["mean"]
+
+    @property
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Their covariance."""
+        return self._state["covariance"]
+
+
+class ReportHandle(Handle):
+    """What `tok eval` measured."""
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Any]:
+        """`metrics.json`: every number with its N, reference, extractor and interval."""
+        found: Mapping[str, Any] = json.loads(self.artifact.file("metrics.json").read_text(encoding="utf-8"))
+        return found
