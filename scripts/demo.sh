@@ -5,15 +5,15 @@ set -euo pipefail
 python scripts/fetch_embedded.py squeezenet vits14 >&2
 started=$SECONDS
 mapfile -t made < <(scripts/pipeline.sh openmoji openmoji)
-[ "${#made[@]}" -eq 9 ] || { echo "the pipeline stopped; repeat the command to go on where it was" >&2; exit 1; }
+[ "${#made[@]}" -eq 9 ] || { echo "the pipeline stopped; repeat the command to resume it" >&2; exit 1; }
 report="${made[7]}" viz="${made[8]}"
 echo
 sed -n '/^|/p' "$report/report.md"
 cat <<EOF
 
 The pipeline took $((SECONDS - started)) s. Look at:
-  $report/report.html    the table with the provenance of every number, samples, curves
-  $viz/index.html        a page to walk through the codebook
+  $report/report.html    the table with the origin of every number, samples, curves
+  $viz/index.html        a page to explore the codebook
   $report/sheet.png      original / reconstruction / AR sample / NAR sample, a column per class
   ${made[5]}/sheet.png   AR samples by class   (${made[6]}/sheet.png: NAR)
   ${made[0]}/preview.png   the teacher's features and what 512 codes keep of them
