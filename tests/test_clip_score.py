@@ -6,7 +6,7 @@ from PIL import Image
 
 from tokcli.artifact.reading import Artifact
 from tokcli.errors import TokError
-from tokcli.evaluation.captions import ClipScore
+from tokcli.evaluation.captions import Captions
 from tokcli.metrics.clip_score import clip_score
 
 
@@ -40,13 +40,13 @@ def samples(folder, colours, prompts):
 
 def test_each_image_is_compared_with_the_caption_it_was_drawn_for(tmp_path):
     made = samples(tmp_path / "a", ["red", "blue", "red", "red"], ["red", "blue"])  # captions come in turn
-    (found,) = ClipScore.__call__(Colours(), made, ("teacher",))
+    (found,) = Captions.__call__(Colours(), made, ("teacher",))
     assert found.value == pytest.approx(75) and found.count == 4
-    assert (found.metric, found.extractor, found.involved) == ("clip_score", "clip", ("teacher",))
+    assert (found.name, found.what.extractor, found.involved) == ("clip_score", "clip", ("teacher",))
 
 
 def test_samples_of_classes_have_no_clip_score(tmp_path):
-    assert ClipScore.__call__(Colours(), samples(tmp_path / "a", ["red"], None), ()) == []
+    assert Captions.__call__(Colours(), samples(tmp_path / "a", ["red"], None), ()) == []
 
 
 def test_a_clip_score_is_never_negative_and_scale_does_not_matter():
@@ -101,6 +101,6 @@ def test_the_judge_scores_pictures_and_captions_as_open_clip_does(tmp_path):
     for number, picture in enumerate(pictures):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "a" / "images" / f"{number:06d}.png")
     manifest = {"kind": "samples", "id": "s", "facts": {"number": 3}, "recipe": {"sample": {"prompts": captions}}}
-    (found,) = ClipScore(tmp_path / "clip.pt", torch.device("cpu"))(Artifact(tmp_path / "a", manifest), ())
+    (found,) = Captions(tmp_path / "clip.pt", torch.device("cpu"))(Artifact(tmp_path / "a", manifest), ())
     expected = 100 * (sign * cosines).clamp(min=0).mean()
     assert found.value == pytest.approx(float(expected), abs=1e-3) and expected > 0.1

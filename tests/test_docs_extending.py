@@ -12,6 +12,9 @@ from test_docs import PAGES, ROOT, blocks, section
 from tokcli.build import build_proposal, component
 from tokcli.data.sources import SOURCES, ImageSource, open_source
 from tokcli.methods.distillation import Distillation, DistillationRecipe
+from tokcli.metrics import METRICS, Metric
+from tokcli.metrics.dispatch import ask
+from tokcli.metrics.reported import Reported
 from tokcli.pretrained import NETWORKS, build_network
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 from tokcli.proposals import PROPOSALS, Sampling
@@ -78,6 +81,14 @@ def test_the_data_source_is_what_data_names(monkeypatch: pytest.MonkeyPatch, tmp
     assert open_source(source.name, size=8).id == source.id and len(source.id) == 17
     assert torch.equal(source.image(1), torch.from_numpy(images[1]).permute(2, 0, 1))
     assert [source.label(1), source.captions(1), source.key(1)] == [-1, [], "1"]
+
+
+def test_the_metric_is_asked_by_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "nearest_real", None)  # type: ignore[arg-type]
+    run("## A metric", METRICS=METRICS, Metric=Metric)
+    found = dict(ask("sets", torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 1.0], [3.0, 4.0]])))
+    assert found["nearest_real"].value == pytest.approx((1 + 10**0.5) / 2)
+    assert Reported("nearest_real", "vits14", "ar").name == "nearest_real_vits14_ar"
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tokcli.evaluation.paper import PAPER, TABLES
 from tokcli.recipe.yaml import read_yaml
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = {
-    "imagenet": ("codebook_usage", "rfid", "proposal_ppl", "fid_ar", "fid_nar"),
-    "coco": ("codebook_usage", "rfid", "proposal_ppl", "fid_ar", "fid_t2i"),
-}
+COLUMNS = {suite: [column.what.name for column in PAPER if suite in column.tables] for suite in TABLES}
 
 
 @pytest.mark.parametrize("suite", COLUMNS)

@@ -11,29 +11,29 @@ from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Against, Measured, Measurement
 from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.evaluation.text_tables import as_csv, as_text
+from tokcli.metrics.reported import Reported
 
 VAL, TRAIN = Against("data-1", "set/val", 100), Against("data-2", "set/train", 900)
 
 
 def measured(kind, *found, tokenizer="tokenizer-1", mode=None, size=64, recipe=None, name="vqkd", id="x"):
     path = f"/ws/{kind}-{id}"
+    if kind == "samples":
+        found = [replace(m, what=replace(m.what, mode=mode)) for m in found]
     return Measured(f"{kind}-{id}", kind, name, path, tokenizer, mode, size, {}, recipe or {}, list(found))
 
 
+def number(metric, value, count=100, extractor=None, **keys):
+    return Measurement(Reported(metric, extractor), value, count, **keys)
+
+
 def fd(value, count=500, against=VAL, involved=(), extractor="vits14"):
-    return Measurement(
-        f"fd_{extractor}",
-        value,
-        count,
-        against=against,
-        extractor=extractor,
-        involved=involved,
-        interval=(value - 1, value + 1),
-    )
+    interval = (value - 1, value + 1)
+    return number("fd", value, count, extractor, against=against, involved=involved, interval=interval)
 
 
 def usage(value):
-    return Measurement("codebook_usage", value, 6400, "tokens", VAL)
+    return number("codebook_usage", value, 6400, of="tokens", against=VAL)
 
 
 def headings(table):
@@ -43,7 +43,7 @@ def headings(table):
 def test_a_family_is_one_row_with_the_paper_s_columns_in_its_order():
     samples = [measured("samples", fd(v), mode=m, id=m) for v, m in ((11.0, "nar"), (12.0, "ar"))]
     found = build_tables(
-        [*samples, measured("tokenizer", usage(0.5), Measurement("top_code_share", 0.1, 6400, "tokens", VAL))]
+        [*samples, measured("tokenizer", usage(0.5), number("top_code_share", 0.1, 6400, of="tokens", against=VAL))]
     )
     assert headings(found.paper) == [
         "usage % ↑", "rFID ↓", "PPL ↓", "FD_AR vits14 ↓", "FD_NAR vits14 ↓", "IS ↑",
@@ -82,13 +82,22 @@ def test_unlike_protocols_are_never_in_one_column(other):
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric", "mode", "key"),
-    [("tokenizer", "feature_loss", None, "feature_loss"), ("samples", "clip_score", "t2i", "clip_score_t2i"), ("samples", "fd_vits14", "t2i", "fd_vits14_t2i")],
+    ("kind", "metric", "extractor", "mode", "key"),
+    [("tokenizer", "feature_loss", None, None, "feature_loss"), ("samples", "clip_score", "clip", "t2i", "clip_score_t2i"), ("samples", "fd", "vits14", "t2i", "fd_vits14_t2i")],
 )  # fmt: skip
 @pytest.mark.parametrize("other", ["first", "second"])
-def test_features_of_other_teachers_and_other_captions_are_never_in_one_column(kind, metric, mode, key, other):
+def test_features_of_other_teachers_and_other_captions_are_never_in_one_column(
+    kind, metric, extractor, mode, key, other
+):
     rows = [
-        measured(kind, Measurement(metric, 0.5, 100, against=VAL, by=by), tokenizer=name, name=name, id=name, mode=mode)
+        measured(
+            kind,
+            number(metric, 0.5, extractor=extractor, against=VAL, by=by),
+            tokenizer=name,
+            name=name,
+            id=name,
+            mode=mode,
+        )
         for name, by in (("one", "first"), ("other", other))
     ]
     found = build_tables(rows).whole
@@ -128,7 +137,7 @@ def drawn(proposal, decoder, mode="ar", value=8.0, **recipe):
 
 
 def network(kind, id, metric, mode=None, **recipe):
-    return measured(kind, Measurement(metric, float(ord(id[0])), 100, against=VAL), mode=mode, id=id, recipe=recipe)
+    return measured(kind, number(metric, float(ord(id[0])), against=VAL), mode=mode, id=id, recipe=recipe)
 
 
 def test_a_row_holds_samples_of_its_own_networks_only():
@@ -148,7 +157,7 @@ def test_a_row_holds_samples_of_its_own_networks_only():
 
 
 def test_a_decoder_beside_one_that_the_tokenizer_holds_has_its_own_row():
-    t = measured("tokenizer", usage(0.5), Measurement("psnr", 20.0, 100, against=VAL), id="t")
+    t = measured("tokenizer", usage(0.5), number("psnr", 20.0, against=VAL), id="t")
     family = [t, network("decoder", "d", "psnr"), drawn("a", "d")]
     found = build_tables(family).whole.rows
     assert [set(row.cells) for row in found] == [{"codebook_usage", "psnr"}, {"psnr", "fd_vits14_ar"}]
@@ -156,7 +165,8 @@ def test_a_decoder_beside_one_that_the_tokenizer_holds_has_its_own_row():
 
 
 def test_samples_asked_for_otherwise_have_a_row_of_their_own():
-    other = replace(drawn("a", "d", value=2.0, classes=["Flags"]), measurements=[replace(fd(2.0), by="classes Flags")])
+    other = drawn("a", "d", value=2.0, classes=["Flags"])
+    other = replace(other, measurements=[replace(m, by="classes Flags") for m in other.measurements])
     found = build_tables([measured("tokenizer", usage(0.5)), drawn("a", "d"), other]).whole
     assert [list(row.cells) for row in found.rows] == [["codebook_usage", "fd_vits14_ar (a)"], ["fd_vits14_ar (b)"]]
     assert found.rows[1].name == "vqkd: classes=['Flags']"

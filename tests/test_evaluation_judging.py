@@ -17,12 +17,13 @@ from tokcli.data.sources import open_source
 from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.judge import _like
-from tokcli.evaluation.reconstructions import Lpips, judge_decoder, worst_sheet
+from tokcli.evaluation.reconstructions import Maps, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
 from tokcli.evaluation.token_numbers import _features, judge_proposal, judge_understanding
 from tokcli.files import sha256
 from tokcli.metrics import METRICS
+from tokcli.metrics.dispatch import PerImage
 
 CPU, SIZE = torch.device("cpu"), 16
 
@@ -77,7 +78,7 @@ def pictures(tmp_path):
 def judged(tmp_path, pictures, **keys):
     source = open_source(str(pictures), size=SIZE)
     references = References(Options(workspace=tmp_path / "ws"), [], 0, CPU)
-    settings = {"worst": 2, "lpips": None, "lpips_roles": ()} | keys
+    settings = {"worst": 2, "maps": None, "maps_roles": ()} | keys
     return source, judge_decoder(
         Copy(), Copy(), source, CPU, size=SIZE, extractors=[tiny()], originals=lambda e: references.images(source, e, SIZE),
         roles=lambda e: ("teacher",), **settings,
@@ -86,7 +87,7 @@ def judged(tmp_path, pictures, **keys):
 
 def test_a_decoder_is_measured_on_every_image_with_its_judge_s_role(tmp_path, pictures):
     source, found = judged(tmp_path, pictures)
-    by_name = {m.metric: m for m in found.measurements}
+    by_name = {m.name: m for m in found.measurements}
     assert list(by_name) == ["psnr", "ssim", "sharpness", "l1", "rfd_tiny"]
     distance = by_name["rfd_tiny"]
     assert distance.against == Against(source.id, source.name, 16) and distance.involved == ("teacher",)
@@ -127,20 +128,22 @@ def test_lpips_of_uint8_images_is_that_of_its_package(vgg):
     file, theirs = vgg
     images, targets = torch.randint(0, 256, (2, 6, 3, 40, 56), dtype=torch.uint8)
     targets[0] = images[0]
-    found = Lpips(file, CPU)(images, targets)
+    measured = PerImage("maps")
+    Maps(file, CPU).add(measured, images, targets)
+    found = measured.values["lpips"]
     torch.testing.assert_close(found, of_the_package(theirs, images, targets), rtol=1e-4, atol=1e-7)
     assert found[0] == 0 and found[1:].min() > 0.01
 
 
 def test_lpips_chooses_the_worst_where_it_is_measured(tmp_path, pictures, vgg):
     file, theirs = vgg
-    source, found = judged(tmp_path, pictures, lpips=Lpips(file, CPU), lpips_roles=("perceptual loss",))
-    roles = {m.metric: m.involved for m in found.measurements}
+    source, found = judged(tmp_path, pictures, maps=Maps(file, CPU), maps_roles=("perceptual loss",))
+    roles = {m.name: m.involved for m in found.measurements}
     assert roles["lpips"] == ("perceptual loss",) and roles["psnr"] == ()
     images = torch.stack([source.image(i) for i in range(16)])
     decoded = (Copy()(images.float() / 255) * 255).round().to(torch.uint8)
     expected = of_the_package(theirs, decoded, images)
-    (measured,) = (m.value for m in found.measurements if m.metric == "lpips")
+    (measured,) = (m.value for m in found.measurements if m.name == "lpips")
     assert measured == pytest.approx(float(expected.mean()), rel=1e-4)
     assert [w["key"] for w in found.worst] == [source.key(int(i)) for i in expected.argsort(descending=True)[:2]]
 
@@ -156,7 +159,7 @@ def test_classes_that_tokens_show_are_told(tmp_path, pictures):
         (tmp_path / "learnt" / file.parent.name / f"learnt-{file.name}").write_bytes(file.read_bytes())
     learnt = open_source(str(tmp_path / "learnt"), size=SIZE)
     found = judge_understanding(Quarters(), learnt, source, CPU, size=SIZE, most=100)
-    assert {m.metric: (m.value, m.count, m.against.images) for m in found} == {
+    assert {m.name: (m.value, m.count, m.against.images) for m in found} == {
         "probe_accuracy": (1.0, 16, 16), "knn_accuracy": (pytest.approx(1.0, abs=0.5), 16, 16)
     }  # fmt: skip
 
@@ -244,7 +247,7 @@ def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples)
     found = judge_samples(
         samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0
     )
-    values = {m.metric: m.value for m in found}
+    values = {m.name: m.value for m in found}
     assert values.pop("fd_tiny") < 1e-6 and values.pop("kd_tiny") < 1e-6
     assert values.pop("density_tiny") >= 1
     assert values == {"precision_tiny": 1.0, "recall_tiny": 1.0, "coverage_tiny": 1.0}
@@ -255,7 +258,7 @@ def test_few_images_for_neighbours_are_recorded_as_so_many(tmp_path, pictures, s
     found = judge_samples(
         samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=8, bootstrap=3
     )
-    counts = {m.metric: (m.count, m.against.images) for m in found}
+    counts = {m.name: (m.count, m.against.images) for m in found}
     assert counts["fd_tiny"] == (16, 16) and counts["precision_tiny"] == (8, 8)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import math
+from types import SimpleNamespace
+from typing import get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,14 +11,20 @@ import pytest
 import torch
 
 from tokcli.errors import TokError
+from tokcli.evaluation import captions, generated, reconstructions, token_numbers
+from tokcli.evaluation.judge import check_served
 from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_html, as_markdown, as_text
-from tokcli.metrics import METRICS, describe, frechet_name, is_known, named
+from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
+from tokcli.metrics.dispatch import Number, number_of, taking
 from tokcli.metrics.feature_prediction import centroid_loss, constant_loss, feature_loss
 from tokcli.metrics.fid import Moments
+from tokcli.metrics.image_quality import sharpness
 from tokcli.metrics.inception_score import Spread
-from tokcli.metrics.likelihood import masked_ce, masked_ce_name, proposal_ppl
+from tokcli.metrics.likelihood import masked_ce, proposal_ppl
 from tokcli.metrics.neighbours import neighbours
+from tokcli.metrics.precision_recall import precision, recall
+from tokcli.metrics.reported import Reported
 from tokcli.metrics.understanding import bags
 from tokcli.pretrained.extract import features
 
@@ -44,7 +52,7 @@ def good_and_bad(takes):
     if takes == "maps":
         x, heads = [noise(2, 3, 4, 4)], [torch.ones(1, 3, 1, 1, dtype=torch.float64)]
         return ([x[0] + 0.1 * noise(2, 3, 4, 4, seed=1)], x, heads), ([noise(2, 3, 4, 4, seed=2)], x, heads)
-    if takes == "moments":
+    if takes in ("moments", "spatial_moments", "reconstruction_moments"):
         x = noise(50, 4)
         return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
     if takes == "sets":
@@ -88,44 +96,74 @@ def test_a_metric_of_pairs_gives_each_image_its_own_number(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "title"),
+    ("what", "name", "title"),
     [
-        ("fd_vits14", "FD vits14"),
-        ("rfd_efflite0", "rFD efflite0"),
-        ("fid_ar", "FID_AR"),
-        ("fd_efflite0_nar", "FD_NAR efflite0"),
-        ("fd_timm:resnet18.a1_in1k", "FD timm:resnet18.a1_in1k"),
-        ("masked_ce_0.50", "masked CE at 0.50"),
-        ("masked_accuracy_0.50", "masked accuracy % at 0.50"),
-        ("inception_score_ar", "IS_AR"),
-        ("precision_inception_nar", "precision_NAR inception"),
-        ("sfd_inception-1234abcd", "sFD inception-1234abcd"),
+        (Reported("psnr"), "psnr", "PSNR, dB"),
+        (Reported("codebook_usage", nonblank=True), "codebook_usage_nonblank", "usage %"),
+        (Reported("masked_ce", ratio=0.5), "masked_ce_0.50", "masked CE at 0.50"),
+        (Reported("fd", "vits14", "ar"), "fd_vits14_ar", "FD_AR vits14"),
+        (Reported("fd", "timm:resnet18.a1_in1k"), "fd_timm:resnet18.a1_in1k", "FD timm:resnet18.a1_in1k"),
+        (Reported("precision", "inception", "nar"), "precision_inception_nar", "precision_NAR inception"),
+        (Reported("clip_score", "clip", "t2i"), "clip_score_t2i", "CLIP score_T2I"),
     ],
 )
-def test_a_reported_name_has_a_title(name, title):
-    assert describe(name).title == title
+def test_the_name_and_the_title_follow_from_the_fields(what, name, title):
+    assert (what.name, what.title) == (name, title)
+
+
+@pytest.mark.parametrize(
+    ("metric", "plain", "title"),
+    [("fd", "fid", "FID"), ("rfd", "rfid", "rFID"), ("sfd", "sfid", "sFID"), ("kd", "kid", "KID"), ("inception_score", "inception_score", "IS")],
+)  # fmt: skip
+def test_only_inception_s_published_weights_lend_their_name_to_a_metric(metric, plain, title):
+    published, other = Reported(metric, "inception", "ar"), Reported(metric, "inception-1234abcd", "ar")
+    assert (published.name, published.title) == (f"{plain}_ar", f"{title}_AR")
+    assert other.name == f"{metric}_inception-1234abcd_ar" and other.title.endswith("_AR inception-1234abcd")
 
 
 def test_an_unknown_metric_names_the_nearest_one():
     with pytest.raises(TokError, match="Did you mean 'psnr'"):
-        describe("psnrr")
-    assert not is_known("fd_vits14 against /data/val_ar")
+        Reported("psnrr")
 
 
-def test_only_inception_gives_a_fid():
-    assert [frechet_name(e) for e in ("inception", "efflite0", "inception-1234abcd")] == [
-        "fid",
-        "fd_efflite0",
-        "fd_inception-1234abcd",
-    ]
+def test_a_metric_that_nothing_is_given_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setitem(METRICS, "x", SimpleNamespace(takes="image"))
+    with pytest.raises(TokError, match="metric 'x': takes what no evaluation gives. image. Take one of: counts"):
+        check_served()
 
 
-def test_only_inception_lends_its_name_to_what_is_named_after_it():
-    ours, other = ([named(base, e) for base in ("rfd", "sfd", "kd", "inception_score", "recall")]
-                   for e in ("inception", "inception-1234abcd"))  # fmt: skip
-    assert ours == ["rfid", "sfid", "kid", "inception_score", "recall_inception"]
-    assert other == [f"{base}_inception-1234abcd" for base in ("rfd", "sfd", "kd", "inception_score", "recall")]
-    assert all(map(is_known, ours + other))
+def test_the_evaluation_gives_all_that_metrics_may_take():
+    parts = (token_numbers, reconstructions, generated, captions)
+    assert sorted(takes for part in parts for takes in part.SERVES) == sorted(get_args(Takes))
+
+
+def test_names_and_titles_of_metrics_are_unlike():
+    known = [m.known_as for m in METRICS.values() if m.known_as]
+    names = [*METRICS, *(one.name for one in known if one.name not in METRICS)]
+    titles = [m.title for m in METRICS.values()] + [one.title for one in known if one.name not in METRICS]
+    assert len(set(names)) == len(names) and len(set(titles)) == len(titles)
+
+
+def test_generated_and_real_images_are_given_in_that_order():
+    a, b = noise(60, 4), noise(60, 4, seed=1) * 3
+    swapped = neighbours(b, a), neighbours(a, b)
+    assert precision(swapped[0]) == recall(swapped[1]) != recall(swapped[0])
+    assert all(
+        METRICS[key].function(swapped[0]) != METRICS[key].function(swapped[1]) for key in ("density", "coverage")
+    )
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert (sharpness(x * 0.5, x) < 1).all() and (sharpness(x, x * 0.5) > 1).all()
+
+
+def test_only_images_that_have_a_value_count():
+    assert number_of(torch.tensor([1.0, math.nan, 3.0], dtype=torch.float64)) == Number(2.0, images=2)
+    assert number_of(torch.full((2,), math.nan, dtype=torch.float64)) is None
+    assert number_of(Spread(1.0, 0.5)) == Number(1.0, 0.5) and number_of(3.0) == Number(3.0)
+
+
+def test_a_metric_is_asked_of_its_own_extractors_and_modes_alone():
+    assert list(taking("logits", extractor="inception")) == ["inception_score"] and not taking("logits", extractor="x")
+    assert [list(taking("nll", mode=mode)) for mode in ("ar", "nar")] == [["proposal_ppl"], ["masked_ce"]]
 
 
 def test_codebook_numbers_follow_from_the_frequencies():
@@ -183,7 +221,6 @@ def test_a_centroid_on_every_feature_leaves_no_loss():
 def test_a_uniform_guess_has_the_perplexity_of_the_codebook():
     assert proposal_ppl(50 * math.log(512), 50) == pytest.approx(512)
     assert masked_ce(50 * math.log(512), 50) == pytest.approx(math.log(512))
-    assert masked_ce_name(0.5) == "masked_ce_0.50"
 
 
 @pytest.mark.parametrize(("total", "tokens"), [(1.0, 0), (math.nan, 3), (math.inf, 3)])
@@ -228,7 +265,11 @@ def test_no_images_have_no_features():
     assert list(features([], flat)) == []
 
 
-USAGE, RFD, PPL = Column("codebook_usage"), Column("rfd_vits14"), Column("proposal_ppl", "b")
+USAGE, RFD, PPL = (
+    Column(Reported("codebook_usage")),
+    Column(Reported("rfd", "vits14")),
+    Column(Reported("proposal_ppl"), "b"),
+)
 TABLE = Table(
     [USAGE, RFD, PPL],
     [

@@ -1,15 +1,13 @@
 """The paper's columns, and its figures in rows of their own under ours."""
 
-from dataclasses import replace
-
 import pytest
-from test_evaluation import TRAIN, fd, headings, measured, usage
+from test_evaluation import TRAIN, fd, headings, measured, number, usage
 from test_faults import refusal
 from test_report_page import EXTRACTORS
 
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.html import write_report
-from tokcli.evaluation.records import Measurement
+from tokcli.evaluation.paper import PAPER, TABLES
 from tokcli.evaluation.tables import build_tables
 from tokcli.evaluation.text_tables import as_csv, as_html, as_markdown, as_text
 from tokcli.recipe.yaml import read_yaml, recipes_root
@@ -22,7 +20,7 @@ AIMS = Published(
 
 
 def fid(value, **keys):
-    return replace(fd(value, **keys), metric="fid", extractor="inception")
+    return fd(value, extractor="inception", **keys)
 
 
 def samples(*found, mode="ar", id="s", **recipe):
@@ -35,7 +33,7 @@ def lines(table):
 
 
 def test_the_paper_s_columns_with_lpips_last_where_it_is_measured():
-    family = [measured("tokenizer", usage(0.5), Measurement("lpips", 0.2, 10)), samples(fid(9.0), mode="t2i")]
+    family = [measured("tokenizer", usage(0.5), number("lpips", 0.2)), samples(fid(9.0), mode="t2i")]
     assert headings(build_tables(family).paper) == [
         "usage % ↑", "rFID ↓", "PPL ↓", "FID_AR ↓", "FID_T2I ↓", "IS ↑", "LPIPS ↓",
     ]  # fmt: skip
@@ -44,7 +42,7 @@ def test_the_paper_s_columns_with_lpips_last_where_it_is_measured():
 
 
 def test_an_inception_score_with_other_weights_stands_in_the_paper_s_column():
-    score = Measurement("inception_score_inception-ab12cd34", 3.0, 10, extractor="inception-ab12cd34")
+    score = number("inception_score", 3.0, extractor="inception-ab12cd34")
     assert headings(build_tables([samples(score)]).paper)[-1] == "IS_AR inception-ab12cd34 ↑"
 
 
@@ -105,11 +103,12 @@ def test_a_figure_of_no_known_metric_is_a_recipe_error(name, photos, make_artifa
     assert "eval.published.rows" in said and f"vqgan.{name}: no such metric" in said
 
 
-@pytest.mark.parametrize(("folder", "drawn"), [("imagenet", "fid_nar"), ("coco", "fid_t2i")])
-def test_the_recipes_of_the_paper_s_tables_hold_all_its_figures(folder, drawn):
+@pytest.mark.parametrize("folder", TABLES)
+def test_the_recipes_of_the_paper_s_tables_hold_all_its_figures(folder):
     aims = EvalRecipe.model_validate(read_yaml(recipes_root() / folder / "eval.yaml")).eval.published
     assert list(aims.rows) == ["vqgan", "fsq", "vqkd-clip", "vqkd-vit", "vqkd-dino", "vqkd-mae"]
-    assert all(list(one) == ["codebook_usage", "rfid", "proposal_ppl", "fid_ar", drawn] for one in aims.rows.values())
+    columns = [column.what.name for column in PAPER if folder in column.tables]
+    assert len(columns) == 5 and all(list(one) == columns for one in aims.rows.values())
     assert any("shifted by one patch" in one for one in aims.assumed)
 
 

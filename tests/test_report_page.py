@@ -14,6 +14,7 @@ from tokcli.evaluation.html import Picture, write_report
 from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
 from tokcli.evaluation.report_page import read_log
 from tokcli.evaluation.tables import build_tables
+from tokcli.metrics.reported import Reported
 
 VAL = Against("statistics-1", "set/<val>", 285)
 SCALES = (1.0, 1.5, 2.0, 3.0)
@@ -27,11 +28,11 @@ def measured(kind, id, found, inputs, mode=None, recipe=None):
 
 
 def drawn(number, scale):
-    judged = {"against": VAL, "extractor": "efflite0"}
+    what = lambda metric: Reported(metric, "efflite0", "ar")  # noqa: E731
     found = [
-        Measurement("fd_efflite0", (50.0, 40.0, 38.0, 45.0)[number], 500, interval=(30.0, 60.0), involved=("teacher",), **judged),
-        Measurement("precision_efflite0", (0.3, 0.4, 0.5, 0.45)[number], 500, **judged),
-        Measurement("recall_efflite0", (0.6, 0.5, 0.4, 0.2)[number], 500, **judged),
+        Measurement(what("fd"), (50.0, 40.0, 38.0, 45.0)[number], 500, against=VAL, interval=(30.0, 60.0), involved=("teacher",)),
+        Measurement(what("precision"), (0.3, 0.4, 0.5, 0.45)[number], 500, against=VAL),
+        Measurement(what("recall"), (0.6, 0.5, 0.4, 0.2)[number], 500, against=VAL),
     ]  # fmt: skip
     recipe = {"stage": "sample", "seed": 0, "sample": {"cfg_scale": scale, "top_k": 0}}
     return measured("samples", str(number), found, {"proposal": "proposal-1", "decoder": "decoder-1"}, "ar", recipe)
@@ -40,11 +41,11 @@ def drawn(number, scale):
 @pytest.fixture(scope="module")
 def report():
     """A family with four samples of one proposal, as `metrics.json` holds it; and the samples' recipes."""
-    rfd = Measurement("rfd_efflite0", 12.3456, 285, against=VAL, extractor="efflite0")
+    rfd = Measurement(Reported("rfd", "efflite0"), 12.3456, 285, against=VAL)
     family = [
-        measured("tokenizer", "1", [Measurement("codebook_usage", 0.92, 18240, "tokens", VAL)], {"data": "data-1"}),
+        measured("tokenizer", "1", [Measurement(Reported("codebook_usage"), 0.92, 18240, "tokens", VAL)], {"data": "data-1"}),
         measured("decoder", "1", [rfd], {"data": "data-1", "tokenizer": "tokenizer-1"}),
-        measured("proposal", "1", [Measurement("proposal_ppl", 13.01, 18240, "tokens", VAL)], {"tokens": "tokens-1"}, "ar"),
+        measured("proposal", "1", [Measurement(Reported("proposal_ppl"), 13.01, 18240, "tokens", VAL)], {"tokens": "tokens-1"}, "ar"),
         *map(drawn, range(4), SCALES),
     ]  # fmt: skip
     family[2] = replace(family[2], name="<b>bold</b>")
@@ -198,7 +199,7 @@ def test_samples_of_another_number_decoder_or_request_are_not_on_one_curve():
             recipes[key] = {"sample": {"cfg_scale": scale, "per_class": 1}}
             artifacts.append({
                 "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number},
-                "measurements": [{"count": count, "by": by}],
+                "measurements": [{"metric": "fd_x", "fields": {"metric": "fd", "extractor": "x"}, "count": count, "by": by}],
             })  # fmt: skip
         return pages._sweeps({"artifacts": artifacts}, recipes)
 

@@ -5,18 +5,25 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field, field_validator
 
+from tokcli.evaluation import captions, generated
+from tokcli.evaluation.paper import MODES
 from tokcli.evaluation.text_tables import Cell, Column, Row
-from tokcli.metrics import METRICS, describe
+from tokcli.metrics import METRICS
+from tokcli.metrics.reported import Reported
 from tokcli.recipe.sections import Section
 from tokcli.registry import nearest
 
-MODES = ("ar", "nar", "t2i")
-DRAWN = ("fid", "sfid", "kid", "inception_score", "clip_score")  # of samples, so that their names end in a mode
-PLAIN = ("images", "maps", "counts", "nll", "hits", "features")  # what metrics take that go by their own name
-KNOWN = (
-    *(name for name, metric in METRICS.items() if metric.takes in PLAIN), "rfid",
-    *(f"{name}_{mode}" for name in DRAWN for mode in MODES),
-)  # fmt: skip
+
+def _publishable() -> dict[str, Reported]:
+    """What a publication reports, by name: all that has a name of its own, without that of an extractor."""
+    found = []
+    for key, metric in METRICS.items():
+        if metric.takes in generated.SERVES + captions.SERVES:
+            known = metric.known_as
+            found += [Reported(key, known.extractor, mode) for mode in MODES] if known else []
+        else:
+            found.append(Reported(key, metric.known_as.extractor if metric.known_as else None))
+    return {one.name: one for one in found}
 
 
 class Published(Section):
@@ -29,35 +36,40 @@ class Published(Section):
     @field_validator("rows")
     @classmethod
     def _check(cls, rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        known = _publishable()
         for name, figures in rows.items():
-            for metric in figures:
-                if metric not in KNOWN:
-                    raise ValueError(f"{name}.{metric}: no such metric. {nearest(metric, KNOWN)}")
-                if not 0 <= figures[metric] <= (1 if metric in METRICS and METRICS[metric].percent else math.inf):
-                    range_ = "a share in [0, 1]" if metric in METRICS and METRICS[metric].percent else "at least 0"
-                    raise ValueError(f"{name}.{metric}: must be {range_}. Got {figures[metric]}")
+            for metric, value in figures.items():
+                if metric not in known:
+                    raise ValueError(f"{name}.{metric}: no such metric. {nearest(metric, known)}")
+                share = known[metric].declared.percent
+                if not 0 <= value <= (1 if share else math.inf):
+                    range_ = "a share in [0, 1]" if share else "at least 0"
+                    raise ValueError(f"{name}.{metric}: must be {range_}. Got {value}")
         return rows
 
-    def modes(self, names: Sequence[str]) -> set[str]:
+    def _figures(self, name: str) -> dict[Reported, float]:
+        known = _publishable()
+        return {known[metric]: value for metric, value in self.rows.get(name, {}).items()}
+
+    def modes(self, names: Sequence[str]) -> set[str | None]:
         """The modes of samples that figures of these tokenizers are of."""
-        asked = {metric.rpartition("_")[2] for name in names for metric in self.rows.get(name, {})}
-        return asked & set(MODES)
+        return {what.mode for name in names for what in self._figures(name)} - {None}
 
     def row(self, name: str, columns: Sequence[Column]) -> Row | None:
         """The row under a tokenizer's own; None where nothing is published of it.
 
-        Each figure stands in the first column of its metric by its exact name: a FID never in that of another extractor's distance.
+        Each figure stands in the first column of just its metric: a FID never in that of another extractor's distance.
         """
-        of: dict[str, str] = {}
+        of: dict[Reported, str] = {}
         for column in columns:
-            of.setdefault(column.metric, column.key)
-        found = {of[metric]: Cell(value) for metric, value in self.rows.get(name, {}).items() if metric in of}
+            of.setdefault(column.what, column.key)
+        found = {of[what]: Cell(value) for what, value in self._figures(name).items() if what in of}
         return Row(f"{name}, published", found, published=True) if found else None
 
     def notes(self, names: Sequence[str], columns: Sequence[Column]) -> list[str]:
         """Where the figures are from, what is assumed, and what has no column here."""
-        shown = {column.metric for column in columns}
-        missing = list(dict.fromkeys(m for name in names for m in self.rows.get(name, {}) if m not in shown))
+        shown = {column.what for column in columns}
+        missing = list(dict.fromkeys(what for name in names for what in self._figures(name) if what not in shown))
         if not any(self.rows.get(name) for name in names):
             return []
         found = [
@@ -65,7 +77,7 @@ class Published(Section):
         ]
         found += [f"published, assumed: {one}" for one in self.assumed]
         if missing:
-            titles = ", ".join(describe(metric).title for metric in missing)
+            titles = ", ".join(what.title for what in missing)
             found.append(
                 f"published too, without a column here: {titles} (FID, KID and IS are of Inception's published weights alone)"
             )

@@ -1,7 +1,6 @@
 """Samples against the captions they were drawn for, by CLIP's two towers."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -9,15 +8,18 @@ from tokcli.artifact.reading import Artifact
 from tokcli.evaluation.extractors import BATCH
 from tokcli.evaluation.records import Measurement
 from tokcli.measure.previews import read_samples
-from tokcli.metrics import METRICS
+from tokcli.metrics import Takes
+from tokcli.metrics.dispatch import ask
+from tokcli.metrics.reported import Reported
 from tokcli.pretrained import build_network
 from tokcli.pretrained.extract import features
 from tokcli.pretrained.text import OpenCLIPText, build_text_tower
 
 CLIP = "clip"
+SERVES: tuple[Takes, ...] = ("embeddings",)
 
 
-class ClipScore:
+class Captions:
     """CLIP's image and text tower.
 
     Args:
@@ -35,7 +37,7 @@ class ClipScore:
         self.texts, self.device = tower.to(device), device
 
     def __call__(self, a: Artifact, involved: tuple[str, ...]) -> list[Measurement]:
-        """The mean over a samples artifact; none where its images were not drawn for captions."""
+        """Metrics of embeddings of a samples artifact; none where its images were not drawn for captions."""
         prompts: list[str] = a.recipe.get("sample", {}).get("prompts") or []
         if not prompts:
             return []
@@ -43,5 +45,7 @@ class ClipScore:
         pieces = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
         seen = torch.cat(list(features(pieces, self.images.pooled, device=self.device)))
         wanted = self.texts.embed(prompts)[[i % len(prompts) for i in range(number)]]
-        value: Any = METRICS["clip_score"].function(seen.cpu(), wanted.cpu())
-        return [Measurement("clip_score", float(value.mean()), number, extractor=CLIP, involved=involved)]
+        return [
+            Measurement(Reported(key, CLIP), found.value, number, involved=involved)
+            for key, found in ask("embeddings", seen.cpu(), wanted.cpu(), extractor=CLIP)
+        ]

@@ -1,25 +1,26 @@
 """Generated images against references: every metric that an extractor's one pass allows."""
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokcli import metrics
 from tokcli.artifact.reading import Artifact
 from tokcli.evaluation.extractors import BATCH, Extractor, Seen, chosen, look
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.measure.previews import read_samples
-from tokcli.metrics import named
-from tokcli.metrics.bootstrap import WIDTH, bootstrap_error
-from tokcli.metrics.fid import Gaussian, Moments
+from tokcli.metrics import METRICS, Takes
+from tokcli.metrics.bootstrap import WIDTH
+from tokcli.metrics.dispatch import ask
 from tokcli.metrics.inception_score import SPLITS
 from tokcli.metrics.neighbours import K_COVERAGE, neighbours
+from tokcli.metrics.reported import Reported
 
 log = logging.getLogger("tok")
+SERVES: tuple[Takes, ...] = ("moments", "spatial_moments", "sets", "neighbours", "logits")
 Roles = Callable[[Extractor], tuple[str, ...]]
 
 
@@ -47,58 +48,65 @@ def judge_samples(
         pieces = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
         keep = range(number) if bootstrap else chosen(number, manifold)
         seen = look(pieces, Seen(extractor, f"{a.path.name}, {extractor.name}", keep, scored=True), device)
-        kept = seen.features
-        part = kept[list(chosen(number, manifold))] if bootstrap else kept
-        shared: dict[str, Any] = {"extractor": extractor.name, "involved": roles(extractor)}
-        found += _score(seen, number, shared)
+        part = seen.features[list(chosen(number, manifold))] if bootstrap else seen.features
+        views: list[View] = []
+        if seen.logits is not None and number >= SPLITS:
+            views.append(View("logits", (seen.logits,), number))
         for reference in references(extractor):
-            found.append(frechet("fd", seen.moments, kept, reference.gaussian, reference.against, bootstrap, shared))
-            if seen.spatial is not None and reference.spatial is not None:
-                value = metrics.frechet_distance(seen.spatial, reference.spatial)
-                name = named("sfd", extractor.name)
-                found.append(Measurement(name, value, number, against=reference.against, **shared))
-            if manifold and reference.features is not None:
-                found += _comparisons(part, reference.features, reference.against, shared)
+            views += _views(seen, part if manifold else None, reference)
+        for view in views:
+            found += _asked(view, extractor, seen.features, bootstrap, roles(extractor))
     return found
 
 
-def frechet(
-    base: str, ours: Moments, kept: Tensor, real: Moments | Gaussian, against: Against, bootstrap: int, shared: dict[str, Any],
-) -> Measurement:  # fmt: skip
-    """A Fréchet distance with its interval.
+class View(NamedTuple):
+    """What some metrics take, of one set of samples.
 
     Args:
-        base: `fd` or `rfd`.
-        kept: features of all of our images, where there is a bootstrap.
-        shared: the extractor's name and its roles.
+        takes: see `Metric`.
+        given: the metrics' arguments.
+        images: generated ones in it.
+        against: the real images, how many of how many.
     """
-    value = metrics.frechet_distance(ours, real)
-    interval = None
-    if bootstrap:
-        half = WIDTH * bootstrap_error(kept, real, bootstrap)
-        interval = (max(0.0, value - half), value + half)
-    name = named(base, shared["extractor"])
-    return Measurement(name, value, ours.count, against=against, interval=interval, **shared)
+
+    takes: Takes
+    given: tuple[Any, ...]
+    images: int
+    against: Against | None = None
 
 
-def _score(seen: Seen, number: int, shared: dict[str, Any]) -> list[Measurement]:
-    logits = seen.logits
-    if logits is None or number < SPLITS:
-        return []
-    score = metrics.METRICS["inception_score"].function(logits)
-    name = named("inception_score", shared["extractor"])
-    return [Measurement(name, score.mean, number, deviation=score.deviation, **shared)]
+def _views(seen: Seen, part: Tensor | None, reference: Reference) -> Iterator[View]:
+    """What a reference is compared by.
+
+    Args:
+        part: features of the images that neighbours and kernels compare; None: none of those metrics.
+    """
+    yield View("moments", (seen.moments, reference.gaussian), seen.count, reference.against)
+    if seen.spatial is not None and reference.spatial is not None:
+        yield View("spatial_moments", (seen.spatial, reference.spatial), seen.count, reference.against)
+    real = reference.features
+    if part is None or real is None:
+        return
+    compared = Against(reference.against.id, reference.against.name, len(real))
+    yield View("sets", (part, real), len(part), compared)
+    if min(len(part), len(real)) > K_COVERAGE:
+        yield View("neighbours", (neighbours(real, part),), len(part), compared)
 
 
-def _comparisons(ours: Tensor, real: Tensor, against: Against, shared: dict[str, Any]) -> list[Measurement]:
-    """Metrics of feature sets; `against` says how many real images of how many were compared."""
-    compared = Against(against.id, against.name, len(real))
-    distance = metrics.METRICS["kid"].function(ours, real)
-    name = named("kd", shared["extractor"])
-    found = [Measurement(name, distance.mean, len(ours), against=compared, deviation=distance.deviation, **shared)]
-    if min(len(ours), len(real)) > K_COVERAGE:
-        held = neighbours(real, ours)
-        for base in ("precision", "recall", "density", "coverage"):
-            value = metrics.METRICS[base].function(held)
-            found.append(Measurement(named(base, shared["extractor"]), value, len(ours), against=compared, **shared))
-    return found
+def _asked(
+    view: View, extractor: Extractor, kept: Tensor, bootstrap: int, involved: tuple[str, ...]
+) -> Iterator[Measurement]:
+    """A measurement of every metric that takes a view; of moments with the interval that its standard error makes.
+
+    Args:
+        kept: features of all generated images, where there is a bootstrap.
+    """
+    for key, number in ask(view.takes, *view.given, extractor=extractor.asked):
+        error, interval = METRICS[key].error, None
+        if error is not None and bootstrap:
+            half = WIDTH * error(kept, view.given[1], bootstrap)
+            interval = (max(0.0, number.value - half), number.value + half)
+        yield Measurement(
+            Reported(key, extractor.name), number.value, view.images, against=view.against, interval=interval,
+            deviation=number.deviation, involved=involved,
+        )  # fmt: skip

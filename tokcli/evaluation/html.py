@@ -3,18 +3,18 @@
 import base64
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokcli.evaluation import charts
 from tokcli.evaluation.charts import Node, Point
 from tokcli.files import write_text
+from tokcli.metrics import METRICS
 from tokcli.pictures.theme import fill
 
 WEB = Path(__file__).parent / "web"
 SWEPT = ("cfg_scale", "temperature", "top_k", "top_p", "steps", "choice_temperature")
-DISTANCES = ("fid", "fd_", "kid", "kd_")  # beginnings of metrics that are better the lower
 STEPS = "step"  # the key of a log's records that is the x axis
 DULL = (
     STEPS,
@@ -220,7 +220,7 @@ def _against_key(
     values = [one.get(keys[0]) for one in drawn]
     if len(keys) > 1 or not all(isinstance(v, int | float) for v in values):
         return
-    for metric in _shared(samples, DISTANCES):
+    for metric in _shared(samples, _is_distance):
         points = sorted(
             Point(float(v), a["metrics"][metric], charts.number(a["metrics"][metric]), a["id"])
             for v, a in zip(values, samples, strict=True)
@@ -231,10 +231,12 @@ def _against_key(
 
 def _pareto(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterable[str]:
     """Distances against precision and against recall, and these two against each other, where measured."""
-    distances, precisions, recalls = (_shared(samples, b) for b in (DISTANCES, ("precision",), ("recall",)))
+    distances = _shared(samples, _is_distance)
+    precisions = _shared(samples, lambda fields: fields["metric"] == "precision")
+    recalls = _shared(samples, lambda fields: fields["metric"] == "recall")
     pairs = [(x, d, 1, -1) for x in (*precisions, *recalls) for d in distances]
     pairs += [
-        (p, r, 1, 1) for p in precisions for r in recalls if p.removeprefix("precision") == r.removeprefix("recall")
+        (p, r, 1, 1) for p in precisions for r in recalls if precisions[p]["extractor"] == recalls[r]["extractor"]
     ]
     for x, y, way_x, way_y in pairs:
         places = [(a["metrics"][x], a["metrics"][y]) for a in samples]
@@ -246,9 +248,18 @@ def _pareto(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Itera
         yield charts.scatter(points, f"{y} against {x}", x, joined=True)
 
 
-def _shared(samples: Sequence[Mapping[str, Any]], beginnings: tuple[str, ...]) -> list[str]:
-    """Metrics of that beginning which all samples have."""
-    return [m for m in samples[0]["metrics"] if m.startswith(beginnings) and all(m in a["metrics"] for a in samples)]
+def _is_distance(fields: Mapping[str, Any]) -> bool:
+    """Whether a number compares the features of samples with those of real images, and is better the lower."""
+    metric = METRICS[fields["metric"]]
+    return metric.takes in ("moments", "sets") and metric.better == "lower"
+
+
+def _shared(
+    samples: Sequence[Mapping[str, Any]], wanted: Callable[[Mapping[str, Any]], bool]
+) -> dict[str, Mapping[str, Any]]:
+    """Wanted numbers that all samples have: their fields by reported name."""
+    found = {m["metric"]: m["fields"] for m in samples[0]["measurements"] if wanted(m["fields"])}
+    return {name: fields for name, fields in found.items() if all(name in a["metrics"] for a in samples)}
 
 
 def _lineage(report: Mapping[str, Any]) -> str:

@@ -20,17 +20,19 @@ from tokcli.data.reading import first_readable
 from tokcli.data.sources import ImageSource, evenly, limited, open_source
 from tokcli.device import precision
 from tokcli.errors import TokError
+from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.aims import Published
-from tokcli.evaluation.captions import CLIP, ClipScore
+from tokcli.evaluation.captions import CLIP, Captions
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
-from tokcli.evaluation.reconstructions import LPIPS, Lpips, Reconstructions, judge_decoder, worst_sheet
+from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import References
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
 from tokcli.measure.previews import read_samples
+from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
 from tokcli.pretrained.teachers import Teacher, build_teacher
 
@@ -56,6 +58,19 @@ class Settings(Protocol):
     published: Published | None
 
 
+def check_served() -> None:
+    """Refuse a registered metric that would never be asked.
+
+    Raises:
+        TokError: it takes what no part of the evaluation gives.
+    """
+    served = [takes for part in (token_numbers, reconstructions, generated, captions) for takes in part.SERVES]
+    for key, metric in METRICS.items():
+        if metric.takes not in served:
+            raise TokError(f"metric '{key}'", "takes what no evaluation gives", got=metric.takes,
+                           next=f"Take one of: {', '.join(served)}")  # fmt: skip
+
+
 def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[int | None]:
     """The first sample of each class named, None where there is none; of samples without classes the first `number`."""
     known, labels = samples.facts["classes"], samples.facts["labels"]
@@ -63,6 +78,11 @@ def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[i
         return [i if i < samples.facts["number"] else None for i in range(number)]
     asked = [known.index(name) if name in known else None for name in names]
     return [labels.index(label) if label in labels else None for label in asked]
+
+
+def _mode(a: Artifact) -> str | None:
+    """`ar` or `nar`, `t2i` of samples that were drawn for captions; None where an artifact has none."""
+    return "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
 
 
 def asked_for(sample: Mapping[str, Any]) -> str | None:
@@ -97,6 +117,7 @@ class Judge:
         self, options: Options, settings: Settings, given: Sequence[Artifact], spec: str, references: Sequence[str],
         device: torch.device,
     ) -> None:  # fmt: skip
+        check_served()
         self.options, self.settings, self.spec, self.device = options, settings, spec, device
         self.given = {a.id: a for a in given}
         self._sources: dict[tuple[str, int], ImageSource] = {}
@@ -104,8 +125,8 @@ class Judge:
         self.references = References(options, references, settings.manifold, device, held_out=spec)
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
         self.references.check(self.extractors, {a.facts["use_size"] for a in given if a.kind == "samples"})
-        self.lpips = Lpips(options.weights.get("vgg"), device) if settings.lpips else None
-        self.clip = ClipScore(options.weights.get("text"), device) if settings.clip_score else None
+        self.maps = Maps(options.weights.get("vgg"), device) if settings.lpips else None
+        self.clip = Captions(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
         self._reconstructions_shown: dict[str, Tensor] = {}
         self._worst: dict[str, Reconstructions] = {}
@@ -128,7 +149,7 @@ class Judge:
         whole = self.source(self.spec, self.size)
         found = {"data": {"id": whole.id, "path": whole.name}}
         used = {f"weights-{e.name}": e.network.sha256 for e in self.extractors}
-        used |= {"weights-lpips": self.lpips.network.sha256} if self.lpips else {}
+        used |= {"weights-lpips": self.maps.network.sha256} if self.maps else {}
         used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}  # of another file it is another report
         found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
@@ -177,9 +198,8 @@ class Judge:
         ):  # the first is of held-out images
             self._readable[a.facts["use_size"]] = found[0].against.images
         worst = self._worst[a.id].worst if a.id in self._worst else []
-        mode = "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
         return Measured(
-            a.id, a.kind, a.facts["name"], str(a.path), str(a.input_id("tokenizer")), mode,
+            a.id, a.kind, a.facts["name"], str(a.path), str(a.input_id("tokenizer")), _mode(a),
             a.facts["use_size"], {role: entry["id"] for role, entry in a.inputs.items()}, a.recipe, found, worst,
         )  # fmt: skip
 
@@ -195,9 +215,9 @@ class Judge:
             self._lineage[a.id] = ancestry(a, self.given.values())
         return lambda extractor: involved(self._lineage[a.id], extractor.asked, extractor.network.sha256)
 
-    def _lpips_roles(self, a: Artifact) -> tuple[str, ...]:
+    def _maps_roles(self, a: Artifact) -> tuple[str, ...]:
         self._roles(a)
-        return involved(self._lineage[a.id], LPIPS, self.lpips.network.sha256) if self.lpips else ()
+        return involved(self._lineage[a.id], LPIPS, self.maps.network.sha256) if self.maps else ()
 
     def _network(self, a: Artifact) -> Tokenizer:
         """A tokenizer's network, read once for all artifacts in a row that are made from it."""
@@ -245,8 +265,8 @@ class Judge:
         tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(size)
         self._worst[a.id] = judge_decoder(
             tokenizer, loading.load_decoder(a, self.device), source, self.device, size=size,
-            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), lpips=self.lpips,
-            lpips_roles=self._lpips_roles(a), worst=settings.worst,
+            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), maps=self.maps,
+            maps_roles=self._maps_roles(a), worst=settings.worst,
         )  # fmt: skip
         return self._worst[a.id].measurements
 
@@ -269,7 +289,7 @@ class Judge:
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
         by = asked_for(a.recipe.get("sample", {}))
-        return [replace(m, by=by) for m in found]
+        return [replace(m, by=by, what=replace(m.what, mode=_mode(a))) for m in found]
 
     # --- pictures ---
 

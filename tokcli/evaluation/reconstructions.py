@@ -1,4 +1,4 @@
-"""Reconstructions against their originals: pixels, LPIPS, Fréchet distances, and which images come out worst."""
+"""Every metric of reconstructions against their originals: pixels, feature maps, moments; and which images come out worst."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -6,33 +6,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from tokcli import metrics, pictures
+from tokcli import pictures
 from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
 from tokcli.evaluation.extractors import Extractor, Seen, look
-from tokcli.evaluation.generated import Roles, frechet
+from tokcli.evaluation.generated import Roles
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.losses.perceptual import lpips_heads
 from tokcli.measure.decoding import reconstruct
-from tokcli.metrics.image_quality import mean_of
+from tokcli.metrics import Takes
+from tokcli.metrics.dispatch import PerImage, ask
+from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained import build_network
 
 log = logging.getLogger("tok")
-PIXELS = ("psnr", "ssim", "sharpness", "l1")
+SERVES: tuple[Takes, ...] = ("images", "maps", "reconstruction_moments")
 LPIPS = "vgg16"  # the network that LPIPS compares by
 PAIRS = 4  # whose maps are held at once: of 256 px the first layer's alone take 17 MB an image, twice that in float64
 
 
-class Lpips:
-    """LPIPS of uint8 images: VGG16's five maps and the published heads, as the package lpips computes it (`net="vgg"`).
+class Maps:
+    """Metrics of feature maps of uint8 images: VGG16's five and LPIPS's published heads, as in the package lpips (`net="vgg"`).
 
     Raises:
         TokError: their weights are not at hand.
@@ -44,16 +46,12 @@ class Lpips:
         self.heads = [head.to(device) for head in lpips_heads(self.layers, self.network.layer_names)]
         self.device = device
 
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"], targets: UInt8[Tensor, "b 3 h w"]) -> Float64[Tensor, " b"]:
-        """One number a pair, on the CPU."""
-        pairs = zip(images.split(PAIRS), targets.split(PAIRS), strict=True)
-        return torch.cat([self._few(*pair) for pair in pairs])
-
     @torch.no_grad()
-    def _few(self, images: Tensor, targets: Tensor) -> Tensor:
-        ours, theirs = (self.network.maps(unit(x, self.device), self.layers) for x in (images, targets))
-        found: Tensor = metrics.METRICS["lpips"].function(ours, theirs, self.heads)
-        return found
+    def add(self, found: PerImage, images: UInt8[Tensor, "b 3 h w"], targets: UInt8[Tensor, "b 3 h w"]) -> None:
+        """Measure pairs of images, a few at a time."""
+        for pair in zip(images.split(PAIRS), targets.split(PAIRS), strict=True):
+            ours, theirs = (self.network.maps(unit(x, self.device), self.layers) for x in pair)
+            found.add(ours, theirs, self.heads)
 
 
 class Reconstructions(NamedTuple):
@@ -68,8 +66,8 @@ class Reconstructions(NamedTuple):
 @torch.no_grad()
 def judge_decoder(
     tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int,
-    extractors: Iterable[Extractor], originals: Callable[[Extractor], Reference], roles: Roles, lpips: Lpips | None,
-    lpips_roles: tuple[str, ...], worst: int,
+    extractors: Iterable[Extractor], originals: Callable[[Extractor], Reference], roles: Roles, maps: Maps | None,
+    maps_roles: tuple[str, ...], worst: int,
 ) -> Reconstructions:  # fmt: skip
     """All metrics of reconstructions of held-out images.
 
@@ -78,39 +76,40 @@ def judge_decoder(
         size: pixels at which both are used.
         originals: an extractor's statistics of the same images.
         roles: those that an extractor had in the lineage's training.
-        lpips: None where it is not asked for.
-        lpips_roles: those that its network had there.
+        maps: None where LPIPS is not asked for.
+        maps_roles: those that its network had there.
         worst: how many of the worst images are named, by LPIPS where it is measured, else by PSNR.
     """
     seen = [Seen(e, f"reconstructions, {e.name}", range(0)) for e in extractors]
     numbers: list[int] = []
-    values: dict[str, list[Tensor]] = {name: [] for name in (*PIXELS, *(["lpips"] if lpips else []))}
+    pixels, mapped = PerImage("images"), PerImage("maps")
     for batch, images in read_batches(source, evaluation_transform(size)):
         decoded = reconstruct(tokenizer, decoder, images, device)
         numbers += batch
-        for name, found in values.items():
-            per_image = lpips if lpips and name == "lpips" else metrics.METRICS[name].function
-            found.append(per_image(decoded, images))
+        pixels.add(decoded, images)
+        if maps is not None:
+            maps.add(mapped, decoded, images)
         for ours in seen:
             look([decoded], ours, device)
-    table = {name: torch.cat(found) for name, found in values.items()}
     against = Against(source.id, source.name, len(numbers))
     result = [
-        Measurement(
-            name, value, int((~found.isnan()).sum()), against=against, involved=lpips_roles if name == "lpips" else ()
-        )
-        for name, found in table.items()
-        if (value := mean_of(found)) is not None
+        Measurement(Reported(key), number.value, number.images or 0, against=against, involved=involved)
+        for found, involved in ((pixels, ()), (mapped, maps_roles))
+        for key, number in found.numbers.items()
     ]
     if len(numbers) < 2:
         log.warning("--data %s: one image has no distribution: no Fréchet distance", source.name)
         seen = []
     for ours in seen:
-        real = originals(ours.extractor)
-        shared = {"extractor": ours.extractor.name, "involved": roles(ours.extractor)}
-        # no interval: each reconstruction has its original, and resampling one side alone would make it several times too wide
-        result.append(frechet("rfd", ours.moments, ours.features, real.gaussian, real.against, 0, shared))
-    order = -table["lpips"] if lpips else table["psnr"]
+        real, judge = originals(ours.extractor), ours.extractor
+        result += [
+            Measurement(
+                Reported(key, judge.name), number.value, ours.moments.count, against=real.against, involved=roles(judge)
+            )
+            for key, number in ask("reconstruction_moments", ours.moments, real.gaussian, extractor=judge.asked)
+        ]
+    table = pixels.values | mapped.values
+    order = -table["lpips"] if maps else table["psnr"]
     rows = order.argsort(stable=True)[:worst].tolist()
     known = lambda r: {name: float(found[r]) for name, found in table.items() if not found[r].isnan()}  # noqa: E731
     named = [{"key": source.key(numbers[r]), **known(r)} for r in rows]

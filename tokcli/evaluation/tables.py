@@ -2,23 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from tokcli.artifact.draft import differing_keys
 from tokcli.evaluation.aims import Published, interleaved
+from tokcli.evaluation.paper import PAPER, place, shown_empty
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.text_tables import Cell, Column, Row, Table, cell_text
-from tokcli.metrics import METRICS, describe, is_known
-from tokcli.metrics.fid import ENOUGH_IMAGES
+from tokcli.metrics import METRICS
+from tokcli.metrics.fid import ENOUGH_IMAGES, frechet_distance
+from tokcli.metrics.reported import Reported
 
-# The paper's columns in its order: the metric that fills each, by the beginning of its reported name and the mode ("": any).
-PAPER = (
-    ("codebook_usage", ("codebook_usage",), None), ("rfid", ("rfid", "rfd_"), None), ("proposal_ppl", ("proposal_ppl",), None),
-    ("fid_ar", ("fid", "fd_"), "ar"), ("fid_nar", ("fid", "fd_"), "nar"), ("fid_t2i", ("fid", "fd_"), "t2i"),
-    ("inception_score", ("inception_score", "inception_score_"), ""), ("lpips", ("lpips",), None),
-)  # fmt: skip
 SIGN = "* its judge took part in the training: "
+Columns = Mapping[tuple[Reported, Any], Column]  # by metric and protocol
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,9 @@ class Entry:
     measurement: Measurement
 
     @property
-    def metric(self) -> str:
-        """The reported name; of samples with their mode."""
-        mode = self.artifact.mode if self.artifact.kind == "samples" else None
-        return f"{self.measurement.metric}_{mode}" if mode else self.measurement.metric
+    def what(self) -> Reported:
+        """The metric and what it is of."""
+        return self.measurement.what
 
     @property
     def protocol(self) -> tuple[Any, ...]:
@@ -47,7 +43,7 @@ def small_sets(measured: Iterable[Measured]) -> list[str]:
     found: dict[str, int | None] = {}
     for one in measured:
         for m in one.measurements:
-            if is_known(m.metric) and describe(m.metric).takes == "moments" and m.against is not None:
+            if m.what.declared.function is frechet_distance and m.against is not None:
                 found |= {one.path.rsplit("/", 1)[-1]: m.count, m.against.name: m.against.images}
     return [f"{name} ({images:,})" for name, images in found.items() if images is not None and images < ENOUGH_IMAGES]
 
@@ -85,7 +81,7 @@ def _lines(found: Sequence[Measured]) -> list[Line]:
             best.made |= known
             best.holds.append(one)
     for one in (one for one in found if one.kind != "samples"):
-        decodes = one.kind == "decoder" or any(m.metric == "psnr" for m in one.measurements)
+        decodes = one.kind == "decoder" or any(m.what.declared.takes == "images" for m in one.measurements)
         role = str(one.mode) if one.kind == "proposal" else "decoder" if decodes else one.kind
         here = [line for line in lines if line.made.get(role) == one.id]
         free = [line for line in lines if line.beside is None and role not in line.made]
@@ -134,8 +130,8 @@ def _modes(line: Line) -> set[str | None]:
 
 
 def _entries(line: Line, order: Sequence[Measured]) -> list[Entry]:
-    found = [Entry(one, m) for one in order if one in line.holds for m in one.measurements if is_known(m.metric)]
-    return list({(e.metric, e.protocol): e for e in found}.values())
+    found = [Entry(one, m) for one in order if one in line.holds for m in one.measurements if not m.what.nonblank]
+    return list({(e.what, e.protocol): e for e in found}.values())
 
 
 def _what_differs(line: Line, first: Line, found: Sequence[Measured]) -> str:
@@ -159,17 +155,17 @@ def _difference(one: Measured, other: Measured) -> str:
     return said if 0 < len(said) <= 60 else one.path.rsplit("/", 1)[-1]
 
 
-def _columns(entries: Sequence[Entry]) -> dict[tuple[str, Any], Column]:
+def _columns(entries: Sequence[Entry]) -> Columns:
     """A column per metric and protocol; letters where one metric has several protocols."""
-    protocols: dict[str, list[Any]] = defaultdict(list)
+    protocols: dict[Reported, list[Any]] = defaultdict(list)
     for e in entries:
-        if e.protocol not in protocols[e.metric]:
-            protocols[e.metric].append(e.protocol)
+        if e.protocol not in protocols[e.what]:
+            protocols[e.what].append(e.protocol)
     several = list(dict.fromkeys(p for found in protocols.values() if len(found) > 1 for p in found))
     letters = {p: _letter(several.index(p)) for p in several}
     return {
-        (metric, p): Column(metric, letters[p] if len(found) > 1 else "")
-        for metric, found in protocols.items()
+        (what, p): Column(what, letters[p] if len(found) > 1 else "")
+        for what, found in protocols.items()
         for p in found
     }
 
@@ -178,20 +174,9 @@ def _letter(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else f"a{number}"
 
 
-def _slot(metric: str) -> int:
-    """The paper's column that a metric belongs to, or one past the last."""
-    for place, (_, beginnings, mode) in enumerate(PAPER):
-        base, _, last = metric.rpartition("_")
-        plain, of = (base, last) if last in ("ar", "nar", "t2i") else (metric, None)
-        alike = any(plain == b or (b.endswith("_") and plain.startswith(b)) for b in beginnings)
-        if alike and mode in (of, ""):
-            return place
-    return len(PAPER)
-
-
-def _order(metric: str) -> int:
-    known = list(METRICS)
-    return next((i for i, name in enumerate(known) if metric == name), len(known))
+def _order(what: Reported) -> int:
+    """Metrics that go by their own name in the order of METRICS, then the others."""
+    return list(METRICS).index(what.metric) if what.name == what.metric else len(METRICS)
 
 
 class Tables(NamedTuple):
@@ -203,15 +188,6 @@ class Tables(NamedTuple):
     as_json: dict[str, Any]
 
 
-def _placeholders(measured: Sequence[Measured], aims: Published | None) -> set[str]:
-    """The paper's columns that are shown empty: FID_T2I of families drawn for captions alone, FID_NAR of others or where it is drawn
-    or published, LPIPS never."""
-    modes = {one.mode for one in measured if one.kind == "samples"}
-    modes |= aims.modes([one.name for one in measured]) if aims else set()
-    hidden = {"lpips"} | ({"fid_t2i"} if "t2i" not in modes else set() if "nar" in modes else {"fid_nar"})
-    return {name for name, _, _ in PAPER} - hidden
-
-
 def build_tables(measured: Sequence[Measured], aims: Published | None = None) -> Tables:
     """One row per tokenizer among these artifacts, and one more wherever a second artifact fills the same place.
 
@@ -221,17 +197,15 @@ def build_tables(measured: Sequence[Measured], aims: Published | None = None) ->
     rows = _rows(measured)
     entries = [e for _, _, found in rows for e in found]
     columns = _columns(entries)
-    by_slot: dict[int, list[Column]] = defaultdict(list)
-    for (metric, _), column in columns.items():
-        by_slot[_slot(metric)].append(column)
-    empty = _placeholders(measured, aims)
-    paper = [
-        c for place, (name, _, _) in enumerate(PAPER) for c in by_slot.get(place) or [Column(name)] * (name in empty)
-    ]
-    more = sorted(by_slot[len(PAPER)], key=lambda c: _order(c.metric))
-    placed = [
-        (name, tokenizer, {columns[e.metric, e.protocol].key: e for e in found}) for name, tokenizer, found in rows
-    ]
+    by_place: dict[int, list[Column]] = defaultdict(list)
+    for column in columns.values():
+        by_place[place(column.what)].append(column)
+    modes = {one.mode for one in measured if one.kind == "samples"}
+    modes |= aims.modes([one.name for one in measured]) if aims else set()
+    empty = shown_empty(modes)
+    paper = [c for i, one in enumerate(PAPER) for c in by_place.get(i) or [Column(one.what)] * (one in empty)]
+    more = sorted(by_place[len(PAPER)], key=lambda c: _order(c.what))
+    placed = [(name, tokenizer, {columns[e.what, e.protocol].key: e for e in found}) for name, tokenizer, found in rows]
     drawn: dict[str, list[Row]] = defaultdict(list)
     for name, tokenizer, found in placed:
         cells = {key: Cell(e.measurement.value, bool(e.measurement.involved)) for key, e in found.items()}
@@ -265,37 +239,34 @@ def _published_cells(row: Row, columns: Sequence[Column]) -> dict[str, dict[str,
     return {key: {"value": cell.value, "text": cell_text(by_key[key], cell)} for key, cell in row.cells.items()}
 
 
-def _cell(e: Entry, columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
-    m, column = e.measurement, columns[e.metric, e.protocol]
+def _cell(e: Entry, columns: Columns) -> dict[str, Any]:
+    m, column = e.measurement, columns[e.what, e.protocol]
     text = cell_text(column, Cell(m.value, bool(m.involved)))
     place = next(i for i, one in enumerate(e.artifact.measurements) if one is m)
     found = {"value": m.value, "text": text, "artifact": e.artifact.id, "measurement": place}
     return found | {"involved": list(m.involved), "interval": None if m.interval is None else list(m.interval)}
 
 
-def _column_json(column: Column, entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column]) -> dict[str, Any]:
-    metric = describe(column.metric)
-    of_it = [e for e in entries if columns[e.metric, e.protocol] == column]
-    found = {"key": column.key, "title": column.heading, "better": metric.better, "metric": column.metric}
-    return found | {"protocol": _words(of_it[0]) if of_it else None}
+def _column_json(column: Column, entries: Sequence[Entry], columns: Columns) -> dict[str, Any]:
+    what, of_it = column.what, [e for e in entries if columns[e.what, e.protocol] == column]
+    found = {"key": column.key, "title": column.heading, "better": what.declared.better, "metric": what.name}
+    return found | {"fields": asdict(what), "protocol": _words(of_it[0]) if of_it else None}
 
 
-def _notes(entries: Sequence[Entry], columns: Mapping[tuple[str, Any], Column], shown: Sequence[Column]) -> list[str]:
+def _notes(entries: Sequence[Entry], columns: Columns, shown: Sequence[Column]) -> list[str]:
     """One line per protocol with the columns that follow it, and what the marks mean."""
     of: dict[Any, list[str]] = defaultdict(list)
     words: dict[Any, str] = {}
     roles: list[str] = []
     for e in entries:
-        column = columns[e.metric, e.protocol]
+        column = columns[e.what, e.protocol]
         if column not in shown:
             continue
-        title = describe(column.metric).title + (f" ({column.letter})" if column.letter else "")
-        if title not in of[e.protocol]:
-            of[e.protocol].append(title)
+        if column.title not in of[e.protocol]:
+            of[e.protocol].append(column.title)
         words[e.protocol] = _words(e)
-        roles += [
-            f"{e.measurement.extractor or describe(e.metric).title} ({', '.join(e.measurement.involved)})"
-        ] * bool(e.measurement.involved)
+        if e.measurement.involved:
+            roles.append(f"{e.what.extractor or e.what.title} ({', '.join(e.measurement.involved)})")
     notes = [f"{', '.join(titles)}: {words[p]}" for p, titles in of.items()]
     return notes + ([SIGN + "; ".join(dict.fromkeys(roles))] if roles else [])
 

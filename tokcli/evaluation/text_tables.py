@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokcli.metrics import Better, describe
+from tokcli.metrics import Better
+from tokcli.metrics.reported import Reported
 
 ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
 NOT_MEASURED, MARK = "-", "*"
@@ -18,23 +19,31 @@ class Column:
     """One metric under one protocol.
 
     Args:
-        metric: its reported name, such as `fd_vits14_ar`.
+        what: the metric and what it is of.
         letter: tells it from the same metric under another protocol; explained in the table's notes.
     """
 
-    metric: str
+    what: Reported
     letter: str = ""
 
     @property
     def key(self) -> str:
         """`fd_vits14_ar`, or `fd_vits14_ar (b)`."""
-        return f"{self.metric} ({self.letter})" if self.letter else self.metric
+        return self.what.name + self._lettered
 
     @property
     def heading(self) -> str:
-        """The metric's title, letter and arrow: `rFID ↓`."""
-        metric = describe(self.metric)
-        return f"{metric.title}{f' ({self.letter})' if self.letter else ''}{ARROWS[metric.better]}"
+        """The title with its arrow: `rFID ↓`."""
+        return self.title + ARROWS[self.what.declared.better]
+
+    @property
+    def title(self) -> str:
+        """The metric's title and the letter: `rFID (b)`."""
+        return self.what.title + self._lettered
+
+    @property
+    def _lettered(self) -> str:
+        return f" ({self.letter})" if self.letter else ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def cell_text(column: Column, cell: Cell | None) -> str:
     """A value as the table shows it."""
     if cell is None or math.isnan(cell.value):
         return NOT_MEASURED
-    metric = describe(column.metric)
+    metric = column.what.declared
     return f"{cell.value * 100 if metric.percent else cell.value:.{metric.digits}f}{MARK * cell.marked}"
 
 

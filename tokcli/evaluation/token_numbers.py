@@ -1,50 +1,46 @@
-"""What tokens say: how the codebook is used, whether classes can be told from tokens, how well a network predicts them."""
+"""Every metric of tokens: of code counts and predicted features, of bags of tokens with classes, of a network that predicts them."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokcli import metrics
 from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
 from tokcli.evaluation.extractors import chosen
 from tokcli.evaluation.records import Against, Measurement
-from tokcli.measure.predicting import held_out_tokens, measure_proposal
-from tokcli.measure.tokenizing import measure_tokenizer
+from tokcli.measure import predicting, tokenizing
+from tokcli.measure.found import Judged
+from tokcli.metrics import Takes
+from tokcli.metrics.dispatch import ask
+from tokcli.metrics.reported import Reported
 from tokcli.metrics.understanding import bags
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 from tokcli.proposals import Proposal
 
 log = logging.getLogger("tok")
-UNITS = (
-    "tokens",
-    "tokens_nonblank",
-    "images",
-)  # of `measure`: numbers counted, which belong to the numbers beside them
+SERVES: tuple[Takes, ...] = ("counts", "features", "bags", "nll", "hits")
 
 
 def judge_tokenizer(
     network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None
 ) -> list[Measurement]:
-    """Codebook use and feature loss on held-out images."""
-    found = measure_tokenizer(network, source, device, size=size, teacher=teacher)
-    against = Against(source.id, source.name, int(found["images"]))
-    result = []
-    for name, value in found.items():
-        if name in UNITS:
-            continue
-        tokens = int(found["tokens_nonblank" if name.endswith("_nonblank") else "tokens"]) if "tokens" in found else 0
-        count, of = (int(found["images"]), "images") if name == "feature_loss" else (tokens, "tokens")
-        by = _features(teacher) if teacher is not None and name == "feature_loss" else None
-        result.append(Measurement(name, value, count, of, against, by=by))
-    return result
+    """Metrics of code counts and of predicted features on held-out images."""
+    found = _measurements(tokenizing.judge(network, source, device, size=size, teacher=teacher), source)
+    by = _features(teacher) if teacher is not None else None
+    return [replace(m, by=by) if m.what.declared.takes == "features" else m for m in found]
+
+
+def _measurements(judged: Judged, source: ImageSource) -> list[Measurement]:
+    against = Against(source.id, source.name, judged.counted["images"])
+    return [Measurement(*one, against) for one in judged.found]
 
 
 def _features(teacher: Teacher) -> str:
@@ -93,13 +89,8 @@ def judge_understanding(
     of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))
     against = Against(train.id, train.name, len(learnt.labels))
     return [
-        Measurement(
-            name,
-            metrics.METRICS[name].function(of_learnt, learnt.labels, of_asked, asked.labels),
-            len(asked.labels),
-            against=against,
-        )
-        for name in ("probe_accuracy", "knn_accuracy")
+        Measurement(Reported(key), number.value, len(asked.labels), against=against)
+        for key, number in ask("bags", of_learnt, learnt.labels, of_asked, asked.labels)
     ]
 
 
@@ -107,14 +98,10 @@ def judge_proposal(
     network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
     classes: Sequence[str], captions: Callable[[Sequence[str]], Tensor] | None,
 ) -> list[Measurement]:  # fmt: skip
-    """Perplexity or masked cross-entropy on held-out tokens; `classes` and `captions` are as for `measure.held_out_tokens`."""
+    """Metrics of likelihoods and hits on held-out tokens; `classes` and `captions` are as for `held_out_tokens`."""
     unknown = [name for name in source.classes if name not in classes] if classes else []
     if unknown:
         log.warning("%s: images of classes that the proposal network does not know are predicted without class: %s",
                     source.name, ", ".join(unknown))  # fmt: skip
-    tokens = held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
-    found = measure_proposal(network, tokens, device, mask_ratio=mask_ratio)
-    against = Against(source.id, source.name, int(found["images"]))
-    of = "tokens" if "tokens" in found else "images"
-    count = int(found[of])
-    return [Measurement(name, value, count, of, against) for name, value in found.items() if name not in UNITS]
+    tokens = predicting.held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
+    return _measurements(predicting.judge(network, tokens, device, mask_ratio=mask_ratio), source)

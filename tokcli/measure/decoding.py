@@ -4,13 +4,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from tokcli import metrics, pictures
+from tokcli import pictures
 from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
 from tokcli.measure.evaluating import evaluating
-from tokcli.metrics.image_quality import mean_of
+from tokcli.metrics.dispatch import PerImage
+from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 
 
@@ -26,12 +27,9 @@ def reconstruct(
 def measure_decoder(
     network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int
 ) -> dict[str, float]:
-    """How close reconstructions are to their originals, in pixels: PSNR, SSIM, sharpness, L1, means over images."""
-    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "sharpness": [], "l1": []}
+    """Every metric that takes images, means over the images, and how many these are."""
+    pixels, seen = PerImage("images"), 0
     for _, images in read_batches(source, evaluation_transform(size)):
-        decoded = reconstruct(network, pixel_decoder, images, device)
-        for name, per_image in values.items():
-            per_image.append(metrics.METRICS[name].function(decoded, images))
-    found = {name: mean_of(torch.cat(per_image)) for name, per_image in values.items()}
-    measured = {name: value for name, value in found.items() if value is not None}
-    return measured | {"images": sum(map(len, values["l1"]))}
+        pixels.add(reconstruct(network, pixel_decoder, images, device), images)
+        seen += len(images)
+    return {Reported(key).name: number.value for key, number in pixels.numbers.items()} | {"images": seen}

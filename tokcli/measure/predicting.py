@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from tokcli import metrics
 from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource, evenly
 from tokcli.data.token_store import TokenStore
 from tokcli.data.transforms import evaluation_transform
 from tokcli.measure.evaluating import evaluating
-from tokcli.metrics.likelihood import masked_ce_name
+from tokcli.measure.found import Found, Judged
+from tokcli.metrics.dispatch import ask
+from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import Proposal
@@ -80,13 +81,10 @@ def stored_tokens(
         yield HeldOut(numbers, store.batch(rows, np.zeros_like(rows)), condition)
 
 
-def measure_proposal(
-    network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
-) -> dict[str, float]:
+def judge(network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float) -> Judged:
     """How well a proposal network predicts held-out tokens, and how often its likeliest code is right.
 
-    Mode ar gives `proposal_ppl` and `token_accuracy`, mode nar `masked_ce_<ratio>` and `masked_accuracy_<ratio>`. The network
-    is in eval mode meanwhile.
+    Every metric that takes likelihoods or hits of the network's mode is asked. The network is in eval mode meanwhile.
 
     Args:
         mask_ratio: share of the tokens that a network of mode nar has to predict.
@@ -98,9 +96,18 @@ def measure_proposal(
             nats, hits = network.judged(indices, condition, numbers, mask_ratio)
             total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
             count, images = count + nats.numel(), images + len(indices)
-    accuracy = metrics.token_accuracy(right, count)
-    if network.mode == "nar":
-        ce = metrics.masked_ce(total, count)
-        return {masked_ce_name(mask_ratio): ce, f"masked_accuracy_{mask_ratio:.2f}": accuracy, "images": images}
-    found = {"proposal_ppl": metrics.proposal_ppl(total, count), "token_accuracy": accuracy}
-    return found | {"tokens": count, "images": images}
+    values = [*ask("nll", total, count, mode=network.mode), *ask("hits", right, count, mode=network.mode)]
+    if network.mode == "nar":  # of each image so many tokens: it is the images that are counted
+        return Judged(
+            [Found(Reported(k, ratio=mask_ratio), n.value, images, "images") for k, n in values], {"images": images}
+        )
+    return Judged(
+        [Found(Reported(k), n.value, count, "tokens") for k, n in values], {"tokens": count, "images": images}
+    )
+
+
+def measure_proposal(
+    network: Proposal, batches: Iterable[HeldOut], device: torch.device, *, mask_ratio: float
+) -> dict[str, float]:
+    """What `judge` finds, by reported name: `proposal_ppl`, `masked_ce_0.50`, ..."""
+    return judge(network, batches, device, mask_ratio=mask_ratio).flat

@@ -4,13 +4,16 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from tokcli import metrics
 from tokcli.data.pixels import filled, unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
 from tokcli.measure.evaluating import evaluating
+from tokcli.measure.found import Found, Judged
+from tokcli.metrics import METRICS
 from tokcli.metrics.code_usage import count_codes
+from tokcli.metrics.dispatch import PerImage, ask
+from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 
@@ -27,23 +30,25 @@ class Counts:
         self.all += count_codes(indices, len(self.all))
         self.filled += count_codes(indices[filled(images, grid)], len(self.all))
 
-    def report(self) -> dict[str, float]:
-        """codebook_usage and codebook_perplexity with the number of tokens counted; `_nonblank`: of patches with content."""
-        found: dict[str, float] = {}
-        for suffix, counts in (("", self.all), ("_nonblank", self.filled)):
-            if counts.sum():
-                found[f"codebook_usage{suffix}"] = metrics.codebook_usage(counts)
-                found[f"codebook_perplexity{suffix}"] = metrics.codebook_perplexity(counts)
-            found[f"tokens{suffix}"] = int(counts.sum())
-        found["entropy_bits"] = metrics.entropy_bits(self.all)
-        found["top_code_share"] = metrics.top_code_share(self.all)
-        return found
+    def found(self) -> list[Found]:
+        """Every metric that takes counts; those that say so, of the tokens of patches with content too."""
+        found = []
+        for counts, nonblank in ((self.all, False), (self.filled, True)):
+            total = int(counts.sum())
+            if nonblank and not total:
+                continue
+            found += [
+                Found(Reported(key, nonblank=nonblank), number.value, total, "tokens")
+                for key, number in ask("counts", counts)
+                if METRICS[key].nonblank or not nonblank
+            ]
+        return sorted(found, key=lambda one: (not one.what.declared.nonblank, one.what.nonblank))
 
 
-def measure_tokenizer(
+def judge(
     network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None = None
-) -> dict[str, float]:
-    """Codebook use on images, and the cosine feature loss where the teacher is at hand.
+) -> Judged:
+    """Every metric of code counts, and of predicted features where the teacher is at hand.
 
     Args:
         network: in any mode; it is measured in eval mode.
@@ -53,8 +58,7 @@ def measure_tokenizer(
         teacher: the one it was trained with.
     """
     grid = network.grid(size)
-    counts = Counts(network.quantizer.codebook_size)
-    losses: list[Tensor] = []
+    counts, features = Counts(network.quantizer.codebook_size), PerImage("features")
     seen = 0
     with evaluating(network):
         for _, images in read_batches(source, evaluation_transform(size)):
@@ -65,8 +69,16 @@ def measure_tokenizer(
             if teacher is not None and network.feature_decoder is not None:
                 predicted = network.feature_decoder(quantized.z_q, grid)
                 wanted = teacher(pixels, grid)
-                losses.append(metrics.feature_loss(predicted.float().cpu(), wanted.float().cpu()))
-    found = counts.report() if network.quantizer.discrete else {}
-    if losses:
-        found["feature_loss"] = float(torch.cat(losses).mean())
-    return found | {"images": seen}
+                features.add(predicted.float().cpu(), wanted.float().cpu())
+    found = [Found(Reported(key), number.value, seen, "images") for key, number in features.numbers.items()]
+    if not network.quantizer.discrete:
+        return Judged(found, {"images": seen})
+    tokens = {"tokens": int(counts.all.sum()), "tokens_nonblank": int(counts.filled.sum())}
+    return Judged([*counts.found(), *found], {**tokens, "images": seen})
+
+
+def measure_tokenizer(
+    network: Tokenizer, source: ImageSource, device: torch.device, *, size: int, teacher: Teacher | None = None
+) -> dict[str, float]:
+    """What `judge` finds, by reported name."""
+    return judge(network, source, device, size=size, teacher=teacher).flat

@@ -5,11 +5,6 @@ import math
 from tokcli.errors import TokError
 
 
-def masked_ce_name(ratio: float) -> str:
-    """The reported name of a masked cross-entropy: two of unlike mask ratios must not look alike."""
-    return f"masked_ce_{ratio:.2f}"
-
-
 def masked_ce(total: float, tokens: int) -> float:
     """Mean cross-entropy in nats of the masked tokens of one mask ratio, which belongs in the name.
 
