@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -166,7 +168,10 @@ def test_doubles_and_texts_without_an_image_are_problems(tmp_path: Path) -> None
     ]
 
 
-def test_the_index_is_cached_until_the_tar_changes(tmp_path: Path, cache: Path) -> None:
+def test_the_index_is_cached_until_the_tar_changes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokcli.data.sources.tar_index.RACY", 0)
     path = shard(tmp_path / "a.tar", 0, 2)
     first = open_source(str(path), size=8)
     assert len(list(cache.glob("tar-index/*.json"))) == 1
@@ -219,3 +224,80 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shard(tmp_path / "a-0.tar", 0, 1)
     with pytest.raises(TokError, match=r"a-1.tar: no such file"):
         open_source(f"{tmp_path}/a-{{0..1}}.tar", size=8)
+
+
+def test_members_with_dots_before_the_extension_are_problems_that_say_why(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"1.png": picture(), **{f"photo.v{i}.jpg": picture() for i in range(3)}})
+    source = open_source(str(tmp_path / "a.tar"), size=8)
+    assert len(source) == 1 and [key for key, _ in source.problems] == [f"a.tar/photo.v{i}.jpg" for i in range(3)]
+    assert source.problems[0][1] == "a key ends at the first dot, and .v0.jpg is no image's extension"
+
+
+def test_a_second_picture_of_a_sample_is_counted_and_no_problem(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "a.tar", {"1.png": picture(), "1.mask.png": picture()})), size=8)
+    assert source.problems == [] and source.ignored == {".mask.png": 1}  # type: ignore[attr-defined]
+
+
+def test_a_thousand_kinds_of_members_are_one_short_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.tar", {"1.png": picture(), **{f"1.kind{i}": b"" for i in range(1000)}})
+    with caplog.at_level(logging.WARNING, "tok"):
+        open_source(str(tmp_path / "a.tar"), size=8)
+    assert "1000 members not read" in caplog.text and "and 992 more kinds" in caplog.text and len(caplog.text) < 600
+
+
+@pytest.mark.parametrize("name", ["1.jfif", "1.JPE", "1.gif", "1.bmp", "1.tiff"])
+def test_images_of_a_tar_have_the_extensions_of_a_folder(tmp_path: Path, name: str) -> None:
+    assert len(open_source(str(write(tmp_path / "a.tar", {name: picture()})), size=8)) == 1
+
+
+def test_images_that_nothing_reads_are_problems(tmp_path: Path) -> None:
+    source = open_source(str(write(tmp_path / "a.tar", {"1.png": picture(), "2.heic": b"x", "3.jxl": b"x"})), size=8)
+    assert source.problems == [
+        (f"a.tar/{name}", f"images of type .{name[2:]} are not read") for name in ("2.heic", "3.jxl")
+    ]
+
+
+@pytest.mark.parametrize("spec", ["j-*.tar", "j-[12].tar", "", "j-{1,2}.tar"])
+def test_stars_braces_and_folders_of_tars_are_shards(tmp_path: Path, spec: str) -> None:
+    (tmp_path / "d").mkdir()
+    for n in (2, 1):
+        shard(tmp_path / "d" / f"j-{n}.tar", 4 * n, 2)
+    source = open_source(f"{tmp_path}/d/{spec}", size=8)
+    assert [source.key(i) for i in range(4)] == ["j-1/004", "j-1/005", "j-2/008", "j-2/009"]
+    assert open_source(source.name, size=8).id == source.id
+
+
+def test_a_star_that_fits_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TokError, match=r"no file is named like .*j-\*.tar"):
+        open_source(f"{tmp_path}/j-*.tar", size=8)
+
+
+def test_shards_of_one_name_in_two_folders_keep_their_keys_apart(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        shard(tmp_path / name / "a.tar", 0, 1)
+    source = open_source(f"{tmp_path}/{{x,y}}/a.tar", size=8)
+    assert [source.key(i) for i in range(2)] == ["x/a/000", "y/a/000"]
+
+
+def test_a_picture_replaced_in_place_is_other_data(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", 0, 3)
+    first = open_source(str(path), size=8).id
+    data = path.read_bytes()
+    path.write_bytes(data.replace(picture(1), picture(1)[:-1] + b"x"))
+    assert open_source(str(path), size=8).id != first
+    path.write_bytes(data)
+    assert open_source(str(path), size=8).id == first
+
+
+def test_past_the_bound_the_time_of_a_shard_stands_for_its_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokcli.data.sources.tars.CONTENTS_UP_TO", 0)
+    path = shard(tmp_path / "a.tar", 0, 3)
+    first = open_source(str(path), size=8).id
+    (tmp_path / "copy").mkdir()
+    shutil.copy2(path, tmp_path / "copy")
+    assert open_source(str(tmp_path / "copy" / "a.tar"), size=8).id == first
+    os.utime(path, ns=(1, 1))
+    assert open_source(str(path), size=8).id != first

@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tokcli.data.sources.caption_files import captions_of, faults_of, usable
+from tokcli.data.sources.contents import State, digest_of, state_of
 from tokcli.data.sources.folder import read_image
-from tokcli.data.sources.listing import bad_name, captions_of, data_id, read_text, refuse_labels
+from tokcli.data.sources.listing import bad_name, data_id, read_text, refuse_labels
 from tokcli.errors import TokError
 
 
@@ -56,11 +58,11 @@ class Coco:
         self.problems: list[tuple[str, str]] = []
         self.keys: list[str] = []
         self._captions: list[list[str]] = []
-        sizes = []
+        states: list[State] = []
         for number, key in sorted(names.items(), key=lambda item: item[1]):
             why = bad_name(key) or ("leads out of the folder" if ".." in Path(key).parts or key[:1] == "/" else "")
             try:
-                size = 0 if why else (self.root / key).stat().st_size
+                state = state_of((self.root / ("." if why else key)).stat())
                 why = why or ("" if (self.root / key).is_file() else "not a file")
             except (OSError, ValueError):
                 why = f"in {captions.name}, but no such image"
@@ -68,12 +70,14 @@ class Coco:
                 self.problems.append((key, why))
                 continue
             self.keys.append(key)
-            self._captions.append(texts.get(number, []))
-            sizes.append(size)
+            self.problems += [(key, fault) for fault in faults_of(texts.get(number, []))]
+            self._captions.append(usable(texts.get(number, [])))
+            states.append(state)
         if not self.keys:
             raise TokError(f"--data {folder}", f"holds none of the {len(names)} images in {captions}")
         said = json.dumps(self._captions)
-        self.id = data_id("coco", "1", self.keys, np.full(len(self.keys), -1), sizes, said)
+        images = digest_of([self.root / key for key in self.keys], states, self.name)
+        self.id = data_id("coco", "2", self.keys, np.full(len(self.keys), -1), images, said)
 
     @classmethod
     def claims(cls, spec: str) -> bool:

@@ -1,8 +1,7 @@
 """Images in a folder: flat or in class sub-folders, with an optional labels file and captions beside them."""
 
-import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,55 +9,59 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
-from tokcli.data.sources.listing import (
-    IMAGE_EXTENSIONS,
-    bad_name,
-    caption_lines,
-    class_numbers,
-    data_id,
+from tokcli.data.sources.caption_files import (
+    METADATA,
+    TABLE,
+    captions_beside,
+    faults_of,
     read_captions,
-    read_labels,
+    read_metadata,
+    usable,
 )
-from tokcli.errors import TokError
-
-DEPTH = 3
-SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
+from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_labels
+from tokcli.data.sources.contents import digest_of, file_digests
+from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id
+from tokcli.data.sources.split_names import split_named
+from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
+from tokcli.errors import TokError, printable
 
 
 class Folder:
     """Images up to three folders deep, in sorted order; keys are paths relative to the folder.
 
-    The class of an image is the rank of its first sub-folder among the sorted ones that hold images, or what
-    the labels file says (images that it leaves out are then left out). Captions come from `captions.jsonl` in
-    the folder, else from `x.txt` beside `x.jpg`, one a line. Names starting with a dot are passed over.
+    The class of an image is the rank of its first sub-folder among the sorted ones that hold images, or what the labels file
+    says (images that it leaves out are then left out), or the label in Hugging Face's `metadata.jsonl`. Captions come from
+    `captions.jsonl` in the folder, else from `metadata.jsonl`, else from `x.txt` (one a line) and `x.json` beside `x.jpg`.
+    Names starting with a dot are passed over. `problems` name images of other types and deeper ones, labels that are not
+    understood, captions that cannot be used and those of images that are not there; `ignored` counts other files by kind.
 
     Raises:
-        TokError: no images; or nothing but splits (`train`, `val`, ...) inside, of which one has to be chosen.
+        TokError: no images; or splits (`train`, `val`, ...) inside, of which one has to be chosen.
     """
 
     def __init__(self, path: Path, *, labels: Path | None = None) -> None:
         self.root = path.resolve()
         self.name = str(self.root)
         where = f"--data {path}"
-        self._refuse_splits(where)
-        sizes, texts, lost = self._scan()
-        self.problems = lost + [(key, why) for key in sizes if (why := bad_name(key))]
-        keys = sorted(key for key in sizes if not bad_name(key))
-        if not keys:
-            extensions = " ".join(IMAGE_EXTENSIONS)
-            raise TokError(where, f"no images found (looked for {extensions}, {DEPTH} folders deep)")
-        if labels is None:
-            names = [key.split("/")[0] if "/" in key else None for key in keys]
-        else:
+        found = walk(self.root)
+        self.ignored = Counter(found.ignored)
+        self.problems = list(found.problems)
+        _refuse_splits(where, self.root, found)
+        keys = self._named(found, where)
+        self._captions: dict[str, list[str]] | None = None
+        names: list[str | None] = [key.split("/")[0] if "/" in key else None for key in keys]
+        said = self._tables(keys, names)
+        if labels is not None:
             keys, names = self._listed(keys, labels)
-        self.labels, self.classes = class_numbers(names, f"--labels {labels}") if labels else _ranks(names)
+        numbered = labels is not None or said
+        self.labels, self.classes = (
+            class_numbers(names, f"--labels {labels}" if labels else where) if numbered else ranks(names)
+        )
         self.keys = keys
-        self._sidecars = {key for key in keys if os.path.splitext(key)[0] in texts}
-        table = self.root / "captions.jsonl"
-        self._captions = read_captions(table) if table.is_file() else None
-        said = [hashlib.sha256(table.read_bytes()).hexdigest()] if self._captions is not None else []
-        written = (texts.get(os.path.splitext(key)[0], 0) for key in keys)
-        self.id = data_id("folder", "1", keys, self.labels, [*(sizes[k] for k in keys), *written], *said)
+        self.id = self._identity(found)
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     @classmethod
     def claims(cls, spec: str) -> bool:
@@ -69,9 +72,6 @@ class Folder:
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Folder":
         """The images in a folder; raises TokError where there are none, or only splits."""
         return cls(Path(spec).expanduser(), labels=labels)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def key(self, i: int) -> str:
         """Sample i's path relative to the folder."""
@@ -85,49 +85,133 @@ class Folder:
         """The captions of sample i, [] for none."""
         if self._captions is not None:
             return self._captions.get(self.keys[i], [])
-        if self.keys[i] not in self._sidecars:
-            return []
-        sidecar = (self.root / self.keys[i]).with_suffix(".txt")
-        return caption_lines(sidecar.read_text(encoding="utf-8", errors="replace"))
+        stem, parts = os.path.splitext(self.keys[i])[0], self._sidecars.get(self.keys[i], ())
+        text, row = ((self.root / (stem + end)).read_bytes() if end in parts else b"" for end in SIDECARS)
+        return usable(captions_beside(text, row))
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
         return read_image(self.root / self.keys[i], self.keys[i])
 
-    def _refuse_splits(self, where: str) -> None:
-        children = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-        if "train" in children <= SPLIT_NAMES:  # else each split would be a class
-            there = " or ".join(str(self.root / name) for name in sorted(children))
-            raise TokError(where, "holds the splits of a data set", next=f"Give {there}")
+    def _named(self, found: Found, where: str) -> list[str]:
+        """The keys of all images whose names can be written down."""
+        self.problems += [(key, why) for key in sorted(found.images) if (why := bad_name(key))]
+        keys = sorted(key for key in found.images if not bad_name(key))
+        if not keys:
+            looked = f"looked for {' '.join(IMAGE_EXTENSIONS)}, {DEPTH} folders deep"
+            first = [
+                f"{len(self.problems)} that are not read, the first: {key}: {why}" for key, why in self.problems[:1]
+            ]
+            raise TokError(where, f"no images found ({looked})", got=", ".join(first))
+        return keys
 
-    def _scan(self) -> tuple[dict[str, int], dict[str, int], list[tuple[str, str]]]:
-        """Bytes of each image, and of each .txt under its path without the extension; what is named an image and is none."""
-        sizes: dict[str, int] = {}
-        texts: dict[str, int] = {}
-        lost: list[tuple[str, str]] = []
-        for key, size in _walk(self.root, "", DEPTH):
-            stem, extension = os.path.splitext(key)
-            if extension.lower() in IMAGE_EXTENSIONS and size is None:
-                lost.append((key, "a link to nothing, or a device"))
-            elif extension.lower() in IMAGE_EXTENSIONS and size is not None:
-                sizes[key] = size
-            elif extension == ".txt" and size is not None:
-                texts[stem] = size
-        return sizes, texts, sorted(lost)
+    def _tables(self, keys: list[str], names: list[str | None]) -> bool:
+        """Read the captions of a table, and the labels into `names`; returns whether a table says labels."""
+        found, labelled = Keys(keys, self.root), False
+        place = {key: i for i, key in enumerate(keys)}
+        metadata = next((self.root / name for name in METADATA if (self.root / name).is_file()), None)
+        captions: dict[str, list[str]] = {}
+        for row in read_metadata(metadata) if metadata else ():
+            key = self._known(found, row.image, metadata)
+            if key is None:
+                continue
+            captions.setdefault(key, []).extend(row.captions)
+            if row.label is not ...:
+                names[place[key]] = self._class(key, row.label)
+                labelled = True
+        if metadata and any(captions.values()):
+            self._captions = captions
+        if (table := self.root / TABLE).is_file():
+            self._captions = {}
+            for row in read_captions(table):
+                if (key := self._known(found, row.image, table)) is not None:
+                    self._captions.setdefault(key, []).extend(row.captions)
+        for key, texts in (self._captions or {}).items():
+            self.problems += [(key, fault) for fault in faults_of(texts)]
+            texts[:] = usable(texts)
+        return labelled
+
+    def _known(self, found: Keys, name: str, table: Path | None) -> str | None:
+        key = found.find(name)
+        if key is None and table is not None:
+            self.problems.append((printable(name)[:200], f"in {table.name}, but no such image"))
+        return key
+
+    def _class(self, key: str, label: object) -> str | None:
+        try:
+            return class_name(label)
+        except ValueError as error:
+            self.problems.append((key, str(error)))
+            return None
 
     def _listed(self, keys: list[str], labels: Path) -> tuple[list[str], list[str | None]]:
-        table = read_labels(labels, f"--labels {labels}")
-        listed = [key for key in keys if key in table]
-        if not listed:
+        table, faults = read_labels(labels, f"--labels {labels}")
+        self.problems += faults
+        found = Keys(keys, self.root)
+        known = {name: found.find(name) for name in table}
+        named = {key: table[name] for name, key in known.items() if key is not None}
+        if not named:
             first = next(iter(table), "nothing")
             raise TokError(
                 f"--labels {labels}",
                 f"names none of the images in {self.root}",
                 got=f"{first}, where {keys[0]} lies there",
             )
-        missing = sorted(set(table) - set(listed))
-        self.problems += [(key, f"in {labels.name}, but no such image") for key in missing]
-        return listed, [table[key] for key in listed]
+        self.problems += [
+            (name, f"in {labels.name}, but no such image") for name in sorted(table) if known[name] is None
+        ]
+        listed = [key for key in keys if key in named]
+        return listed, [named[key] for key in listed]
+
+    def _identity(self, found: Found) -> str:
+        """The id, by contents; sidecars are looked through on the way."""
+        stems = [os.path.splitext(key)[0] for key in self.keys]
+        self._sidecars = {
+            k: tuple(found.sidecars[s]) for k, s in zip(self.keys, stems, strict=True) if s in found.sidecars
+        }
+        images = digest_of(
+            [f"{self.root}/{key}" for key in self.keys], [found.images[key] for key in self.keys], self.name
+        )
+        if self._captions is not None:
+            said = repr([self._captions.get(key, []) for key in self.keys])
+            return data_id("folder", "2", self.keys, self.labels, images, said)
+        texts = [
+            (k, s + end, state)
+            for k, s in zip(self.keys, stems, strict=True)
+            for end, state in found.sidecars.get(s, {}).items()
+        ]
+
+        def looked_through(number: int, data: bytes) -> bool:
+            text, row = (data if texts[number][1].endswith(end) else b"" for end in SIDECARS)
+            faults = faults_of(captions_beside(text, row))
+            self.problems.extend((texts[number][0], fault) for fault in faults)
+            return not faults
+
+        states = np.array([state for _, _, state in texts], np.int64).reshape(-1, 5)
+        written = file_digests(
+            [f"{self.root}/{name}" for _, name, _ in texts], states, f"{self.name} texts", remember=looked_through
+        )
+        which = "\n".join(name for _, name, _ in texts)
+        return data_id("folder", "2", self.keys, self.labels, images + written.astype("<i8").tobytes(), which)
+
+
+def _refuse_splits(where: str, root: Path, found: Found) -> None:
+    """Splits side by side are no classes, nor is a split alone: train is one of the words that everybody uses."""
+    folders = {folder for key in (*found.images, *found.deep) for folder in _parents(key)}
+    beside: dict[str, list[str]] = {}
+    for folder in sorted(folders):
+        beside.setdefault(folder.rpartition("/")[0], []).append(folder)
+    for parent, children in beside.items():
+        splits = [child for child in children if split_named(child.rpartition("/")[2])]
+        kinds = {split_named(child.rpartition("/")[2]) for child in splits}
+        if len(kinds) > 1 or (kinds and not parent and len(splits) == len(children)):
+            there = " or ".join(str(root / child) for child in splits)
+            raise TokError(where, "holds the splits of a data set", next=f"Give {there}")
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split("/")[:-1]
+    return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
@@ -142,24 +226,3 @@ def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
     except OSError as error:
         raise BadImage(key, error.strerror or "cannot be read") from None
     return decode(path, key)
-
-
-def _ranks(names: list[str | None]) -> tuple[np.ndarray, list[str]]:
-    # Not class_numbers: folders 0, 1, 10, 2 are ranked as names too, like every other loader does.
-    classes = sorted({name for name in names if name is not None})
-    numbers = {name: i for i, name in enumerate(classes)}
-    return np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32), classes
-
-
-def _walk(folder: Path | str, prefix: str, depth: int) -> Iterator[tuple[str, int | None]]:
-    # Links are followed (class folders often are links); the depth bounds a circle of them.
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_file():
-                yield prefix + entry.name, entry.stat().st_size
-            elif not entry.is_dir():
-                yield prefix + entry.name, None
-            elif depth:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", depth - 1)

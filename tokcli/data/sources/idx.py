@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tokcli.data.sources.contents import digest_of, state_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import cache_dir
@@ -75,8 +76,8 @@ class Idx:
         digest = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest()[:16]
         most = int(self.labels.max(initial=-1)) + 1
         self.classes = list(_FASHION_CLASSES) if digest in _FASHION.values() else [str(i) for i in range(most)]
-        n, h, w = self._shape
-        self.id = data_id("idx", "1", [split], self.labels, [n, h, w])
+        path = self._path("images-idx3")
+        self.id = data_id("idx", "2", [split], self.labels, digest_of([path], [state_of(path.stat())], str(path)))
 
     @classmethod
     def claims(cls, spec: str) -> bool:

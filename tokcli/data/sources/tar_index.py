@@ -5,17 +5,21 @@ import hashlib
 import json
 import os
 import tarfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokcli.data.sources.listing import bad_name, captions_of
+from tokcli.data.sources.caption_files import captions_beside, faults_of, parse_json
+from tokcli.data.sources.classes import class_name
+from tokcli.data.sources.contents import CHUNK, RACY
+from tokcli.data.sources.listing import IMAGE_EXTENSIONS, OTHER_IMAGES, bad_name
 from tokcli.errors import NotFound, TokError
 from tokcli.files import cache_dir, write_text
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = ("jpg", *(end[1:] for end in IMAGE_EXTENSIONS if end != ".jpg"))  # the first that a sample has is its image
 TEXTS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
-VERSION = 1
+VERSION = 2
 BLOCK = 512
 
 
@@ -23,7 +27,8 @@ BLOCK = 512
 class TarIndex:
     """One tar's samples: keys, (offset, bytes) of images, class names, (extension, offset, bytes) of texts.
 
-    `ignored` counts members by extension, or as "link" or "device"; `problems` are (key, why).
+    `ignored` counts members by extension, or as "link" or "device"; `problems` are (key, why). `contents` is a digest of
+    what is read, "" where nobody asked for one.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -32,10 +37,15 @@ class TarIndex:
     texts: list[list[tuple[str, int, int]]] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    contents: str = ""
 
 
-def index_tar(path: Path) -> TarIndex:
+def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
     """The index of a tar, from the cache when the file has not changed since.
+
+    Args:
+        path: of the tar.
+        contents: read every image once, for the digest of the whole.
 
     Raises:
         TokError: no such file, compressed, or not a tar at all. A tar that is cut short is indexed as far as
@@ -45,12 +55,18 @@ def index_tar(path: Path) -> TarIndex:
         state = path.stat()
     except OSError:
         raise NotFound(f"--data {path}", "no such file") from None
-    identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
-        return TarIndex(**json.loads(cached.read_text(encoding="utf-8")))
+        index = TarIndex(**json.loads(cached.read_text(encoding="utf-8")))
+        index.problems = [(key, why) for key, why in index.problems]
+        if index.contents or not contents:
+            return index
     except (OSError, ValueError, TypeError):
-        index = _build(path)
+        pass
+    index = _build(path, contents)
+    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < RACY:
+        return index
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_text(cached, json.dumps(vars(index)))
@@ -59,9 +75,18 @@ def index_tar(path: Path) -> TarIndex:
     return index
 
 
-def _build(path: Path) -> TarIndex:
+@dataclass
+class _Parts:
+    """The members of one sample: by extension those that are read, and the names of images that are not."""
+
+    read: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unread: list[tuple[str, str]] = field(default_factory=list)  # (name, extension)
+
+
+def _build(path: Path, contents: bool) -> TarIndex:
     index = TarIndex()
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, _Parts] = {}
+    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -76,10 +101,15 @@ def _build(path: Path) -> TarIndex:
             ) from None
         for key, parts in samples.items():
             _add(index, path, file.fileno(), key, parts)
+            for end, (offset, size) in parts.read.items() if contents else ():
+                digest.update(f"{key}.{end} {size}\n".encode("utf-8", "surrogateescape"))
+                for start in range(offset, offset + size, CHUNK):
+                    digest.update(os.pread(file.fileno(), min(CHUNK, offset + size - start), start))
+    index.contents = digest.hexdigest() if contents else ""
     return index
 
 
-def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, dict[str, tuple[int, int]]], index: TarIndex) -> None:
+def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, _Parts], index: TarIndex) -> None:
     bytes_there = path.stat().st_size
     while True:
         try:
@@ -100,15 +130,22 @@ def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, dict[str, tupl
         stem, _, extension = file_name.partition(".")
         if member.isdir():
             continue
+        key = (f"{folder}/{stem}" if folder else stem).removeprefix("./")
         if not member.isfile() or member.issparse() or extension.lower() not in (*IMAGES, *TEXTS):
+            if (
+                member.isfile()
+                and not member.issparse()
+                and os.path.splitext(file_name)[1].lower() in (*IMAGE_EXTENSIONS, *OTHER_IMAGES)
+            ):
+                samples.setdefault(key, _Parts()).unread.append((member.name, extension.lower()))
+                continue
             kind = _kind(member, extension)
             index.ignored[kind] = index.ignored.get(kind, 0) + 1
             continue
-        key = (f"{folder}/{stem}" if folder else stem).removeprefix("./")
         if member.offset_data + member.size > bytes_there:
             index.problems.append((f"{path.name}/{key}", f"the tar ends inside {member.name}"))
             continue
-        parts = samples.setdefault(key, {})
+        parts = samples.setdefault(key, _Parts()).read
         if extension.lower() in parts:
             index.problems.append((f"{path.name}/{key}", f"a second {member.name} is not read"))
         else:
@@ -140,43 +177,44 @@ def _end(tar: tarfile.TarFile, path: Path, index: TarIndex) -> None:
                 return
 
 
-def _add(index: TarIndex, path: Path, fd: int, key: str, parts: dict[str, tuple[int, int]]) -> None:
+def _add(index: TarIndex, path: Path, fd: int, key: str, sample: _Parts) -> None:
+    parts, name = sample.read, f"{path.name}/{key}"
     image = next((parts[extension] for extension in IMAGES if extension in parts), None)
-    name = f"{path.name}/{key}"
+    for member, extension in sample.unread:
+        if image is not None:  # another picture of the sample, such as a mask
+            index.ignored[f".{extension}"] = index.ignored.get(f".{extension}", 0) + 1
+        else:
+            why = f"images of type .{extension} are not read"
+            if "." in extension:
+                why = f"a key ends at the first dot, and .{extension} is no image's extension"
+            index.problems.append((f"{path.name}/{member}", why))
+    if not parts:
+        return
     if why := bad_name(key) or ("" if image else "no image beside its texts"):
         index.problems.append((name, why))
         return
     assert image is not None
+    text, row = (read_member(fd, *parts[end]) if end in parts else b"" for end in ("txt", "json"))
     index.keys.append(key)
     index.images.append(image)
-    index.texts.append([(extension, *parts[extension]) for extension in ("txt", "json") if extension in parts])
-    index.names.append(_class_name(fd, parts))
+    index.texts.append([(end, *parts[end]) for end in ("txt", "json") if end in parts])
+    try:
+        index.names.append(_class_name(fd, parts, row))
+    except ValueError as error:
+        index.names.append(None)
+        index.problems.append((name, str(error)))
+    if row and not parse_json(row) and row.split() != [b"{}"] and row.lstrip()[:1] != b"[":
+        index.problems.append((name, "its .json is not JSON, or too long"))
+    index.problems += [(name, fault) for fault in faults_of(captions_beside(text, row))]
 
 
-def _class_name(fd: int, parts: dict[str, tuple[int, int]]) -> str | None:
+def _class_name(fd: int, parts: dict[str, tuple[int, int]], row: bytes) -> str | None:
     if "cls" in parts:
-        return read_member(fd, *parts["cls"]).decode("utf-8", "replace").strip() or None
-    row = parse_json(read_member(fd, *parts["json"])) if "json" in parts else {}
-    found = row.get("cls", row.get("label"))
-    return str(found) if isinstance(found, int | str) and not isinstance(found, bool) else None
+        return class_name(read_member(fd, *parts["cls"]).decode("utf-8", "replace"))
+    said = parse_json(row)
+    return class_name(said.get("cls", said.get("label")))
 
 
 def read_member(fd: int, offset: int, size: int) -> bytes:
     """At most MOST_TEXT bytes of a member."""
     return os.pread(fd, min(size, MOST_TEXT), offset)
-
-
-def parse_json(data: bytes) -> dict[str, object]:
-    """A JSON object, or {} for anything else."""
-    try:
-        row = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-def texts_of(extension: str, data: bytes) -> list[str]:
-    """The captions in a .txt member (one a line) or a .json one ("captions", "caption" or "text")."""
-    if extension == "json":
-        return captions_of(parse_json(data)) or []
-    return [" ".join(line.split()) for line in data.decode("utf-8", "replace").splitlines() if line.strip()]

@@ -1,5 +1,6 @@
 """Webdataset shards on a disk, read map-style: a sample is one seek away, so order and resume are exact."""
 
+import glob
 import itertools
 import logging
 import os
@@ -11,27 +12,40 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
-from tokcli.data.sources.listing import class_numbers, data_id, is_url, refuse_labels
-from tokcli.data.sources.tar_index import IMAGES, TEXTS, TarIndex, index_tar, read_member, texts_of
-from tokcli.errors import TokError
+from tokcli.data.sources.caption_files import captions_beside, usable
+from tokcli.data.sources.classes import class_numbers
+from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of
+from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refuse_labels
+from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
+from tokcli.errors import NotFound, TokError
 
 MOST_SHARDS = 1_000_000
+MOST_KINDS = 8  # of members not read that are named
 log = logging.getLogger("tok")
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files that `a-{000..009}.tar` stands for, in order.
+    """The files that `a-{000..009}.tar`, `a-*.tar` or a folder of tars stand for, in order.
 
     Raises:
+        NotFound: none fits.
         TokError: a broken pattern, or one of more than a million files.
     """
     from braceexpand import braceexpand
 
     where = f"--data {pattern}"
+    if os.path.isdir(pattern):
+        return sorted(path for path in Path(pattern).glob("*.tar") if not path.name.startswith("."))
     try:
-        paths = list(itertools.islice(braceexpand(pattern), MOST_SHARDS + 1))
+        patterns = list(itertools.islice(braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError as error:
         raise TokError(where, "the braces do not match", got=str(error)) from None
+    paths: list[str] = []
+    for one in patterns:
+        fitting = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
+        if not fitting:
+            raise NotFound(where, f"no file is named like {one}")
+        paths += fitting
     if len(paths) > MOST_SHARDS:
         raise TokError(where, f"stands for more than {MOST_SHARDS:,} files")
     return [Path(path) for path in paths]
@@ -40,10 +54,10 @@ def expand(pattern: str) -> list[Path]:
 class Tars:
     """Samples of one or more tars, in the order of the shards and within them; keys are `shard/key`.
 
-    A sample is the members that share a name up to the first dot: jpg, jpeg, png or webp, and beside it cls
-    (class), txt (captions) or json ("cls" or "label"; "captions", "caption" or "text"). Nothing else is read:
-    other members are counted and named in a warning. A shard that is cut short gives what is whole and says
-    the rest in `problems`.
+    A sample is the members that share a name up to the first dot: an image, and beside it cls (class), txt (captions) or json
+    ("cls" or "label"; "captions", "caption" or "text"). Nothing else is read: other members are counted and named in a warning,
+    and images whose name has dots before its extension are `problems`, as are labels and captions that cannot be used. A shard
+    that is cut short gives what is whole and says the rest in `problems`.
 
     Raises:
         TokError: a shard is missing or not a plain tar, or there is no image in any.
@@ -53,10 +67,13 @@ class Tars:
         where = f"--data {pattern}"
         self.name = os.path.abspath(pattern)
         self.shards = expand(self.name)
-        shards = [index_tar(path) for path in self.shards]
+        states = [state_of(path.stat()) if path.exists() else None for path in self.shards]
+        whole = sum(state[0] for state in states if state) <= CONTENTS_UP_TO
+        shards = [index_tar(path, contents=whole) for path in self.shards]
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
         self.ignored = _report(where, shards)
-        self.keys = [f"{p.stem}/{key}" for p, shard in zip(self.shards, shards, strict=True) for key in shard.keys]
+        prefixes = _shard_names(self.shards)
+        self.keys = [f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys]
         if not self.keys:
             why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
             raise TokError(where, f"no images found{why}", next="Members are read by extension: " + " ".join(IMAGES))
@@ -64,14 +81,16 @@ class Tars:
         self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(-1, 2)
         self._texts = [text for shard in shards for text in shard.texts]
         self.labels, self.classes = class_numbers([name for shard in shards for name in shard.names], where)
-        texts = (size for text in self._texts for _, _, size in text)
-        self.id = data_id("tar", "1", self.keys, self.labels, [*self._place[:, 1].tolist(), *texts])
+        said = [shard.contents for shard in shards] if whole else [str(state and state[:2]) for state in states]
+        self.id = data_id("tar", "2", self.keys, self.labels, "\n".join(said).encode())
 
     @classmethod
     def claims(cls, spec: str) -> bool:
-        """Names that end in .tar (compressed ones are refused on opening), and patterns with braces."""
-        named = spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec
-        return named and not is_url(spec) and not Path(spec).is_dir()
+        """Names that end in .tar (compressed ones are refused on opening), patterns with braces, and folders of tars alone."""
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            return _only_tars(path)
+        return not is_url(spec) and (spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec)
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Tars":
@@ -92,11 +111,9 @@ class Tars:
 
     def captions(self, i: int) -> list[str]:
         """The captions of sample i, [] for none."""
-        found: dict[str, None] = {}  # img2dataset writes one caption into both .txt and .json
         with open(self.shards[self._shard[i]], "rb") as file:
-            for extension, offset, size in self._texts[i]:
-                found |= dict.fromkeys(texts_of(extension, read_member(file.fileno(), offset, size)))
-        return list(found)
+            parts = {end: read_member(file.fileno(), offset, size) for end, offset, size in self._texts[i]}
+        return usable(captions_beside(parts.get("txt", b""), parts.get("json", b"")))
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
@@ -110,17 +127,34 @@ class Tars:
         return decode(data, self.keys[i])
 
 
+def _only_tars(folder: Path) -> bool:
+    """Whether a folder holds tars and neither images nor folders, in which images may lie."""
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir() or entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                return False
+            found = found or entry.name.endswith(".tar")
+    return found
+
+
+def _shard_names(paths: list[Path]) -> list[str]:
+    """What tells shards apart: their names, or their paths where several folders hold equal names."""
+    names = [path.stem for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    above = os.path.commonpath([str(path.parent) for path in paths])
+    return [os.path.relpath(path.with_suffix(""), above) for path in paths]
+
+
 def _report(where: str, shards: list[TarIndex]) -> dict[str, int]:
     ignored: Counter[str] = Counter()
     for shard in shards:
         ignored.update(shard.ignored)
     if ignored:
-        named = ", ".join(f"{kind} {count}" for kind, count in ignored.most_common())
-        log.warning(
-            "%s: %d members not read (%s); only %s are",
-            where,
-            ignored.total(),
-            named,
-            " ".join(IMAGES + TEXTS),
-        )
+        named = ", ".join(f"{kind[:40]} {count}" for kind, count in ignored.most_common(MOST_KINDS))
+        named += f", and {len(ignored) - MOST_KINDS} more kinds" if len(ignored) > MOST_KINDS else ""
+        log.warning("%s: %d members not read (%s); only images, cls, txt and json are", where, ignored.total(), named)
     return dict(ignored)

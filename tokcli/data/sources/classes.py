@@ -1,0 +1,113 @@
+"""What labels mean: class names of texts and JSON, their numbers, and the file that `--labels` names."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokcli.data.sources.listing import lines, read_text
+from tokcli.errors import TokError, printable
+
+MOST_CLASSES = 1_000_000
+MOST_NAME = 1000  # characters of a class's name
+HEADERS = ("path", "file", "filename", "file_name", "image", "name", "key")  # of the first column of a table
+
+
+def class_name(value: Any) -> str | None:
+    """The class that a label names: text, or a whole number written as text, as an integer or as 2.0; None for -1, "" and null.
+
+    Raises:
+        ValueError: it is something else (true, a list, 0.5, -2); the message says so.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
+        text = re.sub(r"(?a)^(-?\d{1,18})\.0+$", r"\1", str("" if value is None else value).strip())
+        if text in ("", "-1"):
+            return None
+        if not re.fullmatch(r"(?a)-\d+", text) and len(text) <= MOST_NAME and "\ufffd" not in text and _whole(text):
+            return text
+        value = text
+    shown = json.dumps(value, default=str)
+    raise ValueError(f"its label is not understood: {shown if len(shown) <= 40 else shown[:40] + '...'}")
+
+
+def _whole(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def class_numbers(names: Sequence[str | None], where: str) -> tuple[np.ndarray, list[str]]:
+    """Labels int32 (n,) and the class list for one class name a sample (None: unlabelled, -1).
+
+    Whole numbers are taken as they are (so that a split without some class agrees with one that has it);
+    anything else is numbered by its rank among the sorted names.
+
+    Raises:
+        TokError: a number past a million, which is an identifier and not a class.
+    """
+    known = {name for name in names if name is not None}
+    if known and all(_is_number(name) for name in known):
+        numbers = {name: int(name) for name in known}
+        if max(numbers.values()) >= MOST_CLASSES:
+            raise TokError(where, "class numbers must be under a million", got=f"found {max(numbers.values())}")
+        classes = [str(i) for i in range(max(numbers.values()) + 1)]
+        return _numbered(names, numbers), classes
+    return ranks(names)
+
+
+def ranks(names: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:
+    """Labels and the class list where every name is a name: 0, 1, 10, 2 are four classes, ranked as texts."""
+    classes = sorted({name for name in names if name is not None})
+    return _numbered(names, {name: i for i, name in enumerate(classes)}), classes
+
+
+def _numbered(names: Sequence[str | None], numbers: dict[str, int]) -> np.ndarray:
+    return np.array([-1 if name is None else numbers[name] for name in names], dtype=np.int32)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 19
+
+
+def read_labels(path: Path, where: str) -> tuple[dict[str, str | None], list[tuple[str, str]]]:
+    """Class name (None: unlabelled) by image, and (image, why) of labels that are not understood.
+
+    A line is `path<TAB, comma or space>class`; either may stand in quotes, as CSV writes them. A header is passed over.
+
+    Raises:
+        TokError: no such file, not text, a line without a separator, or a path with two classes; it names the line.
+    """
+    labels: dict[str, str | None] = {}
+    faults: list[tuple[str, str]] = []
+    for number, line in enumerate(lines(read_text(path, where)), 1):
+        if not line.strip():
+            continue
+        key, label = _parts(line.strip())
+        if not key or not label:
+            raise TokError(f"{path}:{number}", "not a path and a class", got=line[:60], next="Write: path<TAB>class")
+        if number == 1 and key.lower() in HEADERS:
+            continue
+        try:
+            name = class_name(label)
+        except ValueError as error:
+            faults.append((printable(key), str(error)))
+            name = None
+        if labels.setdefault(key, name) != name:
+            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{labels[key]} and {name}")
+    return labels, faults
+
+
+def _parts(line: str) -> tuple[str, str]:
+    for separator in ("\t", ",") if '"' in line else ():
+        fields = next(csv.reader([line], delimiter=separator))
+        if len(fields) == 2:
+            return fields[0].strip(), fields[1].strip()
+    for separator in ("\t", ",", " "):
+        key, found, label = line.rpartition(separator)
+        if found and key.strip() and label.strip():
+            return key.strip(), label.strip()
+    return "", ""
