@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from tokcli.cli.flags import COMMON, NAME, PATH, options_of, run_stage, with_options
+from tokcli.errors import Misuse
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
@@ -33,14 +34,25 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
         click.echo(stage.describe(artifact))
 
 
-@click.command(short_help="list, show and check recipes")
+@click.command(short_help="list, show, check and explain recipes")
 @click.argument("name", required=False, type=NAME)
 @click.option("--check", is_flag=True, help="Check the named recipe, or all of them, against the code.")
-def recipes(name: str | None, check: bool) -> None:
-    """List the recipes that come with tok, or show one; its header says command, cost and score."""
+@click.option(
+    "--explain", is_flag=True, help="Explain the keys of a section or component; without NAME, list what there is."
+)
+def recipes(name: str | None, check: bool, explain: bool) -> None:
+    """List the recipes that come with tok, or show one; its header says command, cost and score.
+
+    tok recipes --explain quantizer.vq prints the keys of that component: type, range, default and meaning.
+    """
     from tokcli.cli import recipes as stage
 
-    click.echo(stage.check(name) if check else stage.text(name) if name else stage.listing())
+    if check and explain:
+        raise Misuse("--explain", "does not go with --check", next="Leave one of them out")
+    if explain:
+        click.echo(stage.explanation(name))
+    else:
+        click.echo(stage.check(name) if check else stage.text(name) if name else stage.listing())
 
 
 @click.command(short_help="check the hashes of an artifact")

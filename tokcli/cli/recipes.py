@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from tokcli.errors import TokError
+from tokcli.recipe import explain
 from tokcli.recipe.check import InvalidRecipe
 from tokcli.recipe.check import check as check_recipe
 from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+from tokcli.registry import lookup
 
 
 def listing() -> str:
@@ -99,20 +101,11 @@ def _sampled(recipe: Any) -> None:
     raise refused[-1]
 
 
-def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:
-    """The recipe model of a recipe's stage (and method), and its component families.
-
-    Raises:
-        TokError: there is no such stage or method.
-    """
-    from tokcli.methods import method_class
+def _models() -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """The recipe model and the component families of each stage but tokenizer, whose methods have their own."""
     from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, viz_codebook
 
-    stage = str(tree.get("stage"))
-    if stage == "tokenizer":
-        method = method_class(str(tree.get("method")), f"{where}: method")
-        return method.recipe_model, method.families
-    models: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    return {
         "decoder": (train_decoder.DecoderRecipe, train_decoder.FAMILIES),
         "tokens": (tokenize.TokensRecipe, {}),
         "proposal": (train_proposal.ProposalRecipe, train_proposal.FAMILIES),
@@ -120,6 +113,40 @@ def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any
         "eval": (evaluate.EvalRecipe, {}),
         "viz": (viz_codebook.VizRecipe, {}),
     }
+
+
+def topics() -> dict[str, explain.Topic]:
+    """Everything that `tok recipes --explain` explains, by name."""
+    from tokcli.methods import METHODS
+
+    methods = {f"tokenizer-{name}": (method.recipe_model, method.families) for name, method in METHODS.items()}
+    return explain.topics(methods | _models())
+
+
+def explanation(name: str | None) -> str:
+    """The keys of a section or component, with type, range, default and meaning; without a name, what can be explained.
+
+    Raises:
+        TokError: there is no such section or component.
+    """
+    known = topics()
+    if name is None:
+        return "\n".join(f"{path:<34}{topic.title}" for path, topic in known.items())
+    return explain.text(name, lookup("section", known, name))
+
+
+def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:
+    """The recipe model of a recipe's stage (and method), and its component families.
+
+    Raises:
+        TokError: there is no such stage or method.
+    """
+    from tokcli.methods import method_class
+
+    stage, models = str(tree.get("stage")), _models()
+    if stage == "tokenizer":
+        method = method_class(str(tree.get("method")), f"{where}: method")
+        return method.recipe_model, method.families
     if stage not in models:
         raise TokError(where, f"no such stage '{stage}'", next=f"Known: tokenizer, {', '.join(models)}")
     return models[stage]
