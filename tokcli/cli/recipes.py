@@ -131,7 +131,8 @@ def explanation(name: str | None) -> str:
     """
     known = topics()
     if name is None:
-        return "\n".join(f"{path:<34}{topic.title}" for path, topic in known.items())
+        width = max(map(len, known)) + 2
+        return "\n".join(f"{path:<{width}}{topic.title}" for path, topic in known.items())
     return explain.text(name, lookup("section", known, name))
 
 

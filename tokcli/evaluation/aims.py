@@ -27,11 +27,17 @@ def _publishable() -> dict[str, Reported]:
 
 
 class Published(Section):
-    """What a recipe aims at."""
+    """What a recipe aims at.
 
-    source: str = Field(min_length=1)  # the publication and its table
-    rows: dict[str, dict[str, float]]  # a tokenizer's name, such as vqkd-clip -> metric -> value; shares in [0, 1]
-    assumed: list[str] = []  # what is not known of these figures, a sentence each
+    Args:
+        source: the publication and its table.
+        rows: a tokenizer's name, such as vqkd-clip, to its metrics and their values; shares are in [0, 1].
+        assumed: what is not known of these figures, a sentence each.
+    """
+
+    source: str = Field(min_length=1)
+    rows: dict[str, dict[str, float]]
+    assumed: list[str] = []
 
     @field_validator("rows")
     @classmethod

@@ -32,7 +32,12 @@ from tokcli.training.adversary import Adversary
 
 
 class PixelRecipe(TokenizerRecipe):
-    """Recipe of the methods that reconstruct pixels."""
+    """Recipe of the methods that reconstruct pixels: vqgan, fsq, cvq and llamagen.
+
+    Args:
+        loss: terms between images and reconstructions, each with its weight.
+        gan: see `gan`; null: no discriminator.
+    """
 
     method: Literal["vqgan", "fsq", "cvq", "llamagen"]
     encoder: Component

@@ -35,14 +35,19 @@ from tokcli.training.updater import Updater
 
 
 class ClusterRecipe(TokenizerRecipe):
-    """Recipe of Cluster."""
+    """Recipe of Cluster.
+
+    Args:
+        grid: rows and columns of tokens, to which the teacher's maps are resized; null: those of its largest map.
+        init_batches: batches whose features start the codebook by k-means.
+    """
 
     method: Literal["cluster"]
     data: FeatureData
     teacher: Component
     quantizer: Component
-    grid: tuple[PositiveInt, PositiveInt] | None = None  # of tokens; None: that of the teacher's largest map
-    init_batches: int = Field(1, ge=1)  # of k-means
+    grid: tuple[PositiveInt, PositiveInt] | None = None
+    init_batches: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> "ClusterRecipe":

@@ -33,9 +33,14 @@ from tokcli.training.compiling import autocast
 
 
 class FeatureData(TokenizerData):
-    """Images whose teacher features may be computed once."""
+    """How images become training samples, where a teacher reads them too.
 
-    cache_features: bool = False  # only where the transform is not random
+    Args:
+        cache_features: (methods with a teacher) compute its features once an image and keep them; only where the transform is
+            not random.
+    """
+
+    cache_features: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "FeatureData":
@@ -46,7 +51,12 @@ class FeatureData(TokenizerData):
 
 
 class DistillationRecipe(TokenizerRecipe):
-    """Recipe of VQ-KD."""
+    """Recipe of VQ-KD.
+
+    Args:
+        learn_from_blank: whether the codebook also learns from patches of one flat colour; if not, they take codes that it
+            learned from the others.
+    """
 
     method: Literal["vqkd"]
     data: FeatureData
@@ -54,7 +64,7 @@ class DistillationRecipe(TokenizerRecipe):
     encoder: Component
     quantizer: Component
     decoder: Component
-    learn_from_blank: bool = True  # False: patches of one flat colour take codes that were learnt from the others
+    learn_from_blank: bool = True
 
 
 class DistillationLoss(nn.Module):

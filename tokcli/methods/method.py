@@ -24,13 +24,29 @@ Families = Mapping[str, Mapping[str, Callable[..., Any]]]
 
 
 class TokenizerData(Data):
-    """How images become training samples, and the size at which the trained tokenizer is used."""
+    """How images become training samples, and the size at which the trained tokenizer is used.
 
-    use_size: int | None = Field(None, ge=1)  # None: the training size
+    Args:
+        use_size: (tokenizers) side in pixels of the images that later commands tokenize; null: `size`.
+    """
+
+    use_size: int | None = Field(None, ge=1)
 
 
 class TokenizerRecipe(Recipe):
-    """What recipes of stage tokenizer share, whatever their method."""
+    """What recipes of stage tokenizer share, whatever their method.
+
+    Args:
+        method: how the tokenizer learns.
+        data: see `data`.
+        encoder: the network that makes features of images.
+        quantizer: what turns features into codes.
+        decoder: what is trained to make features or images of codes.
+        teacher: the frozen network whose features are learned.
+        optim: see `optim`.
+        train: see `train`.
+        expects: see `expects`.
+    """
 
     stage: Literal["tokenizer"]
     method: str

@@ -32,7 +32,10 @@ class AutoregressiveProposal(TransformerProposal):
     """p(token | condition, tokens before it): RMSNorm, SwiGLU, no biases.
 
     The head's softmax covers the whole vocabulary in training, as in that code (LlamaGen's the codes alone); sampling and judging renormalise over the
-    codes, because nothing else can be drawn. Arguments: see `TransformerProposal`, and
+    codes, because nothing else can be drawn.
+
+    Args:
+        others: see `TransformerProposal`.
         random_order: shares of the training, 0 <= from < to <= 1, between which the probability of seeing an image in
             a random order falls from 1 to 0 (RAR, arXiv 2411.00776; its own are 0.5 and 0.75); null: always raster order.
             Each input is then told the place of the token that it predicts. Sampling stays in raster order.

@@ -30,7 +30,8 @@ PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices
 class GPT2Proposal(AutoregressiveProposal):
     """p(token | condition, tokens before it): LayerNorm, biases, GELU, learned positions, tied head.
 
-    Arguments: see `TransformerProposal`, and
+    Args:
+        others: see `TransformerProposal`.
         language: weights to start from: `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`, found on the hub or given by
             --language-weights; the sizes must be theirs. null: fresh weights.
     """

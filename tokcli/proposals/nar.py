@@ -37,7 +37,10 @@ ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 class MaskedProposal(TransformerProposal):
     """p(masked tokens | class, the other tokens), all at once.
 
-    Its embedding table has the mask's row after the null class. Arguments: see `TransformerProposal`, and
+    Its embedding table has the mask's row after the null class.
+
+    Args:
+        others: see `TransformerProposal`.
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
         mask_ratio: how the share of masked tokens is drawn in training, one of RATIOS.
     """

@@ -28,7 +28,10 @@ class TransformerProposal(Proposal):
 
     Args:
         codebook_size, grid, classes, text, label_drop: see `Proposal`.
-        width, depth, heads, mlp_width: of the transformer.
+        width: of a token's embedding.
+        depth: number of blocks.
+        heads: of each block's attention; they divide the width.
+        mlp_width: hidden width of each block's MLP.
         position: `rope-1d`, rotary angles of the place in the sequence; `rope-2d`, half of them of the row and half of the
             column, the condition standing at place 0; `rope-2d-llamagen`, the same but for the condition, whose queries and
             keys are zero as by LlamaGen's table of angles, so that its score is 0 wherever it is seen from; or `learned`, one
@@ -36,7 +39,7 @@ class TransformerProposal(Proposal):
         qk_norm: normalise queries and keys.
         head: `zero`, a matrix of its own that starts from zero, or `tied`, the embedding table.
         dropout: on the embeddings and on each block's two branches, in [0, 1).
-        embedding_dropout: on the embeddings, where it is another one.
+        embedding_dropout: on the embeddings, in [0, 1); null: as `dropout`.
         attention_dropout: on attention weights, in [0, 1).
         checkpointing: hold less memory in training for one more forward pass.
         scale_residual: start the matrices that write to the residual stream from 0.02 / sqrt(2 depth), as GPT-2, not 0.02.

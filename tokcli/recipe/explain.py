@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from tokcli.recipe.check import component_model
-from tokcli.recipe.ranges import Interval
 from tokcli.recipe.sections import Component, Recipe, Section
 
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any", type(None): "null"}
@@ -29,6 +28,9 @@ class Key(NamedTuple):
     range: str  # "" where the type says all
     default: str
     meaning: str
+
+
+WEIGHT = Key("weight", "number", "at least 0", "1.0", "of the term in the sum of losses.")
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,30 @@ def topics(
     Args:
         stages: by the names of their recipes, the models and the families of components; see `check`.
     """
-    models: dict[str, type[BaseModel]] = {}
+    models: dict[str, type[BaseModel]] = {}  # each once, under the first path that leads to it
     for name, (model, _) in stages.items():
         if model in models.values():
             continue  # methods that share their recipe
         models[f"recipe.{name}"] = model
-        for path, section in _sections(model):
+        for path, part in _sections(model):
             known = models.get(path)
-            models[path] = section if known is None or issubclass(section, known) else known
-    found = {path: Topic(_title(model), keys(model, model)) for path, model in models.items()}
-    for _, families in stages.values():
+            if part not in models.values() and (known is None or issubclass(part, known)):
+                models[path] = part
+    found: dict[str, Topic] = {path: Topic(_title(model), keys(model, model)) for path, model in models.items()}
+    for model, families in stages.values():
         for section, table in families.items():
             one = len({*table.values()}) == 1 and len(table) > 1  # all names are of one class, as all teachers are
-            for name, factory in table.items():
-                path = section if one else f"{section}.{name}"
-                if path not in found:
-                    found[path] = Topic(_title(factory), keys(component_model(factory), factory))
+            for component, factory in table.items():
+                path = section if one else f"{section}.{component}"
+                weighed = [WEIGHT] if _is_sum(model, section) else []
+                found.setdefault(path, Topic(_title(factory), [*weighed, *keys(component_model(factory), factory)]))
     return dict(sorted(found.items()))
+
+
+def _is_sum(model: type[BaseModel], section: str) -> bool:
+    """Whether a section is a sum of named terms, each with a weight."""
+    field = model.model_fields.get(section)
+    return field is not None and typing.get_origin(field.annotation) is dict
 
 
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -93,7 +102,9 @@ def meaning_of(documented: Any) -> dict[str, str]:
     """The entries under `Args:` in the docstring of a class or function, and of the classes that it inherits from."""
     found: dict[str, str] = {}
     for owner in reversed(getattr(documented, "__mro__", [documented])):
-        found |= _entries(inspect.cleandoc(owner.__doc__ or "")) if owner not in (object, BaseModel) else {}
+        if owner not in (object, BaseModel):
+            own = _entries(inspect.cleandoc(owner.__doc__ or ""))
+            found |= {name: text for name, text in own.items() if name not in found or not text.startswith("see `")}
     return found
 
 
@@ -162,13 +173,17 @@ def range_of(field: FieldInfo) -> str:
 def _ranges(annotation: Any, metadata: Any) -> Iterator[str]:
     bounds = [part for data in metadata for part in (data.metadata if isinstance(data, FieldInfo) else [data])]
     words = {"gt": "over", "ge": "at least", "lt": "under", "le": "at most"}
-    said = [f"{word} {getattr(b, name):,}" for name, word in words.items() for b in bounds if hasattr(b, name)]
+    given = {name: getattr(b, name) for name in words for b in bounds if hasattr(b, name)}
+    if given.get("gt") == 0 and int in _kinds(annotation):
+        given = {"ge": 1, **given}
+        del given["gt"]
+    said = [f"{words[name]} {value:,}" for name, value in given.items()]
     if said:
         yield " and ".join(said)
     for bound in bounds:
         if hasattr(bound, "min_length"):
             yield f"at least {bound.min_length} of them"
-        if isinstance(bound, AfterValidator) and isinstance(bound.func, Interval):
+        if isinstance(bound, AfterValidator) and hasattr(bound.func, "text"):
             yield bound.func.text
     if typing.get_origin(annotation) is Annotated:
         inner, *own = typing.get_args(annotation)

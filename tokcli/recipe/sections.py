@@ -26,28 +26,51 @@ class Component(BaseModel):
 
 
 class Optim(Section):
-    """AdamW with decoupled weight decay, linear warm-up, then cosine or constant."""
+    """AdamW with decoupled weight decay, linear warm-up, then cosine or constant.
+
+    Args:
+        lr: learning rate after the warm-up.
+        betas: decay of the running means of the gradient and of its square.
+        eps: added to the root of the second moment.
+        weight_decay: share of a weight, times the learning rate, that each step takes off.
+        decay: what decays: `matrices` and kernels, or `all`: norms, biases, positions and codes too.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        schedule: of the learning rate after the warm-up: half a `cosine` down to `min_lr` at the last step, or `constant`.
+        min_lr: learning rate at the end of the cosine.
+        clip: largest norm of the gradient over all parameters; null: not clipped.
+    """
 
     lr: float = Field(gt=0)
     betas: tuple[Share, Share] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)  # added to the root of the second moment
+    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    decay: Literal["matrices", "all"] = "matrices"  # what decays; all: norms, biases, positions, codes too
+    decay: Literal["matrices", "all"] = "matrices"
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0)  # largest global gradient norm
+    clip: float | None = Field(None, gt=0)
 
 
 class Train(Section):
-    """How long, in what pieces and in which arithmetic."""
+    """How long, in what pieces and in which arithmetic.
+
+    Args:
+        steps: updates of the weights.
+        batch_size: images per update over all devices.
+        accumulate: micro-batches per update; divides the batch size.
+        precision: of matrix products and convolutions. Weights, quantizers and losses stay in float32.
+        compile: run the networks by torch.compile.
+        ema: decay of averaged weights, which are then what is measured and saved; null: none are kept.
+        log_every: steps between two lines of the log.
+        save_every: steps between two saved states, from which an interrupted training goes on.
+    """
 
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)  # images per update over all devices
-    accumulate: int = Field(1, ge=1)  # micro-batches per update
+    batch_size: int = Field(ge=1)
+    accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
-    ema: float | None = Field(None, gt=0, lt=1)  # decay of averaged weights, which are what is saved for use
+    ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
 
@@ -59,10 +82,15 @@ class Train(Section):
 
 
 class MeasuredTrain(Train):
-    """Training that measures itself on held-out images: at its end, and every `eval_every` steps where that is set."""
+    """Training that measures itself on held-out images: at its end, and every `eval_every` steps where that is set.
+
+    Args:
+        eval_every: steps between two measurements; null: at the end alone.
+        eval_images: at most so many held-out images, evenly spread; `tok eval` takes all.
+    """
 
     eval_every: int | None = Field(None, ge=1)
-    eval_images: int = Field(2048, ge=1)  # at most so many held-out images, evenly spread; `tok eval` takes all
+    eval_images: int = Field(2048, ge=1)
 
 
 class GAN(Section):
@@ -70,16 +98,26 @@ class GAN(Section):
 
     The discriminator learns from step `start - warmup` on; its term enters the decoder's loss at `start` and reaches its
     full weight after `ramp` steps.
+
+    Args:
+        discriminator: the network that tells images from reconstructions.
+        optim: the discriminator's optimizer.
+        weight: of the adversarial term in the decoder's loss; with `adaptive` a factor on the ratio of gradients.
+        adaptive: weigh the term so that it pulls at the decoder's last layer as hard as the other terms (VQGAN).
+        start: step from which the decoder's loss has the term.
+        warmup: steps before `start` from which the discriminator learns; at most `start`.
+        ramp: steps over which the term reaches its full weight; 0: at once.
+        lecam: weight of LeCAM's regulariser, which keeps a discriminator from memorising few images; 0: off.
     """
 
     discriminator: Component
     optim: Optim
-    weight: float = Field(gt=0)  # with `adaptive` a factor on the ratio of gradients
+    weight: float = Field(gt=0)
     adaptive: bool = True
     start: int = Field(0, ge=0)
     warmup: int = Field(0, ge=0)
     ramp: int = Field(0, ge=0)
-    lecam: float = Field(0.0, ge=0)  # weight of the regulariser against learning images by heart
+    lecam: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "GAN":
@@ -92,10 +130,16 @@ class Expects(Section):
     """Facts of inputs, so that `--dry-run` works without them; checked against the real ones.
 
     A list names every value that the recipe accepts; a plan without inputs takes its first.
+
+    Args:
+        codebook_size: number of codes, or a list of the numbers accepted; null: any.
+        code_dim: width of a code, or a list of the widths accepted; null: any.
+        grid: rows and columns of tokens; null: any.
+        classes: number of classes of the data; null: any.
     """
 
-    codebook_size: int | list[int] | None = None  # at least 1
-    code_dim: int | list[int] | None = None  # at least 1
+    codebook_size: int | list[int] | None = None
+    code_dim: int | list[int] | None = None
     grid: tuple[PositiveInt, PositiveInt] | None = None
     classes: Annotated[int, Field(ge=0)] | None = None
 
@@ -117,10 +161,15 @@ class Expects(Section):
 
 
 class Recipe(Section):
-    """What every recipe has."""
+    """What every recipe has.
+
+    Args:
+        stage: the command that it is for.
+        seed: of all random numbers: fresh weights, order of the data, crops, masks, samples.
+    """
 
     stage: str
-    seed: int = Field(0, ge=0, lt=2**63)  # what torch takes
+    seed: int = Field(0, ge=0, lt=2**63)  # as torch takes it
     _settled: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
@@ -130,9 +179,16 @@ class Recipe(Section):
 
 
 class Data(Section):
-    """How images become training samples."""
+    """How images become training samples.
 
-    size: int = Field(ge=1)  # pixels of a side
+    Args:
+        size: side of a training image in pixels.
+        transform: how an image is made square: `center-crop`, `random-crop` or `random-resized-crop`.
+        max_bad: share of unreadable images that is tolerated; more stop the command.
+        workers: processes that read images; 0: the main process reads them.
+    """
+
+    size: int = Field(ge=1)
     transform: Component
-    max_bad: float = Field(0.01, ge=0, le=1)  # share of unreadable images that is tolerated
-    workers: int = Field(0, ge=0)  # loader processes; 0 reads in the main process
+    max_bad: float = Field(0.01, ge=0, le=1)
+    workers: int = Field(0, ge=0)

@@ -70,7 +70,11 @@ class Sample(Section):
 
 
 class SampleRecipe(Recipe):
-    """Recipe of stage sample."""
+    """Recipe of stage sample.
+
+    Args:
+        sample: see `sample`.
+    """
 
     stage: Literal["sample"]
     sample: Sample

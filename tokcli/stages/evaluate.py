@@ -40,20 +40,31 @@ MEASURED = ("tokenizer", "decoder", "proposal", "samples")
 
 
 class Evaluation(Section):
-    """What is measured, and with what."""
+    """What is measured, and with what.
 
-    extractors: list[str]  # networks whose features are compared; with `inception` the distances are called FID
-    images: int = Field(0, ge=0)  # held-out images at most, evenly spread; 0: all
-    lpips: bool = False  # of reconstructions; needs torchvision's VGG16
-    clip_score: bool = False  # of samples drawn for captions; needs CLIP's weights
-    mask_ratio: float = Field(MASK_RATIO, gt=0, le=1)  # of masked_ce
-    bootstrap: int = Field(20, ge=0)  # resampled sets behind the intervals of Fréchet distances; 0: no intervals
-    manifold: int = Field(
-        10_000, ge=0
-    )  # images at most that precision, recall, density, coverage, KID compare; 0: none
-    probe_images: int = Field(2000, ge=0)  # images at most that classes are learnt from, and told of; 0: none
-    worst: int = Field(12, ge=0)  # reconstructions that are named and shown
-    published: Published | None = None  # figures that stand under the rows of the tokenizers that they are of
+    Args:
+        extractors: networks whose features are compared; with `inception` the distances are called FID.
+        images: at most so many held-out images, evenly spread; 0: all.
+        lpips: measure LPIPS of reconstructions; needs torchvision's VGG16.
+        clip_score: measure the CLIP score of samples drawn for captions; needs CLIP's weights.
+        mask_ratio: share of tokens that are masked for `masked_ce`.
+        bootstrap: resampled sets behind the intervals of Fréchet distances, at least 2; 0: no intervals.
+        manifold: images at most that precision, recall, density, coverage and KID compare; 0: they are left out.
+        probe_images: images at most from which classes are learned, and on which they are predicted; 0: no probe.
+        worst: how many of the worst reconstructions are named and shown.
+        published: figures to print under the rows of the tokenizers that they belong to; null: none.
+    """
+
+    extractors: list[str]
+    images: int = Field(0, ge=0)
+    lpips: bool = False
+    clip_score: bool = False
+    mask_ratio: float = Field(MASK_RATIO, gt=0, le=1)
+    bootstrap: int = Field(20, ge=0)
+    manifold: int = Field(10_000, ge=0)
+    probe_images: int = Field(2000, ge=0)
+    worst: int = Field(12, ge=0)
+    published: Published | None = None
 
     @field_validator("bootstrap")
     @classmethod
@@ -64,7 +75,11 @@ class Evaluation(Section):
 
 
 class EvalRecipe(Recipe):
-    """Recipe of stage eval."""
+    """Recipe of stage eval.
+
+    Args:
+        eval: see `eval`.
+    """
 
     stage: Literal["eval"]
     eval: Evaluation

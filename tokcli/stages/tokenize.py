@@ -36,17 +36,25 @@ BATCH = 64  # views at a time
 
 
 class Tokens(Section):
-    """Which views of each image are tokenized."""
+    """Which views of each image are tokenized.
 
-    crops: int = Field(1, ge=1)  # the first is the centre crop, the others are random squares
-    scale: Area = (
-        0.8,
-        1.0,
-    )  # share of the largest square's area that a random crop keeps; [1, 1]: no zoom
-    corners: list[float] = []  # instead: centre and corners of the central square of so many times the size, for each
-    flip: bool = False  # every crop also mirrored
-    images: int = Field(0, ge=0)  # at most so many, evenly spread over the data; 0: all
-    shard_size: int = Field(1024, ge=1)  # images per file, the unit of resuming and sharing
+    Args:
+        crops: views of an image: the centre crop first, then random squares.
+        scale: share of the largest square's area that a random crop keeps; [1, 1]: no zoom.
+        corners: in place of random crops: sizes of the central square, in units of the image size, each over 1 and at most 2, of
+            which the centre and the four corners are taken.
+        flip: follow each view by its mirror image.
+        images: at most so many images, evenly spread over the data; 0: all.
+        shard_size: images per file, the unit of resuming and of sharing work.
+        max_bad: share of unreadable images that is tolerated; more stop the command.
+    """
+
+    crops: int = Field(1, ge=1)
+    scale: Area = (0.8, 1.0)
+    corners: list[float] = []
+    flip: bool = False
+    images: int = Field(0, ge=0)
+    shard_size: int = Field(1024, ge=1)
     max_bad: float = Field(0.01, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -59,7 +67,11 @@ class Tokens(Section):
 
 
 class TokensRecipe(Recipe):
-    """Recipe of stage tokens."""
+    """Recipe of stage tokens.
+
+    Args:
+        tokens: see `tokens`.
+    """
 
     stage: Literal["tokens"]
     tokens: Tokens

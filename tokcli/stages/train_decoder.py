@@ -60,7 +60,17 @@ FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 
 
 class DecoderRecipe(Recipe):
-    """Recipe of stage decoder."""
+    """Recipe of stage decoder.
+
+    Args:
+        data: see `data`.
+        decoder: the network that makes images of codes.
+        loss: terms between images and reconstructions, each with its weight.
+        gan: see `gan`; null: no discriminator.
+        optim: see `optim`.
+        train: see `train`.
+        expects: see `expects`.
+    """
 
     stage: Literal["decoder"]
     data: Data

@@ -48,7 +48,15 @@ FAMILIES: dict[str, Mapping[str, Callable[..., Any]]] = {"proposal": PROPOSALS, 
 
 
 class ProposalRecipe(Recipe):
-    """Recipe of stage proposal."""
+    """Recipe of stage proposal.
+
+    Args:
+        proposal: the network that predicts tokens.
+        condition: what it is conditioned on: `class`, `text` or `none`.
+        optim: see `optim`.
+        train: see `train`.
+        expects: see `expects`.
+    """
 
     stage: Literal["proposal"]
     proposal: Component

@@ -36,17 +36,29 @@ log = logging.getLogger("tok")
 
 
 class Viz(Section):
-    """How much is drawn."""
+    """How much is drawn.
 
-    images: int = Field(2000, ge=1)  # at most so many of the data set, evenly spread
-    columns: int = Field(6, ge=1, le=20)  # a code's sheet shows columns x columns patches
-    context: int = Field(4, ge=0, le=32)  # pixels around a patch that are shown too
-    points: int = Field(2000, ge=4)  # features on the t-SNE map
-    perplexity: float = Field(30.0, gt=0)  # of the t-SNE
+    Args:
+        images: at most so many of the data set, evenly spread.
+        columns: a code's sheet shows columns x columns patches.
+        context: pixels around a patch that are shown too.
+        points: features on the t-SNE map.
+        perplexity: of the t-SNE.
+    """
+
+    images: int = Field(2000, ge=1)
+    columns: int = Field(6, ge=1, le=20)
+    context: int = Field(4, ge=0, le=32)
+    points: int = Field(2000, ge=4)
+    perplexity: float = Field(30.0, gt=0)
 
 
 class VizRecipe(Recipe):
-    """Recipe of stage viz."""
+    """Recipe of stage viz.
+
+    Args:
+        viz: see `viz`.
+    """
 
     stage: Literal["viz"]
     viz: Viz

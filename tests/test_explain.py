@@ -1,0 +1,117 @@
+"""`tok recipes --explain`: every key of every recipe has a meaning, and the docs are what the code says."""
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from click.testing import CliRunner
+from pydantic import Field
+
+from tokcli.cli import cli
+from tokcli.cli.recipes import check_file, topics
+from tokcli.errors import Misuse
+from tokcli.recipe.check import component_model, resolved
+from tokcli.recipe.explain import Key, keys, meaning_of
+from tokcli.recipe.ranges import Area, Share
+from tokcli.recipe.yaml import recipes_root
+
+ROOT = Path(__file__).parent.parent
+TOPICS = topics()
+
+
+class Part:
+    """A component.
+
+    Args:
+        size: of it,
+            in pixels; None: any.
+        low, high: bounds.
+
+    Raises:
+        TokError: never.
+    """
+
+    def __init__(
+        self, *, size: Annotated[int, Field(gt=0)] | None = None, low: Share = 0.0, high: Literal["a", "b"] = "a",
+        scale: Area, many: list[str] = [],
+    ) -> None: ...  # fmt: skip
+
+
+class Finer(Part):
+    """A finer component.
+
+    Args:
+        low: see `Part`.
+        scale: shares.
+    """
+
+
+def explained(*arguments: str) -> Any:
+    return CliRunner().invoke(cli, ["recipes", *arguments, "--explain"])
+
+
+@pytest.mark.parametrize("name", sorted(TOPICS.keys() - {"sample"}))
+def test_every_key_has_a_meaning(name: str) -> None:
+    assert [key.name for key in TOPICS[name].keys if not key.meaning] == []
+
+
+def test_a_key_is_explained_by_its_annotation_and_the_docstring() -> None:
+    assert keys(component_model(Part), Part) == [
+        Key("size", "integer or null", "at least 1", "null", "of it, in pixels; null: any."),
+        Key("low", "number", "at least 0 and under 1", "0.0", "bounds."),
+        Key("high", "a or b", "", '"a"', "bounds."),
+        Key("scale", "[number, number]", "0 < low <= high <= 1", "required", ""),
+        Key("many", "list of text", "", "[]", ""),
+    ]
+
+
+def test_a_subclass_adds_to_the_meanings_of_its_base() -> None:
+    assert meaning_of(Finer) == meaning_of(Part) | {"scale": "shares."}
+
+
+@pytest.mark.parametrize("path", sorted(recipes_root().glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_key_of_a_shipped_recipe_is_explained(path: Path) -> None:
+    recipe = resolved(check_file(path))
+    name = {"tokenizer": f"tokenizer-{recipe.get('method')}"}.get(recipe["stage"], recipe["stage"])
+    name = {
+        "tokenizer-fsq": "tokenizer-vqgan",
+        "tokenizer-cvq": "tokenizer-vqgan",
+        "tokenizer-llamagen": "tokenizer-vqgan",
+    }.get(name, name)
+    assert set(recipe) == {key.name for key in TOPICS[f"recipe.{name}"].keys}
+    for section in set(recipe) & {"optim", "train", "gan", "tokens", "sample", "eval", "viz"}:
+        assert set(recipe[section] or {}) <= {key.name for key in TOPICS[section].keys}
+    for section in set(recipe) & {"quantizer", "encoder", "decoder", "proposal", "condition"}:
+        own = TOPICS[f"{section}.{recipe[section]['name']}"].keys
+        assert set(recipe[section]) - {"name"} == {key.name for key in own}
+
+
+def test_the_command_prints_type_range_default_and_meaning() -> None:
+    text = " ".join(explained("quantizer.lfq").stdout.split())
+    assert "temperature number, over 0, default 0.01 of the soft assignment to codes" in text
+    assert "code_dim integer, at least 1 and at most 30, required bits of a code" in text
+
+
+def test_a_component_without_keys_says_so() -> None:
+    assert explained("condition.none").stdout.endswith("It has no keys.\n")
+
+
+def test_without_a_name_everything_is_listed() -> None:
+    assert [line.split()[0] for line in explained().stdout.splitlines()] == list(TOPICS)
+
+
+def test_an_unknown_section_is_refused_with_the_nearest() -> None:
+    assert "Did you mean 'quantizer.vq'?" in str(explained("quantiser.vq").exception)
+
+
+def test_explaining_and_checking_at_once_is_misuse() -> None:
+    assert isinstance(explained("--check").exception, Misuse)
+
+
+def test_the_page_of_keys_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python scripts/reference.py"
