@@ -210,6 +210,12 @@ def test_every_member_of_a_family_is_on_its_page() -> None:
     assert [n for page, names in pages.items() for n in names if f"`{n}`" not in prose(PAGES[page])] == []
 
 
+def test_every_type_of_image_that_folders_read_is_named() -> None:
+    from tokcli.data.sources.listing import IMAGE_EXTENSIONS
+
+    assert [e for e in IMAGE_EXTENSIONS if not re.search(rf"[`\s]\{e}[`\s]", PAGES["docs/data.md"])] == []
+
+
 def test_the_manifest_is_a_real_one(tmp_path: Path) -> None:
     (text,) = blocks(PAGES["docs/artifacts.md"], "json")
     (tmp_path / "manifest.json").write_text(text)
