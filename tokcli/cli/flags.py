@@ -5,12 +5,15 @@ import json
 import logging
 import os
 import sys
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from tokcli.recipe.sample_options import Option, declared
 
 if TYPE_CHECKING:
     from tokcli.artifact.plans import Plan
@@ -74,6 +77,38 @@ INCEPTION_WEIGHTS = click.option(
 TEXT_WEIGHTS = click.option(
     "--text-weights", type=PATH, metavar="FILE", help="The text tower's weights, if no hub can be reached."
 )
+
+
+class _Text(click.ParamType):
+    """A value that an option reads from text by itself."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def flags_of(owner: type) -> list[Any]:
+    """The flags of the options that a dataclass declares; each is short for --set of its key, which the recipe checks."""
+    return [_flag(key, one) for key, one in declared(owner).items() if one.flags]
+
+
+def _flag(key: str, one: Option) -> Any:
+    kind: Any = NAME
+    if one.parse:
+        kind = _Text(one.parse)
+    elif one.choices:
+        kind = click.Choice(one.choices)
+    else:
+        kind = next((k for k in (bool, int, float) if k in (one.type, *typing.get_args(one.type))), NAME)
+    help = f"{one.help}  [{one.range.text}]" if one.range and kind in (int, float) else one.help
+    return click.option(*one.flags, key, type=kind, default=None, metavar=one.metavar, help=help)
 
 
 def with_options(*groups: Any) -> Callable[[F], F]:

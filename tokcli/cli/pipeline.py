@@ -15,10 +15,12 @@ from tokcli.cli.flags import (
     TEACHER_WEIGHTS,
     TEXT_WEIGHTS,
     VGG_WEIGHTS,
+    flags_of,
     options_of,
     run_stage,
     with_options,
 )
+from tokcli.recipe.sample_options import SampleOptions, declared
 
 TOKENIZER = click.option(
     "--tokenizer", type=PATH, metavar="DIR", help="Tokenizer to use. Default: the only one in the workspace."
@@ -116,17 +118,9 @@ def train_proposal(
 
 
 @click.command(short_help="proposal network, decoder -> images")
-@click.option("-n", "--number", type=int, metavar="N", help="How many images; short for --set sample.number=N.")
-@click.option(
-    "--per-class", type=click.IntRange(1), metavar="N", help="How many of each class asked for, instead of -n."
-)
+@with_options(flags_of(SampleOptions))
 @click.option(
     "--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both."
-)
-@click.option(
-    "--classes",
-    metavar="A,B,...",
-    help="Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
 )
 @click.option(
     "--prompts",
@@ -134,19 +128,7 @@ def train_proposal(
     metavar="FILE|-",
     help="Captions, one a line, for a text-conditional network; - reads standard input.",
 )
-@click.option("--cfg-scale", type=float, metavar="S", help="Classifier-free guidance, 1 = off.")
-@click.option("--temperature", type=float, metavar="T", help="0 = always the likeliest token.")
-@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest tokens, 0 = off.")
-@click.option("--top-p", type=float, metavar="P", help="Draw from the likeliest tokens that hold this mass, 1 = off.")
-@click.option("--steps", type=int, metavar="N", help="Decoding steps of a masked network.")
-@click.option("--order", metavar="NAME", help="Which tokens a masked network finds first: confidence or halton.")
-@click.option(
-    "--compile/--no-compile",
-    "compiled",
-    default=None,
-    help="Run the proposal network by torch.compile, on a GPU an autoregressive one as CUDA graphs.",
-)
-@click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B,...", help="A samples artifact for each value of a key of section "
+@click.option("--sweep", multiple=True, metavar="KEY=A,B,...", help="A samples artifact for each value of a key of section "
               "sample, from one load of the networks; repeatable: every combination. One path a line.")  # fmt: skip
 @click.option("--edit", type=PATH, metavar="IMAGE", help="Draw parts of this picture anew: see --mask and --keep-top.")
 @click.option(
@@ -155,73 +137,24 @@ def train_proposal(
     metavar="IMAGE",
     help="Of the edited picture's size; what is light is drawn anew (masked networks).",
 )
-@click.option(
-    "--keep-top",
-    metavar="N|SHARE",
-    help="Rows of tokens of the edited picture that stay, such as 4 or 0.5; the rest is drawn anew.",
-)
-@click.option(
-    "--paste/--no-paste", default=None, help="Lay the edited picture's own pixels over what is not drawn anew."
-)
-@click.option(
-    "--grid",
-    metavar="ROWSxCOLUMNS",
-    help="Of sheet.png, the contact sheet. Default: up to 24 classes, 10 images of each.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["png", "shards"]),
-    help="One PNG an image, or webdataset tars that --data reads.",
-)
-@click.option("--neighbours", metavar="NETWORK|pixels", help="Also neighbours.png: samples beside their nearest training images, by this "
-              "network's features.")  # fmt: skip
-@click.option(
-    "--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time; short for --set sample.batch_size=N."
-)
 @click.option("--proposal", type=PATH, metavar="DIR", help="Default: the only one in the workspace (of that mode).")
 @with_options(DECODER, SHARDS, TEXT_WEIGHTS, COMMON)
 def sample(
-    number: int | None, per_class: int | None, mode: str | None, classes: str | None, prompts: str | None,
-    cfg_scale: float | None, temperature: float | None, top_k: int | None, top_p: float | None, steps: int | None,
-    order: str | None, compiled: bool | None, sweeps: tuple[str, ...], edit: Path | None, mask: Path | None, keep_top: str | None,
-    paste: bool | None, grid: str | None, form: str | None, neighbours: str | None, batch_size: int | None, proposal: Path | None,
-    decoder: Path | None, shard_index: int | None, num_shards: int | None, as_json: bool, **flags: Any,
+    mode: str | None, proposal: Path | None, decoder: Path | None, shard_index: int | None, num_shards: int | None,
+    prompts: str | None, sweep: tuple[str, ...], edit: Path | None, mask: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images: tokens from a proposal network, pixels from a decoder."""
     share = _share(shard_index, num_shards)
-    if classes is not None and prompts is not None:
+    shorthands = {f"sample.{key}": flags.pop(key) for key, one in declared(SampleOptions).items() if one.flags}
+    if shorthands["sample.classes"] is not None and prompts is not None:
         raise click.UsageError("--classes and --prompts are for different networks.")
-    if number is not None and per_class is not None:
+    if shorthands["sample.number"] is not None and shorthands["sample.per_class"] is not None:
         raise click.UsageError("-n and --per-class both say how many images.")
-    if classes is not None and not classes.strip():
-        raise click.UsageError("--classes is empty.")
-    kept = None if keep_top is None else _number("--keep-top", keep_top)
     from tokcli.stages import sample as stage
 
-    shorthands = {
-        "sample.number": number, "sample.per_class": per_class, "sample.cfg_scale": cfg_scale,
-        "sample.temperature": temperature, "sample.top_k": top_k, "sample.top_p": top_p, "sample.steps": steps,
-        "sample.order": order, "sample.compile": compiled, "sample.classes": "data" if classes == "data" else classes.split(",") if classes else None,
-        "sample.keep_top": kept, "sample.paste": paste, "sample.grid": grid, "sample.format": form,
-        "sample.neighbours": neighbours, "sample.batch_size": batch_size,
-    }  # fmt: skip
-    options = options_of(flags, shorthands)
-    inputs: dict[str, Any] = {
-        "mode": mode,
-        "proposal": proposal,
-        "decoder": decoder,
-        "share": share,
-        "prompts": prompts,
-    }
-    run_stage(lambda o: stage.main(o, **inputs, sweep=sweeps, edit=edit, mask=mask), options, as_json)
-
-
-def _number(flag: str, text: str) -> int | float:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise click.UsageError(f"{flag}: expected a number, got '{text}'.") from None
+    inputs: dict[str, Any] = {"mode": mode, "proposal": proposal, "decoder": decoder, "share": share}
+    inputs |= {"prompts": prompts, "sweep": sweep, "edit": edit, "mask": mask}
+    run_stage(lambda o: stage.main(o, **inputs), options_of(flags, shorthands), as_json)
 
 
 @click.command("eval", short_help="artifacts -> metrics, the paper's table")

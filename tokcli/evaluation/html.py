@@ -12,9 +12,9 @@ from tokcli.evaluation.charts import Node, Point
 from tokcli.files import write_text
 from tokcli.metrics import METRICS
 from tokcli.pictures.theme import fill
+from tokcli.recipe.sample_options import charted
 
 WEB = Path(__file__).parent / "web"
-SWEPT = ("cfg_scale", "temperature", "top_k", "top_p", "steps", "choice_temperature")
 STEPS = "step"  # the key of a log's records that is the x axis
 DULL = (
     STEPS,
@@ -203,7 +203,7 @@ def _sweeps(report: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]])
     parts = []
     for (proposal, *_), samples in groups.items():
         drawn = [recipes.get(a["id"], {}).get("sample", {}) for a in samples]
-        keys = [key for key in SWEPT if len({str(one.get(key)) for one in drawn}) > 1]
+        keys = [key for key in charted() if len({str(one.get(key)) for one in drawn}) > 1]
         if len(samples) > 1 and keys:
             names = [", ".join(str(one.get(key)) for key in keys) for one in drawn]
             shown = [*_against_key(samples, drawn, keys), *_pareto(samples, names)]

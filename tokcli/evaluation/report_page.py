@@ -9,13 +9,13 @@ from typing import Any
 from tokcli.artifact.reading import Artifact
 from tokcli.errors import TokError
 from tokcli.evaluation.html import Picture, write_report
+from tokcli.recipe.sample_options import charted
 
 SAYS = {
     "sheet": ("Originals, reconstructions, samples", "held-out images and what became of them; samples stand under the class asked for"),
     "compared": ("Side by side", "the same held-out images through every tokenizer"),
     "worst": ("Worst reconstructions", "the held-out images that come back worst"),
 }  # fmt: skip
-HOW = ("number", "cfg_scale", "temperature", "top_k", "top_p", "steps")  # keys of a sampler that are said
 
 
 def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact], sheets: Sequence[str]) -> str:
@@ -41,7 +41,7 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
         with contextlib.suppress(TokError):  # a sheet that was lost or damaged is not shown
             if a.kind == "samples" and "sheet.png" in a.manifest["files"]:
                 drawn = a.recipe["sample"]
-                how = ", ".join(f"{key} {drawn[key]}" for key in HOW if drawn.get(key) is not None)
+                how = ", ".join(f"{key} {drawn[key]}" for key in ("number", *charted()) if drawn.get(key) is not None)
                 name = f"Samples by class: {a.path.name}"
                 shown.append(Picture(a.file("sheet.png"), name, how, folded=True))
     title = f"{given[0].facts['name']}: evaluation on {report['protocol']['held_out']['name']}"

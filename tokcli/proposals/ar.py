@@ -26,6 +26,7 @@ from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
 from tokcli.recipe.ranges import Probability, Share, Span
+from tokcli.recipe.sample_options import keys_of
 
 
 class AutoregressiveProposal(TransformerProposal):
@@ -42,6 +43,7 @@ class AutoregressiveProposal(TransformerProposal):
     """
 
     mode = "ar"
+    sampling_keys = keys_of("ar")
     causal = gated = True
 
     def __init__(

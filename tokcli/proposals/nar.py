@@ -20,7 +20,7 @@ from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
-from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling
+from tokcli.proposals.draw import Drawing, Sampling
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.halton import decode_by_halton
 from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
@@ -29,7 +29,7 @@ from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Judged, refuse_nonfinite
 from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
 from tokcli.recipe.ranges import Probability, Share
-from tokcli.registry import lookup
+from tokcli.recipe.sample_options import keys_of
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 
@@ -48,7 +48,7 @@ class MaskedProposal(TransformerProposal):
     mode = "nar"
     causal = gated = False
     special_rows = 2
-    sampling_keys = COMMON_KEYS | {"steps", "order", "choice_temperature"}
+    sampling_keys = keys_of("nar")
 
     def __init__(
         self,
@@ -140,9 +140,8 @@ class MaskedProposal(TransformerProposal):
         return torch.compile(self._features, fullgraph=True)
 
     def check_sampling(self, sampling: Sampling, drawn: int) -> None:
-        """Refuse also an unknown order, and more steps than tokens to draw."""
+        """Refuse also more steps than tokens to draw."""
         super().check_sampling(sampling, drawn)
-        lookup("order", ORDERS, sampling.order)
         decoding_counts(drawn, sampling.steps)
 
     def drawing(self, sampling: Sampling, drawn: int) -> Drawing:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
-from tokcli.proposals.draw import COMMON_KEYS, Drawing, Sampling
+from tokcli.proposals.draw import Drawing, Sampling
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.recipe.ranges import Probability
 
@@ -52,8 +52,8 @@ class Proposal(nn.Module):
 
     mode: ClassVar[Literal["ar", "nar"]]
     """ar: tokens are predicted and drawn in raster order; nar: any tokens from any others."""
-    sampling_keys: ClassVar[frozenset[str]] = COMMON_KEYS - {"compile"}
-    """The fields of `Sampling` that `draw_tokens` reads; with "compile" it runs by torch.compile where asked."""
+    sampling_keys: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Sampling` that it reads, such as `keys_of("ar") - {"compile"}`; any other that is asked for is refused."""
     reads_captions: ClassVar[bool] = False
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition, TextPrefix
 from tokcli.proposals.cross_entropy import keep_eager
-from tokcli.proposals.draw import COMMON_KEYS, Sampling
+from tokcli.proposals.draw import Sampling
 from tokcli.proposals.protocol import Precision, Proposal
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
 from tokcli.recipe.ranges import Probability, Share
@@ -48,7 +48,6 @@ class TransformerProposal(Proposal):
         TokError: the heads do not divide the width, or leave each a width that the positions cannot be put into.
     """
 
-    sampling_keys = COMMON_KEYS
     reads_captions = True
     causal: ClassVar[bool]
     gated: ClassVar[bool]

@@ -3,12 +3,11 @@
 import dataclasses
 import itertools
 import json
-import re
-from collections.abc import Container, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from tokcli import distributed
 from tokcli.command.options import Options
@@ -17,56 +16,50 @@ from tokcli.data.randomness import generator
 from tokcli.errors import Misuse, TokError
 from tokcli.proposals import Proposal, Sampling
 from tokcli.recipe.overrides import parse_set
+from tokcli.recipe.sample_options import Option, SampleOptions, declared
 from tokcli.recipe.sections import Recipe, Section
 from tokcli.registry import nearest
 
 NUMBERS = ("sample.number", "sample.per_class")
 
 
-class Sample(Section):
-    """How many images of what, and how their tokens are drawn. Keys that a mode does not read stay null."""
-
-    number: int | None = Field(None, ge=1, le=10_000_000)  # of images, or
-    per_class: int | None = Field(None, ge=1, le=1_000_000)  # of images of each class asked for
-    classes: list[int | str] | Literal["data"] | None = (
-        None  # names or numbers, in turn; "data": as in training; None: all
-    )
-    prompts: list[str] | None = None  # captions, in turn, for a text-conditional network
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    cfg_scale: float = 1.0
-    cfg_schedule: Literal["constant", "linear", "power-cosine"] = (
-        "constant"  # over steps, or over an AR network's positions
-    )
-    cfg_power: float | None = None  # of power-cosine
-    cfg_done: Literal["before", "after"] | None = None  # of a moving schedule; null becomes before, as published
-    cfg_interval: tuple[float, float] = (0.0, 1.0)  # shares of the way between which guidance acts
-    steps: int | None = None
-    order: Literal["confidence", "halton"] | None = None  # which tokens a masked network finds first
-    choice_temperature: float | None = None  # of order confidence
-    keep_top: int | float | None = None  # of an image to edit: rows of tokens, or a share of them, that stay
-    paste: bool = False  # lay the image's own pixels over what an edit leaves alone
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the proposal network's matrix products
-    compile: bool = False  # run the proposal network by torch.compile, which rounds otherwise
-    batch_size: int = Field(16, ge=1)  # images at a time
-    shard_size: int = Field(256, ge=1)  # images of one file of indices, and of one tar
-    format: Literal["png", "shards"] = "png"
-    grid: str | None = None  # rows x columns of the contact sheet
-    neighbours: str | None = None  # extractor, or pixels, by which the nearest training images are found
+class _Checked(Section):
+    """What no single key of the section can say."""
 
     @model_validator(mode="after")
-    def _check(self) -> "Sample":
-        if (self.number is None) == (self.per_class is None):
-            both = "" if self.number is None else ", not both"
+    def _check(self) -> "_Checked":
+        number, per_class, classes = (getattr(self, key) for key in ("number", "per_class", "classes"))
+        if (number is None) == (per_class is None):
+            both = "" if number is None else ", not both"
             raise ValueError(f"either number or per_class must be given{both}")
-        if self.per_class is not None and self.classes == "data":
+        if per_class is not None and classes == "data":
             raise ValueError("per_class does not go with classes: data, whose numbers are those of the data")
-        if self.cfg_schedule != "constant" and self.cfg_done is None:
-            self.cfg_done = "before"  # recorded: what a schedule counts was another thing once
-        if self.grid is not None and not re.fullmatch(r"[1-9]\d?x[1-9]\d?", self.grid):
-            raise ValueError(f"grid should be ROWSxCOLUMNS, such as 10x8, each from 1 to 99. Got '{self.grid}'")
         return self
+
+
+def section_of(owner: type) -> type[Section]:
+    """The model of the recipe's section whose keys are the options that a dataclass declares."""
+    fields: dict[str, Any] = {}
+    for key, one in declared(owner).items():
+        kind = one.type | None if one.nullable else one.type
+        fields[key] = (Annotated[kind, AfterValidator(_within(one))], Field(one.unset, description=one.help))
+    return create_model("Sample", __base__=_Checked, **fields)
+
+
+def _within(one: Option) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        fault = one.fault(value)
+        if fault:
+            raise ValueError(f"should be {fault}. Got {value}")
+        return value
+
+    return check
+
+
+if TYPE_CHECKING:
+    Sample = SampleOptions
+else:
+    Sample = section_of(SampleOptions)
 
 
 class SampleRecipe(Recipe):
@@ -175,22 +168,42 @@ def sampling_of(section: Sample, network: Proposal | type[Proposal]) -> Sampling
     """The sampler's settings.
 
     Raises:
-        TokError: a value out of range, or a key that this mode, order or schedule does not read.
+        TokError: a value out of range, or an option that this network, or another option's value, leaves unread.
     """
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    given = {k: v for k, v in section if k in names and v is not None}
-    asked = [k for k, v in given.items() if v != Sample.model_fields[k].default]
-    unread, why = [k for k in asked if k not in network.sampling_keys], "this proposal network does not read it"
-    if not unread and section.cfg_power is not None and section.cfg_schedule != "power-cosine":
-        unread, why = ["cfg_power"], f"schedule {section.cfg_schedule} does not read it"
-    if not unread and section.cfg_done is not None and section.cfg_schedule == "constant":
-        unread, why = ["cfg_done"], "schedule constant does not read it"
-    if not unread and section.choice_temperature is not None and section.order not in (None, "confidence"):
-        unread, why = ["choice_temperature"], f"order {section.order} does not read it"
-    if unread:
-        off = Sample.model_fields[unread[0]].default
-        raise TokError(f"sample.{unread[0]}", why, next=f"Leave it out, or --set sample.{unread[0]}={json.dumps(off)}")
+    options = declared(Sampling)
+    values = {key: getattr(section, key) for key in options}
+    given = {key: value for key, value in values.items() if value is not None}
+    for key, value in given.items():
+        one = options[key]
+        if value == one.unset:
+            continue
+        why = "" if key in network.sampling_keys else "this proposal network does not read it"
+        if not why and not _needed(one, given):
+            of = one.needs[0] if one.needs else ""
+            why = f"{of} {given.get(of, options[of].default)} does not read it"
+        if why:
+            off = json.dumps(one.unset)
+            raise TokError(f"sample.{key}", why, got=f"Got {value}", next=f"Leave it out, or --set sample.{key}={off}")
     return Sampling(**given)
+
+
+def _needed(one: Option, given: Mapping[str, Any]) -> bool:
+    """Whether an option is read beside the others that are given."""
+    if one.needs is None:
+        return True
+    key, values = one.needs
+    return given.get(key, declared(Sampling)[key].default) in values
+
+
+def with_defaults(recipe: SampleRecipe, network: Proposal) -> SampleRecipe:
+    """The recipe with the sampler's defaults as values, for what this network reads; what it does not read stays null."""
+    options = declared(Sampling)
+    given = {key: getattr(recipe.sample, key) for key in options if getattr(recipe.sample, key) is not None}
+    for key, one in options.items():
+        if key not in given and key in network.sampling_keys and _needed(one, given):
+            setattr(recipe.sample, key, one.default)
+            recipe.settled[f"sample.{key}"] = one.default
+    return recipe
 
 
 def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[str, Any]]:
@@ -212,6 +225,10 @@ def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[
         key = key if "." in key or key == "seed" else f"sample.{key}"
         if key in axes:
             raise TokError(f"--sweep {text}", "is given twice", next="list all values behind one --sweep")
+        one = declared(SampleOptions).get(key.removeprefix("sample."))
+        if one and not one.sweeps:
+            known = ", ".join(key for key, one in declared(SampleOptions).items() if one.sweeps)
+            raise TokError(f"--sweep {text}", f"{key} changes no image", next=f"Sweep one of {known}, seed")
         if key in sets:
             raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="leave one of them out")
         axes[key] = found = parse_set((f"{key}=[{values}]",), flag=f"--sweep {text}")[key]

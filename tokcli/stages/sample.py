@@ -49,6 +49,7 @@ from tokcli.sampling.request import (
     point_name,
     sampling_of,
     sweep_points,
+    with_defaults,
     with_prompts,
 )
 from tokcli.training.compiling import check_compiler
@@ -81,9 +82,6 @@ def main(
     prompts: str | None = None, sweep: Sequence[str] = (), edit: Path | None = None, mask: Path | None = None,
 ) -> Artifact | Plan | list[Artifact] | list[Plan]:  # fmt: skip
     """Generate images; see `tok sample --help`."""
-    number = options.sets.get("sample.number")
-    if isinstance(number, int) and number < 1:
-        raise TokError("-n", "at least 1 image must be asked for", got=str(number))
     options, points = with_prompts(options, prompts), sweep_points(sweep, options.sets)
     proposal_artifact = choose(
         options, "--proposal", proposal, ["proposal"], lambda a: mode in (None, a.facts["mode"]), "tok train-proposal"
@@ -164,6 +162,7 @@ def request_of(
     recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
     with on_meta():
         network = loading.proposal_of(proposal)
+    recipe = with_defaults(recipe, network)
     settings, asked = sampling_of(recipe.sample, network), recipe.sample
     labels = image_labels(recipe, *_classes(proposal))
     check_prompts(asked.prompts, facts)
@@ -210,7 +209,8 @@ def _for_edit(
 def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torch.device) -> Draft | Artifact:
     name = f"{proposal.facts['mode']}-{proposal.facts['name']}"
     recipe, inputs = resolved(request.recipe), _inputs(request, proposal, decoder)
-    return begin(request.options, "samples", name, recipe, inputs, device, exclusive=False)
+    settled = request.recipe.settled
+    return begin(request.options, "samples", name, recipe, inputs, device, exclusive=False, settled=settled)
 
 
 def _inputs(request: Request, proposal: Artifact, decoder: Artifact) -> dict[str, dict[str, str]]:

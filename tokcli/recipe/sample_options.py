@@ -1,0 +1,295 @@
+"""The options of `tok sample`, each declared once, as a field of a dataclass.
+
+Read from here: the command's flags, the keys of the recipe's section `sample`, their ranges, which proposal networks read them, what
+can be swept, what a report's page is charted over, and the table in the docs. The command line imports this: no torch, no pydantic.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+MODES = ("ar", "nar")
+
+
+class Range(NamedTuple):
+    """Values that an option may have: in words, and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: int) -> Range:
+    """Numbers from `low` on."""
+    return Range(f"at least {low}", lambda v: v >= low)
+
+
+def between(low: int, high: int) -> Range:
+    """Numbers from `low` to `high`."""
+    return Range(f"at least {low} and at most {high:,}", lambda v: low <= v <= high)
+
+
+POSITIVE = Range("over 0", lambda v: v > 0)
+MASS = Range("over 0 and at most 1", lambda v: 0 < v <= 1)
+TEMPERATURE = Range("0 or at least 1e-6", lambda v: v == 0 or v >= 1e-6)  # float32 would divide by zero
+SPAN = Range("[from, to] with 0 <= from < to <= 1", lambda v: 0 <= v[0] < v[1] <= 1)
+LAYOUT = Range("ROWSxCOLUMNS, such as 10x8, each from 1 to 99", lambda v: bool(re.fullmatch(r"[1-9]\d?x[1-9]\d?", v)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What is declared of an option.
+
+    Args:
+        key: in the recipe's section.
+        type, default: of its value.
+        help: for `--help` and the docs.
+        flags: of the command; none: the recipe and `--set` alone.
+        metavar: of the flag's value.
+        parse: the flag's text as a value, where the type does not say how; a ValueError says what is wrong with it.
+        range: what a value must be; null is not asked.
+        modes: of the proposal networks that can read it; each says in its `sampling_keys` whether it does.
+        needs: another option, and its values with which alone this one is read.
+        sweeps: whether `--sweep` takes it; what changes no image is not swept.
+        charted: whether a report draws its numbers over it.
+    """
+
+    key: str
+    type: Any
+    default: Any
+    help: str
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+    range: Range | None = None
+    modes: tuple[str, ...] = MODES
+    needs: tuple[str, tuple[Any, ...]] | None = None
+    sweeps: bool = True
+    charted: bool = False
+
+    @property
+    def nullable(self) -> bool:
+        """Whether recipes say null where it is not read: by some networks, or without what it needs."""
+        return self.needs is not None or self.modes != MODES
+
+    @property
+    def unset(self) -> Any:
+        """Its value in a recipe that leaves it out."""
+        return None if self.nullable else self.default
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values of an option of few."""
+        return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    def fault(self, value: Any) -> str | None:
+        """What a value of the right type should be, if it is not that."""
+        if value is None:
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            return "a finite number"
+        if self.choices and value not in self.choices:
+            return " or ".join(map(str, self.choices))
+        return None if self.range is None or self.range.holds(value) else self.range.text
+
+
+def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
+    """A field of a dataclass that declares an option; arguments as of `Option`."""
+    return dataclasses.field(default=default, metadata={"help": help, "flags": flags, **more})
+
+
+@functools.cache
+def declared(owner: type) -> dict[str, Option]:
+    """The options that a dataclass declares, by key."""
+    types = typing.get_type_hints(owner)
+    return {
+        one.name: Option(key=one.name, type=types[one.name], default=one.default, **one.metadata)
+        for one in dataclasses.fields(owner)
+    }
+
+
+def class_names(text: str) -> list[int | str] | Literal["data"]:
+    """`cat,dog` as a list; `data` as it is.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if not text.strip():
+        raise ValueError("it is empty: name classes, or leave it out")
+    return "data" if text == "data" else [*text.split(",")]
+
+
+def rows_or_share(text: str) -> int | float:
+    """A whole number of rows, or a share with a point.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ValueError(f"expected a number, got '{text}'") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """How many images of what."""
+
+    number: int | None = option(None, "How many images.", "-n", "--number", metavar="N", range=between(1, 10_000_000))
+    per_class: int | None = option(
+        None,
+        "How many of each class asked for, instead of -n.",
+        "--per-class",
+        metavar="N",
+        range=between(1, 1_000_000),
+    )
+    classes: list[int | str] | Literal["data"] | None = option(
+        None,
+        "Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
+        "--classes",
+        metavar="A,B,...",
+        parse=class_names,
+    )
+    prompts: list[str] | None = option(None, "Captions, in turn, for a text-conditional network.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """How codes are drawn from a proposal network."""
+
+    cfg_scale: float = option(
+        1.0, "Classifier-free guidance, 1 = off.", "--cfg-scale", metavar="S", range=at_least(0), charted=True
+    )
+    temperature: float = option(
+        1.0, "0 = always the likeliest token.", "--temperature", metavar="T", range=TEMPERATURE, charted=True
+    )
+    top_k: int = option(
+        0, "Draw from the K likeliest tokens, 0 = off.", "--top-k", metavar="K", range=at_least(0), charted=True
+    )
+    top_p: float = option(
+        1.0,
+        "Draw from the likeliest tokens that hold this mass, 1 = off.",
+        "--top-p",
+        metavar="P",
+        range=MASS,
+        charted=True,
+    )
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
+        "constant", "How guidance moves over the steps, or over an autoregressive network's positions."
+    )
+    cfg_power: float = option(
+        1.0, "A higher one starts later.", range=POSITIVE, needs=("cfg_schedule", ("power-cosine",))
+    )
+    cfg_done: Literal["before", "after"] = option(
+        "before",
+        "Which steps a moving schedule counts as done: those before this one, as published, or this one too.",
+        needs=("cfg_schedule", ("linear", "power-cosine")),
+    )
+    cfg_interval: tuple[float, float] = option((0.0, 1.0), "Shares of the way between which guidance acts.", range=SPAN)
+    steps: int = option(
+        8,
+        "Decoding steps of a masked network.",
+        "--steps",
+        metavar="N",
+        range=at_least(1),
+        modes=("nar",),
+        charted=True,
+    )
+    order: Literal["confidence", "halton"] = option(
+        "confidence", "Which tokens a masked network finds first.", "--order", modes=("nar",)
+    )
+    choice_temperature: float = option(
+        4.5,
+        "Weight of the noise in choosing tokens by confidence; it falls linearly to 0.",
+        range=at_least(0),
+        modes=("nar",),
+        needs=("order", ("confidence",)),
+        charted=True,
+    )
+    compile: bool = option(
+        False,
+        "Run the proposal network by torch.compile, on a GPU an autoregressive one as CUDA graphs. Logits differ by rounding.",
+        "--compile/--no-compile",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(SamplerOptions, RequestOptions):
+    """The recipe's section `sample`."""
+
+    keep_top: int | float | None = option(
+        None,
+        "Rows of tokens of the edited picture that stay, such as 4 or 0.5; the rest is drawn anew.",
+        "--keep-top",
+        metavar="N|SHARE",
+        parse=rows_or_share,
+    )
+    paste: bool = option(
+        False, "Lay the edited picture's own pixels over what is not drawn anew.", "--paste/--no-paste"
+    )
+    precision: Literal["float32", "bfloat16"] = option("float32", "Of the proposal network's matrix products.")
+    grid: str | None = option(
+        None,
+        "Of sheet.png, the contact sheet. Default: up to 24 classes, 10 images of each.",
+        "--grid",
+        metavar="ROWSxCOLUMNS",
+        range=LAYOUT,
+        sweeps=False,
+    )
+    format: Literal["png", "shards"] = option(
+        "png", "One PNG an image, or webdataset tars that --data reads.", "--format", sweeps=False
+    )
+    neighbours: str | None = option(
+        None,
+        "Also neighbours.png: samples beside their nearest training images, by this network's features.",
+        "--neighbours",
+        metavar="NETWORK|pixels",
+        sweeps=False,
+    )
+    batch_size: int = option(16, "Images at a time.", "--batch-size", metavar="N", range=at_least(1), sweeps=False)
+    shard_size: int = option(256, "Images of one file of indices, and of one tar.", range=at_least(1), sweeps=False)
+
+
+def keys_of(mode: str) -> frozenset[str]:
+    """The sampler's options that proposal networks of a mode can read."""
+    return frozenset(key for key, one in declared(SamplerOptions).items() if mode in one.modes)
+
+
+def charted() -> tuple[str, ...]:
+    """Keys of the section that a report draws its numbers over."""
+    return tuple(key for key, one in declared(SampleOptions).items() if one.charted)
+
+
+def table(owner: type = SampleOptions) -> list[dict[str, str]]:
+    """A row for each option, for the docs: key, flag, values, default, read by, swept, meaning."""
+    return [
+        {
+            "key": f"sample.{key}",
+            "flag": ", ".join(one.flags),
+            "values": _values(one),
+            "default": "" if one.default is None else json.dumps(one.default).strip('"'),
+            "read by": ", ".join(one.modes)
+            + (f", with {one.needs[0]} {' or '.join(one.needs[1])}" if one.needs else ""),
+            "swept": "yes" if one.sweeps else "no",
+            "meaning": one.help,
+        }
+        for key, one in declared(owner).items()
+    ]
+
+
+def _values(one: Option) -> str:
+    """An option's type and range in words."""
+    words = {int: "whole number", float: "number", bool: "true or false", str: "text", list: "list", tuple: "pair"}
+    kinds = [one.type] if one.choices else typing.get_args(one.type) or [one.type]
+    if typing.get_origin(one.type) in (list, tuple):
+        kinds = [one.type]
+    found = []
+    for kind in kinds:
+        origin = typing.get_origin(kind) or kind
+        found += list(typing.get_args(kind)) if origin is Literal else [words[origin]] if origin in words else []
+    return " or ".join(found) + (f", {one.range.text}" if one.range else "")
