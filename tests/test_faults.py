@@ -228,7 +228,7 @@ def test_the_wrong_kind_is_refused_by_every_flag(family: dict[str, Path], comman
     [
         (["-n", 0], "at least 1"), (["-n", -1], "at least 1"), (["-n", 10**20], "sample.number"), (["--classes", "99"], "numbers 0 to 1"),
         (["--classes", "zebra"], "no such class 'zebra'"), (["--temperature", -1], "sample.temperature"), (["--top-p", 2], "sample.top_p"),
-        (["--steps", 4], "sample.steps"), (["--order", "halton"], "sample.order: an autoregressive network"), (["--order", "hilbert"], "sample.order"),
+        (["--steps", 4], "sample.steps"), (["--order", "halton"], "sample.order: this proposal network does not read it"),
         (["--set", "sample.cfg_power=2"], "schedule constant does not read it"), (["--set", "sample.cfg_interval=[1, 0]"], "cfg_interval"),
         (["--set", "nonsense"], "KEY=VALUE"), (["--set", "sample=1"], "not a section"),
         (["--recipe", "toy/eval"], "is a recipe of stage 'eval'"), (["--device", "abacus"], "no such device"),

@@ -7,7 +7,6 @@ import pytest
 import torch
 from test_proposals_nar import K, N, _batch, network  # noqa: F401  a fixture
 
-from tokcli.errors import TokError
 from tokcli.proposals import Sampling
 from tokcli.proposals.halton import halton_order
 from tokcli.proposals.masking import decoding_counts
@@ -48,9 +47,3 @@ def test_decoding_follows_the_order_and_equals_a_plain_reference(network: Masked
             mass = (logits[row, p] / 0.9).softmax(-1).double().cumsum(0)
             expected[row, p] = int((mass <= u[row, p] * mass[-1]).sum())
     assert torch.equal(network.generate(labels, seeds, sampling), expected) and int(expected.max()) < K
-
-
-def test_an_unknown_order_gets_the_nearest_name(network: MaskedProposal) -> None:  # noqa: F811
-    _, labels, seeds = _batch(1)
-    with pytest.raises(TokError, match="no such order. Did you mean 'halton'"):
-        network.generate(labels, seeds, Sampling(order="haltn"))

@@ -18,12 +18,14 @@ from tokcli.proposals.draw import draw as draw_codes
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.protocol import Judged
+from tokcli.recipe.sample_options import keys_of
 
 
 class Recurrent(Proposal):
     """A GRU over class and codes in raster order; class -1 has the embedding before class 0's."""
 
     mode = "ar"
+    sampling_keys = keys_of("ar") - {"compile"}
 
     def __init__(self, *given: Any, width: int, label_drop: float = 0.2) -> None:
         super().__init__(*given, label_drop=label_drop)

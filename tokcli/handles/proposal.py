@@ -11,8 +11,8 @@ from tokcli.artifact.reading import Artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.handles.networks import Handle
+from tokcli.recipe.sample_options import SampleOptions, declared
 from tokcli.sampling.generator import Generator
-from tokcli.sampling.request import Sample
 from tokcli.stages.sample import request_of
 
 FILES = ("format", "shard_size", "grid", "neighbours", "paste", "keep_top")  # keys of what the command writes or edits
@@ -50,10 +50,12 @@ class ProposalHandle(Handle):
         Raises:
             TokError: a class that does not exist, captions for a network that reads none, an unknown key, or a value out of range.
         """
-        unknown = [key for key in settings if key not in Sample.model_fields or key in FILES]
+        known = [key for key in declared(SampleOptions) if key not in FILES]
+        unknown = [key for key in settings if key not in known]
         if unknown:
-            known = ", ".join(key for key in Sample.model_fields if key not in FILES)
-            raise TokError("sample", "has no such setting", got=", ".join(unknown), next=f"Settings are {known}")
+            raise TokError(
+                "sample", "has no such setting", got=", ".join(unknown), next=f"Settings are {', '.join(known)}"
+            )
         given = {"number": n, "classes": classes, "prompts": list(prompts) if prompts is not None else None, **settings}
         sets: dict[str, Any] = {f"sample.{key}": value for key, value in given.items() if value is not None}
         if prompts is not None and n is None and "sample.per_class" not in sets:

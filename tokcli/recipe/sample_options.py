@@ -5,7 +5,6 @@ can be swept, what a report's page is charted over, and the table in the docs. T
 """
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -103,7 +102,6 @@ def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "flags": flags, **more})
 
 
-@functools.cache
 def declared(owner: type) -> dict[str, Option]:
     """The options that a dataclass declares, by key."""
     types = typing.get_type_hints(owner)

@@ -90,10 +90,18 @@ def with_prompts(options: Options, source: str | None) -> Options:
     return dataclasses.replace(options, sets=sets)
 
 
-def one_number(sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe keys to be set, of which -n or --per-class takes the place of the recipe's own number of the other kind."""
-    given = any(sets.get(key) is not None for key in NUMBERS)
-    return {**sets, **{key: sets.get(key) for key in NUMBERS if given}}
+def without_replaced(sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys to be set, and null for those of the recipe whose place they take.
+
+    -n takes the place of --per-class and the other way round; an option that another's new value leaves unread goes.
+    """
+    found = dict(sets)
+    if any(sets.get(key) is not None for key in NUMBERS):
+        found |= {key: sets.get(key) for key in NUMBERS}
+    for key, one in declared(SampleOptions).items():
+        if one.needs and sets.get(f"sample.{one.needs[0]}", one.needs[1][0]) not in one.needs[1]:
+            found.setdefault(f"sample.{key}", None)
+    return found
 
 
 def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:

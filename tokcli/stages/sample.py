@@ -45,12 +45,12 @@ from tokcli.sampling.request import (
     Unnamed,
     check_prompts,
     image_labels,
-    one_number,
     point_name,
     sampling_of,
     sweep_points,
     with_defaults,
     with_prompts,
+    without_replaced,
 )
 from tokcli.training.compiling import check_compiler
 
@@ -150,9 +150,7 @@ def request_of(
     options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
 ) -> Request:
     """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
-    facts, sets = proposal.facts, one_number({**options.sets, **point})
-    if sets.get("sample.order", "confidence") != "confidence":  # the recipe's own is of order confidence
-        sets.setdefault("sample.choice_temperature", None)
+    facts, sets = proposal.facts, without_replaced({**options.sets, **point})
     if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in sets:
         log.info("the proposal network has no classes: guidance is off")
         sets["sample.cfg_scale"] = 1.0
