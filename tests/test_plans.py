@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[str, list[Any], str]] = {  # kind to be made, its flags
     "class number": ("samples", ["--classes", "2"], "no such class '2'"),
     "prompts": ("samples", ["--set", "sample.prompts=[a cat]"], "is conditioned on classes, not on captions"),
     "steps": ("samples", ["--set", "sample.steps=3"], "this proposal network does not read it"),
-    "temperature": ("samples", ["--temperature", "-1"], "must be a finite number of at least 0"),
+    "temperature": ("samples", ["--temperature", "-1"], "sample.temperature: should be 0 or at least 1e-6"),
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_classes_of_the_data_come_at_their_frequencies(flags: Any) -> None:
     ("arguments", "said"),
     [
         (["-n", 0], "at least 1"), (["--steps", 17], "more steps than the 16 tokens"), (["--per-class", 2, "--classes", "data"], "per_class"),
-        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--grid", "0x3"], "grid should be ROWSxCOLUMNS"),
+        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--grid", "0x3"], "sample.grid: should be ROWSxCOLUMNS"),
         (["--neighbours", "efflite"], "efflite0"), (["--set", "sample.classes=[true]"], "should be a valid integer or a valid string or 'data'. Got [true]"),
         (["--sweep", "cfg_scale"], "expected KEY=VALUE"), (["--sweep", "cfg_scal=1"], "sample.cfg_scal: unknown key"),
         (["--sweep", "steps=2", "--sweep", "steps=3"], "twice"), (["--sweep", "steps=2,17"], "more steps than"),
