@@ -14,7 +14,8 @@ from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.proposals.guidance import SCHEDULES
 from tokcli.proposals.nar import ORDERS
 from tokcli.recipe import sample_options
-from tokcli.recipe.sample_options import SampleOptions, at_least, charted, declared, keys_of, option, table
+from tokcli.recipe.explain import keys
+from tokcli.recipe.sample_options import SampleOptions, at_least, charted, declared, keys_of, option
 from tokcli.sampling import request
 from tokcli.sampling.request import (
     Sample,
@@ -75,11 +76,13 @@ def test_a_declared_option_is_read_by_networks_that_say_so_and_refused_by_others
         sampling_of(asked, PROPOSALS["ar"])
 
 
-def test_a_declared_option_is_swept_and_charted_and_stands_in_the_table(noisy: None) -> None:
+def test_a_declared_option_is_swept_and_charted_and_explained(noisy: None) -> None:
     assert sweep_points(["noise=0,1"]) == [{"sample.noise": 0}, {"sample.noise": 1}]
     assert "noise" in charted()
-    (row,) = [row for row in table(NoisySample) if row["key"] == "sample.noise"]
-    assert list(row.values())[1:6] == ["--noise", "number, at least 0", "0.5", "nar", "yes"]
+    (found,) = [key for key in keys(section_of(NoisySample), None) if key.name == "noise"]
+    assert found == (
+        "noise", "number or null", "at least 0", "null", "Noise. Only networks of mode nar read it. null means 0.5 if it is read. Flag `--noise`.",
+    )  # fmt: skip
 
 
 def test_what_changes_no_image_is_not_swept() -> None:

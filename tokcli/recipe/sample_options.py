@@ -5,7 +5,6 @@ can be swept, what a report's page is charted over, and the table in the docs. T
 """
 
 import dataclasses
-import json
 import math
 import re
 import typing
@@ -85,6 +84,20 @@ class Option:
     def choices(self) -> tuple[Any, ...]:
         """The values of an option of few."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is Literal else ()
+
+    @property
+    def meaning(self) -> str:
+        """The help, and what else the docs say: who reads it, what stands for null, its flags."""
+        notes = []
+        if self.modes != MODES:
+            notes.append(f"Only networks of mode {' or '.join(self.modes)} read it.")
+        if self.needs:
+            notes.append(f"Only read with {self.needs[0]} {' or '.join(map(str, self.needs[1]))}.")
+        if self.nullable:
+            notes.append(f"null means {self.default} if it is read.")
+        if self.flags:
+            notes.append(f"Flag `{', '.join(self.flags)}`.")
+        return " ".join([self.help, *notes])
 
     def fault(self, value: Any) -> str | None:
         """What a value of the right type should be, if it is not that."""
@@ -181,7 +194,10 @@ class SamplerOptions:
         "constant", "How guidance moves over the steps, or over an autoregressive network's positions."
     )
     cfg_power: float = option(
-        1.0, "A higher one starts later.", range=POSITIVE, needs=("cfg_schedule", ("power-cosine",))
+        1.0,
+        "Exponent of the schedule; with a higher one guidance starts later.",
+        range=POSITIVE,
+        needs=("cfg_schedule", ("power-cosine",)),
     )
     cfg_done: Literal["before", "after"] = option(
         "before",
@@ -218,7 +234,7 @@ class SamplerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(SamplerOptions, RequestOptions):
-    """The recipe's section `sample`."""
+    """How many images of what, and how their tokens are drawn."""
 
     keep_top: int | float | None = option(
         None,
@@ -230,7 +246,9 @@ class SampleOptions(SamplerOptions, RequestOptions):
     paste: bool = option(
         False, "Lay the edited picture's own pixels over what is not drawn anew.", "--paste/--no-paste"
     )
-    precision: Literal["float32", "bfloat16"] = option("float32", "Of the proposal network's matrix products.")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "Arithmetic of the proposal network's matrix products."
+    )
     grid: str | None = option(
         None,
         "Of sheet.png, the contact sheet. Default: up to 24 classes, 10 images of each.",
@@ -261,33 +279,3 @@ def keys_of(mode: str) -> frozenset[str]:
 def charted() -> tuple[str, ...]:
     """Keys of the section that a report draws its numbers over."""
     return tuple(key for key, one in declared(SampleOptions).items() if one.charted)
-
-
-def table(owner: type = SampleOptions) -> list[dict[str, str]]:
-    """A row for each option, for the docs: key, flag, values, default, read by, swept, meaning."""
-    return [
-        {
-            "key": f"sample.{key}",
-            "flag": ", ".join(one.flags),
-            "values": _values(one),
-            "default": "" if one.default is None else json.dumps(one.default).strip('"'),
-            "read by": ", ".join(one.modes)
-            + (f", with {one.needs[0]} {' or '.join(one.needs[1])}" if one.needs else ""),
-            "swept": "yes" if one.sweeps else "no",
-            "meaning": one.help,
-        }
-        for key, one in declared(owner).items()
-    ]
-
-
-def _values(one: Option) -> str:
-    """An option's type and range in words."""
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text", list: "list", tuple: "pair"}
-    kinds = [one.type] if one.choices else typing.get_args(one.type) or [one.type]
-    if typing.get_origin(one.type) in (list, tuple):
-        kinds = [one.type]
-    found = []
-    for kind in kinds:
-        origin = typing.get_origin(kind) or kind
-        found += list(typing.get_args(kind)) if origin is Literal else [words[origin]] if origin in words else []
-    return " or ".join(found) + (f", {one.range.text}" if one.range else "")

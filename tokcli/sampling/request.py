@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -37,23 +37,32 @@ class _Checked(Section):
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class _Within:
+    """Refuses a value outside of an option's range."""
+
+    option: Option
+
+    @property
+    def text(self) -> str:
+        """The range in words."""
+        return self.option.range.text if self.option.range else ""
+
+    def __call__(self, value: Any) -> Any:
+        fault = self.option.fault(value)
+        if fault:
+            raise ValueError(f"should be {fault}. Got {value}")
+        return value
+
+
 def section_of(owner: type) -> type[Section]:
     """The model of the recipe's section whose keys are the options that a dataclass declares."""
     fields: dict[str, Any] = {}
     for key, one in declared(owner).items():
         kind = one.type | None if one.nullable else one.type
-        fields[key] = (Annotated[kind, AfterValidator(_within(one))], Field(one.unset, description=one.help))
-    return create_model("Sample", __base__=_Checked, **fields)
-
-
-def _within(one: Option) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        fault = one.fault(value)
-        if fault:
-            raise ValueError(f"should be {fault}. Got {value}")
-        return value
-
-    return check
+        ranged = Annotated[kind, AfterValidator(_Within(one))] if one.range else kind
+        fields[key] = (ranged, Field(one.unset, description=one.meaning))
+    return create_model("Sample", __base__=_Checked, __doc__=owner.__doc__, **fields)
 
 
 if TYPE_CHECKING:
