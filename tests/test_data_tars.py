@@ -230,7 +230,7 @@ def test_members_with_dots_before_the_extension_are_problems_that_say_why(tmp_pa
     write(tmp_path / "a.tar", {"1.png": picture(), **{f"photo.v{i}.jpg": picture() for i in range(3)}})
     source = open_source(str(tmp_path / "a.tar"), size=8)
     assert len(source) == 1 and [key for key, _ in source.problems] == [f"a.tar/photo.v{i}.jpg" for i in range(3)]
-    assert source.problems[0][1] == "a key ends at the first dot, and .v0.jpg is no image's extension"
+    assert source.problems[0][1] == "a key ends at the first dot: .v0.jpg is no image's extension"
 
 
 def test_a_second_picture_of_a_sample_is_counted_and_no_problem(tmp_path: Path) -> None:

@@ -164,6 +164,19 @@ def test_classes_that_tokens_show_are_told(tmp_path, pictures):
     }  # fmt: skip
 
 
+def test_classes_of_two_splits_are_matched_by_name_and_what_differs_is_said(tmp_path, pictures, caplog):
+    learnt = tmp_path / "learnt"
+    for file in pictures.rglob("*.png"):
+        for folder in (file.parent.name, "aardvark"):  # a class that comes first, and that nobody asks for
+            (learnt / folder).mkdir(parents=True, exist_ok=True)
+            if folder != "aardvark" or not any((learnt / folder).iterdir()):
+                (learnt / folder / f"learnt-{file.name}").write_bytes(file.read_bytes())
+    train, held_out = open_source(str(learnt), size=SIZE), open_source(str(pictures), size=SIZE)
+    found = judge_understanding(Quarters(), train, held_out, CPU, size=SIZE, most=100)
+    assert {m.name: m.value for m in found}["probe_accuracy"] == 1.0 and found[0].against.images == 16
+    assert "classes that only one of them has are not measured on: aardvark" in caplog.text
+
+
 def test_a_probe_that_would_say_nothing_is_left_out_with_a_word(tmp_path, pictures, caplog):
     whole = open_source(str(pictures), size=SIZE)
     assert judge_understanding(Quarters(), whole, whole, CPU, size=SIZE, most=9) == []

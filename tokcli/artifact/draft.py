@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tokcli.artifact.manifest import MANIFEST, SCHEMA, content_id, read_manifest
+from tokcli.artifact.manifest import MANIFEST, SCHEMA, content_id, identity, read_manifest
 from tokcli.artifact.reading import Artifact, open_artifact
 from tokcli.errors import TokError
 from tokcli.files import disk_error, sha256, write_text
@@ -174,6 +174,8 @@ def begin(
                     lock.close()
                 return open_artifact(path)
             _remove_stale(path, exclusive)
+            if identity(manifest["recipe"]) == identity(recipe):
+                manifest["recipe"] = dict(recipe)  # a tolerance that was raised is what it ends with
             return Draft(path, manifest, lock, resumed=True)
         write_manifest(path, started)
         return Draft(path, started, lock, resumed=False)
@@ -232,7 +234,7 @@ def _refuse_changes(
             where, f"is of kind {manifest['kind']}", got=f"this command writes {kind}", next="choose another --out"
         )
     older = replaced(manifest["recipe"], settled, nulls_only=True)
-    changed = differing_keys(older, recipe)
+    changed = differing_keys(identity(older), identity(recipe))
     old = {role: entry["id"] for role, entry in manifest["inputs"].items()}
     new = {role: entry["id"] for role, entry in inputs.items()}
     changed += differing_keys(old, new, "inputs.")

@@ -26,6 +26,18 @@ def canonical_hash(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+TOLERANCES = ("max_bad",)  # keys that say when a command stops, and change nothing that it makes
+
+
+def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved recipe without what changes no result."""
+    return {
+        key: identity(value) if isinstance(value, Mapping) else value
+        for key, value in recipe.items()
+        if key not in TOLERANCES
+    }
+
+
 def content_id(manifest: Mapping[str, Any]) -> str:
     """`<kind>-<12 hex>` over kind, facts, inputs' ids and the payload's hashes."""
     content = {

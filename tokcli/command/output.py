@@ -16,7 +16,7 @@ import torch
 from tokcli import __version__, distributed
 from tokcli.artifact import draft
 from tokcli.artifact.draft import Draft, replaced
-from tokcli.artifact.manifest import canonical_hash, read_manifest
+from tokcli.artifact.manifest import canonical_hash, identity, read_manifest
 from tokcli.artifact.reading import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
@@ -87,7 +87,7 @@ def begin(
     With several ranks, rank 0 holds the lock and the others write nothing; all get the same answer, or all stop.
     """
     ids = {role: entry["id"] for role, entry in inputs.items()}
-    forms = [dict(resolved), replaced(resolved, dict.fromkeys(settled or {}))]
+    forms = [identity(resolved), dict(resolved), replaced(resolved, dict.fromkeys(settled or {}))]
     paths = [options.workspace / f"{kind}-{name}-{canonical_hash([form, ids])[:6]}" for form in forms]
     path = options.out or next((p for p in paths if p.is_dir()), paths[0])
     facts = provenance(options, device, int(resolved.get("seed", 0)))

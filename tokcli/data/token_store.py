@@ -74,6 +74,12 @@ def present(folder: Path) -> set[int]:
     return {int(match[1]) for path in folder.glob("indices-*.npy") if (match := _SHARD.fullmatch(path.name))}
 
 
+def skipped(folder: Path) -> int:
+    """How many images were left out of the shards that are complete and not merged yet."""
+    parts = [_sidecar(folder, number) for number in present(folder)]
+    return sum(len(json.loads(part.read_text(encoding="utf-8"))["skipped"]) for part in parts if part.exists())
+
+
 class Counts(NamedTuple):
     """How many rows a finished store has, and how many images were skipped."""
 

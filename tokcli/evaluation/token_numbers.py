@@ -26,6 +26,7 @@ from tokcli.pretrained.teachers import Teacher
 from tokcli.proposals import Proposal
 
 log = logging.getLogger("tok")
+MOST_NAMED = 10  # classes that only one split has
 SERVES: tuple[Takes, ...] = ("counts", "features", "bags", "nll", "hits")
 
 
@@ -57,14 +58,29 @@ class Told(NamedTuple):
     labels: np.ndarray  # (b,)
 
 
+def _common(train: ImageSource, held_out: ImageSource) -> list[str]:
+    """The classes, by name, that both have; what only one of them has is said."""
+    common = [name for name in train.classes if name in held_out.classes]
+    if train.classes and held_out.classes and (only := sorted({*train.classes} ^ {*held_out.classes})):
+        named = ", ".join(only[:MOST_NAMED]) + (f" and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else "")
+        log.warning(
+            "%s and %s: classes that only one of them has are not measured on: %s", train.name, held_out.name, named
+        )
+    return common
+
+
 @torch.no_grad()
-def _told(network: Tokenizer, source: ImageSource, most: int, size: int, device: torch.device) -> Told:
-    labelled = [i for i in chosen(len(source), most) if source.label(i) >= 0]
+def _told(
+    network: Tokenizer, source: ImageSource, classes: Sequence[str], most: int, size: int, device: torch.device
+) -> Told:
+    """Tokens of images of these classes, numbered by their place among them."""
+    known = predicting.class_numbers(classes, source.classes).tolist()
+    labelled = [i for i in chosen(len(source), most) if known[source.label(i)] >= 0]
     indices, labels = [], []
     for numbers, images in read_batches(source, evaluation_transform(size), labelled):
         indices.append(network.encode(unit(images, device)).cpu())
-        labels += [source.label(i) for i in numbers]
-    return Told(torch.cat(indices), np.array(labels))
+        labels += [known[source.label(i)] for i in numbers]
+    return Told(torch.cat(indices) if indices else torch.empty(0, 0, dtype=torch.int64), np.array(labels))
 
 
 def judge_understanding(
@@ -76,14 +92,15 @@ def judge_understanding(
         train: images that a probe learns from.
         most: so many of each set at most, at random.
     """
-    if not (most and train.classes and train.classes == held_out.classes):
+    common = _common(train, held_out) if most else []
+    if not common:
         return []
     if train.id == held_out.id:
         log.warning("no probe: the held-out images are those that it would learn from: %s", train.name)
         return []
-    learnt, asked = (_told(network, source, most, size, device) for source in (train, held_out))
-    if len(set(learnt.labels.tolist())) < 2:
-        log.warning("no probe: %s holds one class", train.name)
+    learnt, asked = (_told(network, source, common, most, size, device) for source in (train, held_out))
+    if len(set(learnt.labels.tolist())) < 2 or not len(asked.labels):
+        log.warning("no probe: %s holds one class, or %s none of them", train.name, held_out.name)
         return []
     grid, k = network.grid(size), network.quantizer.codebook_size
     of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))

@@ -21,11 +21,12 @@ from tokcli.command.session import session, share_of
 from tokcli.data import token_store
 from tokcli.data.pixels import unit
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
+from tokcli.data.sources.summary import kinds, say_problems
 from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import tensor_cores
-from tokcli.errors import TokError, printable
+from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import Area
@@ -95,6 +96,7 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
         views = _views(recipe, made_by)
         shards = -(-len(source) // recipe.tokens.shard_size)
         index, number = share_of(share)
+        say_problems(source)
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
         missing = shards - len(token_store.present(draft.path))
         if missing:
@@ -151,11 +153,14 @@ def _write_shards(
 ) -> None:
     size = recipe.tokens.shard_size
     tokenizer: Tokenizer | None = None
+    skipped = token_store.skipped(draft.path)
+    _refuse_bad(source, skipped, recipe.tokens.max_bad)
     present = lambda: token_store.present(draft.path)  # noqa: E731
     for shard in claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
         tokenizer = tokenizer or loading.load_tokenizer(made_by, device)
         rows = range(shard * size, min((shard + 1) * size, len(source)))
-        _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
+        skipped += _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
+        _refuse_bad(source, skipped, recipe.tokens.max_bad)
 
 
 @tensor_cores()
@@ -167,7 +172,8 @@ def _write_shard(
     views: CropViews,
     rows: range,
     device: torch.device,
-) -> None:
+) -> int:
+    """Write a shard; returns how many of its images could not be read."""
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
     images: list[torch.Tensor] = []
@@ -189,6 +195,17 @@ def _write_shard(
         labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
         captions=[source.captions(i) for i in kept], skipped=skipped,
     )  # fmt: skip
+    return len(skipped)
+
+
+def _refuse_bad(source: ImageSource, skipped: int, max_bad: float) -> None:
+    """Stop as soon as too much is left out, before the rest is worked on; a higher share goes on from here."""
+    bad, listed = skipped + len(source.problems), len(source) + len(source.problems)
+    if bad > math.ceil(max_bad * listed):
+        raise TokError(
+            f"--data {source.name}", f"{bad} of {listed} images could not be read or are incomplete (named above)",
+            got=f"tokens.max_bad is {max_bad}", next="Mend them, or raise it: --set tokens.max_bad=0.1",
+        )  # fmt: skip
 
 
 def _finish(
@@ -199,16 +216,12 @@ def _finish(
             log.info("%s: another job completes it", draft.path)
             return Artifact(draft.path, draft.manifest)
         merged = merge(draft.path, shards)
-        bad = merged.skipped + len(source.problems)
-        for key, why in source.problems:
-            log.warning("%s: left out: %s", printable(key), printable(why))
-        listed = len(source) + len(source.problems)
-        if bad > math.ceil(recipe.tokens.max_bad * listed):
-            raise TokError(
-                f"--data {source.name}", f"{bad} of {listed} images could not be read (named above)",
-                got=f"tokens.max_bad is {recipe.tokens.max_bad}", next="mend them, or raise it: --set tokens.max_bad=0.1",
-            )  # fmt: skip
+        _refuse_bad(source, merged.skipped, recipe.tokens.max_bad)
         facts = _facts(recipe, made_by, source.classes, views, merged.rows) | {"shards": shards}  # some may be short
+        if left_out := {**kinds(source.problems), **({"unreadable": merged.skipped} if merged.skipped else {})}:
+            facts["left_out"] = dict(sorted(left_out.items()))
         payload = [f"indices-{shard:05d}.npy" for shard in range(shards)] + ["labels.npy"]
         extras = [name for name in ("keys.txt", "captions.jsonl", "skipped.jsonl") if (draft.path / name).exists()]
-        return draft.finish(facts, payload=payload, extras=extras, provenance={"skipped": bad})
+        return draft.finish(
+            facts, payload=payload, extras=extras, provenance={"skipped": merged.skipped + len(source.problems)}
+        )

@@ -17,6 +17,7 @@ from tokcli.data.sources.listing import is_url
 from tokcli.data.sources.openmoji import OpenMoji
 from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
+from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import NotFound, TokError
 from tokcli.registry import nearest
@@ -84,6 +85,8 @@ EMBEDDED = ("openmoji", "fashion-mnist")
 def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSource:
     """The images that `--data spec` names; an embedded set goes before a folder (write ./openmoji).
 
+    What was found is said in one line on stderr.
+
     Args:
         spec: NAME/SPLIT, DIR, DIR/SPLIT of COCO's layout or of idx files, or tars with braces.
         size: in pixels; what vector images are rendered for.
@@ -95,7 +98,9 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
     """
     kind = _kind(spec)
     if kind is not None:
-        return kind.open(spec, size=size, labels=labels)
+        source = kind.open(spec, size=size, labels=labels)
+        say_found(source)
+        return source
     where = f"--data {spec}"
     if is_url(spec):
         raise TokError(where, "only local files are read: no URLs, no pipes", next="Download the data first")

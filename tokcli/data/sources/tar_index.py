@@ -186,7 +186,7 @@ def _add(index: TarIndex, path: Path, fd: int, key: str, sample: _Parts) -> None
         else:
             why = f"images of type .{extension} are not read"
             if "." in extension:
-                why = f"a key ends at the first dot, and .{extension} is no image's extension"
+                why = f"a key ends at the first dot: .{extension} is no image's extension"
             index.problems.append((f"{path.name}/{member}", why))
     if not parts:
         return

@@ -1,0 +1,102 @@
+"""What a source found, in one line; and what is wrong with its samples, the first by name and all by kind."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokcli.data.decode import BadImage
+from tokcli.data.sources.subset import evenly
+from tokcli.errors import printable
+
+if TYPE_CHECKING:
+    from tokcli.data.sources import ImageSource
+
+MOST_NAMED = 20  # problems that are named on stderr
+MOST_KINDS = 6  # of them, and of other files, in one line
+LOOKED_AT = 8  # images whose size is looked at, by decoding them
+ASKED = 256  # images that are asked for captions
+log = logging.getLogger("tok")
+
+
+def kinds(problems: Iterable[tuple[str, str]]) -> Counter[str]:
+    """How many problems there are of each kind: of their reason, up to its details."""
+    return Counter(re.split(r"[:(]", printable(why))[0].strip() for _, why in problems)
+
+
+def say_problems(source: "ImageSource") -> None:
+    """Name the first problems on stderr, and count the others."""
+    for key, why in source.problems[:MOST_NAMED]:
+        log.warning("%s: left out: %s", printable(key), printable(why))
+    if more := source.problems[MOST_NAMED:]:
+        log.warning("%s: left out too: %s", source.name, _counted(kinds(more)))
+
+
+_said: set[str] = set()
+
+
+def say_found(source: "ImageSource") -> None:
+    """Say in one line what a source found, once in a process."""
+    if source.id not in _said:
+        _said.add(source.id)
+        log.info("%s", one_line(source))
+
+
+def one_line(source: "ImageSource") -> str:
+    """Images, classes, captions, sizes and what is left out, such as `6 images; 2 classes of 2 to 4 images; no captions`."""
+    parts = [f"{len(source):,} images", classes_of(source), captions_of(source), sizes_of(source)]
+    if source.problems:
+        parts.append(f"left out or incomplete: {_counted(kinds(source.problems))}")
+    return f"{source.name}: {'; '.join(part for part in parts if part)}"
+
+
+def _counted(found: Counter[str]) -> str:
+    named = ", ".join(f"{count:,} ({kind})" for kind, count in found.most_common(MOST_KINDS))
+    return named + (f" and {len(found) - MOST_KINDS} more kinds" if len(found) > MOST_KINDS else "")
+
+
+def class_counts(source: "ImageSource") -> np.ndarray:
+    """Images of each class, int64 (classes,)."""
+    labels = np.fromiter((source.label(i) for i in range(len(source))), np.int64, len(source))
+    return np.bincount(labels[labels >= 0], minlength=len(source.classes))
+
+
+def classes_of(source: "ImageSource") -> str:
+    """How many classes there are, and how many images the smallest and the largest have."""
+    if not source.classes:
+        return "no classes"
+    counts = class_counts(source)
+    held, unlabelled = counts[counts > 0], len(source) - int(counts.sum())
+    said = f"{len(held):,} classes of {held.min():,} to {held.max():,} images" if len(held) else "no labelled image"
+    empty = len(counts) - len(held)
+    said += f", {empty:,} numbers between without images" if empty else ""
+    return said + (f", {unlabelled:,} images without class" if unlabelled else "")
+
+
+def captions_of(source: "ImageSource") -> str:
+    """What share of images has a caption; of evenly spread ones where there are many."""
+    some = evenly(len(source), ASKED)
+    share = sum(bool(source.captions(i)) for i in some) / len(some)
+    if not share:
+        return "no captions" if len(some) == len(source) else f"no captions among {len(some)} looked at"
+    return f"{share:.0%} have captions"
+
+
+def sizes_of(source: "ImageSource", numbers: Sequence[int] | None = None) -> str:
+    """The smallest, median and largest side lengths among images; of evenly spread ones where there are many."""
+    if isinstance(drawn := getattr(source, "size", None), int):
+        return f"drawn at {drawn} px"
+    sizes = []
+    for i in evenly(len(source), LOOKED_AT) if numbers is None else numbers:
+        try:
+            sizes.append(tuple(source.image(i).shape[:0:-1]))
+        except BadImage:
+            continue
+    if not sizes:
+        return ""
+    sizes.sort(key=lambda size: (size[0] * size[1], size))
+    smallest, median, largest = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+    return f"all {smallest}" if smallest == largest else f"{smallest} to {largest}, median {median}"
