@@ -19,7 +19,8 @@ from tokcli.pretrained import NETWORKS, build_network
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
 from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.quantizers import QUANTIZERS
-from tokcli.recipe.check import InvalidRecipe, check, resolved
+from tokcli.recipe.check import InvalidRecipe, check, component_model, resolved
+from tokcli.recipe.explain import keys
 from tokcli.recipe.overrides import override, parse_set
 from tokcli.recipe.yaml import read_yaml
 from tokcli.stages.train_proposal import FAMILIES, ProposalRecipe
@@ -115,6 +116,12 @@ def test_the_proposal_network_learns_is_judged_and_draws_by_seed_alone(gru: Any)
     together = gru.generate(classes, seeds, guided)
     assert torch.equal(gru.generate(classes[1:2], seeds[1:2], guided), together[1:2])
     assert len(together.unique(dim=0)) > 1 and together.max() < 16
+
+
+def test_the_keys_of_the_examples_are_explained(bits: Any, gru: Any) -> None:
+    for kind, names in ((type(bits), ["code_dim", "commitment"]), (type(gru), ["width", "label_drop"])):
+        explained = keys(component_model(kind), kind)
+        assert [key.name for key in explained if key.meaning and key.range] == names
 
 
 def test_every_example_is_executed() -> None:
