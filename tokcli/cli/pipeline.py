@@ -120,30 +120,41 @@ def train_proposal(
 @click.command(short_help="proposal network, decoder -> images")
 @with_options(flags_of(SampleOptions))
 @click.option(
-    "--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network, where the workspace holds both."
+    "--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network to use if the workspace holds both."
 )
 @click.option(
     "--prompts",
     type=NAME,
     metavar="FILE|-",
-    help="Captions, one a line, for a text-conditional network; - reads standard input.",
+    help="Captions for a text-conditional network, one per line; - reads standard input.",
 )
-@click.option("--sweep", multiple=True, metavar="KEY=A,B,...", help="A samples artifact for each value of a key of section "
-              "sample, from one load of the networks; repeatable: every combination. One path a line.")  # fmt: skip
-@click.option("--edit", type=PATH, metavar="IMAGE", help="Draw parts of this picture anew: see --mask and --keep-top.")
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=A,B,...",
+    help="Draw samples for each value of a key of section sample, and print one path per line. Repeat it for every combination of keys.",
+)
+@click.option(
+    "--edit", type=PATH, metavar="IMAGE", help="Redraw part of this image; --mask or --keep-top says which part."
+)
 @click.option(
     "--mask",
     type=PATH,
     metavar="IMAGE",
-    help="Of the edited picture's size; what is light is drawn anew (masked networks).",
+    help="Mask of the same size as the edited image; a masked network redraws the light part.",
 )
-@click.option("--proposal", type=PATH, metavar="DIR", help="Default: the only one in the workspace (of that mode).")
+@click.option(
+    "--proposal",
+    type=PATH,
+    metavar="DIR",
+    help="Proposal network to use. Default: the only one in the workspace (of that mode).",
+)
 @with_options(DECODER, SHARDS, TEXT_WEIGHTS, COMMON)
 def sample(
     mode: str | None, proposal: Path | None, decoder: Path | None, shard_index: int | None, num_shards: int | None,
     prompts: str | None, sweep: tuple[str, ...], edit: Path | None, mask: Path | None, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Generate images: tokens from a proposal network, pixels from a decoder."""
+    """Generate images: draw tokens from a proposal network and decode them to pixels."""
     share = _share(shard_index, num_shards)
     shorthands = {f"sample.{key}": flags.pop(key) for key, one in declared(SampleOptions).items() if one.flags}
     if shorthands["sample.classes"] is not None and prompts is not None:

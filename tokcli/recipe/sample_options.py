@@ -151,22 +151,24 @@ def rows_or_share(text: str) -> int | float:
 class RequestOptions:
     """How many images of what."""
 
-    number: int | None = option(None, "How many images.", "-n", "--number", metavar="N", range=between(1, 10_000_000))
+    number: int | None = option(None, "Number of images.", "-n", "--number", metavar="N", range=between(1, 10_000_000))
     per_class: int | None = option(
         None,
-        "How many of each class asked for, instead of -n.",
+        "Number of images of each class, instead of -n.",
         "--per-class",
         metavar="N",
         range=between(1, 1_000_000),
     )
     classes: list[int | str] | Literal["data"] | None = option(
         None,
-        "Names or numbers of the classes asked for, in turn; or data: drawn at the training frequencies. Default: all, in turn.",
+        "Names or numbers of classes, which are drawn in rotation, or `data`: as often as in the training data. Default: all classes in rotation.",
         "--classes",
         metavar="A,B,...",
         parse=class_names,
     )
-    prompts: list[str] | None = option(None, "Captions, in turn, for a text-conditional network.")
+    prompts: list[str] | None = option(
+        None, "Captions for a text-conditional network; if there are more images, they are repeated in order."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,40 +176,58 @@ class SamplerOptions:
     """How codes are drawn from a proposal network."""
 
     cfg_scale: float = option(
-        1.0, "Classifier-free guidance, 1 = off.", "--cfg-scale", metavar="S", range=at_least(0), charted=True
+        1.0,
+        "Scale of classifier-free guidance; 1 switches it off.",
+        "--cfg-scale",
+        metavar="S",
+        range=at_least(0),
+        charted=True,
     )
     temperature: float = option(
-        1.0, "0 = always the likeliest token.", "--temperature", metavar="T", range=TEMPERATURE, charted=True
+        1.0,
+        "Sampling temperature; 0 always takes the most likely token.",
+        "--temperature",
+        metavar="T",
+        range=TEMPERATURE,
+        charted=True,
     )
     top_k: int = option(
-        0, "Draw from the K likeliest tokens, 0 = off.", "--top-k", metavar="K", range=at_least(0), charted=True
+        0,
+        "Draw from the K most likely tokens; 0 switches this off.",
+        "--top-k",
+        metavar="K",
+        range=at_least(0),
+        charted=True,
     )
     top_p: float = option(
         1.0,
-        "Draw from the likeliest tokens that hold this mass, 1 = off.",
+        "Draw from the most likely tokens whose probabilities add up to P; 1 switches this off.",
         "--top-p",
         metavar="P",
         range=MASS,
         charted=True,
     )
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
-        "constant", "How guidance moves over the steps, or over an autoregressive network's positions."
+        "constant",
+        "How the scale of guidance changes over the decoding steps, or over the positions of an autoregressive network.",
     )
     cfg_power: float = option(
         1.0,
-        "Exponent of the schedule; with a higher one guidance starts later.",
+        "Exponent of the schedule; a higher one lets guidance start later.",
         range=POSITIVE,
         needs=("cfg_schedule", ("power-cosine",)),
     )
     cfg_done: Literal["before", "after"] = option(
         "before",
-        "Which steps a moving schedule counts as done: those before this one, as published, or this one too.",
+        "Whether a schedule that changes counts the steps before the current one, as published, or the current one too.",
         needs=("cfg_schedule", ("linear", "power-cosine")),
     )
-    cfg_interval: tuple[float, float] = option((0.0, 1.0), "Shares of the way between which guidance acts.", range=SPAN)
+    cfg_interval: tuple[float, float] = option(
+        (0.0, 1.0), "Part of the steps in which guidance acts, as shares of their number.", range=SPAN
+    )
     steps: int = option(
         8,
-        "Decoding steps of a masked network.",
+        "Number of decoding steps of a masked network.",
         "--steps",
         metavar="N",
         range=at_least(1),
@@ -215,11 +235,14 @@ class SamplerOptions:
         charted=True,
     )
     order: Literal["confidence", "halton"] = option(
-        "confidence", "Which tokens a masked network finds first.", "--order", modes=("nar",)
+        "confidence",
+        "Order in which a masked network decides tokens: the most confident first, or Halton's sequence.",
+        "--order",
+        modes=("nar",),
     )
     choice_temperature: float = option(
         4.5,
-        "Weight of the noise in choosing tokens by confidence; it falls linearly to 0.",
+        "Weight of the noise when tokens are chosen by confidence; it falls linearly to 0.",
         range=at_least(0),
         modes=("nar",),
         needs=("order", ("confidence",)),
@@ -227,7 +250,7 @@ class SamplerOptions:
     )
     compile: bool = option(
         False,
-        "Run the proposal network by torch.compile, on a GPU an autoregressive one as CUDA graphs. Logits differ by rounding.",
+        "Run the proposal network with torch.compile; on a GPU, an autoregressive one as CUDA graphs. Logits differ by rounding.",
         "--compile/--no-compile",
     )
 
@@ -238,37 +261,41 @@ class SampleOptions(SamplerOptions, RequestOptions):
 
     keep_top: int | float | None = option(
         None,
-        "Rows of tokens of the edited picture that stay, such as 4 or 0.5; the rest is drawn anew.",
+        "Top rows of tokens to keep of the edited image, as a number (4) or a share (0.5); the rest is redrawn.",
         "--keep-top",
         metavar="N|SHARE",
         parse=rows_or_share,
     )
     paste: bool = option(
-        False, "Lay the edited picture's own pixels over what is not drawn anew.", "--paste/--no-paste"
+        False, "Copy the original pixels back into the part of the edited image that is kept.", "--paste/--no-paste"
     )
     precision: Literal["float32", "bfloat16"] = option(
-        "float32", "Arithmetic of the proposal network's matrix products."
+        "float32", "Precision of the proposal network's matrix products."
     )
     grid: str | None = option(
         None,
-        "Of sheet.png, the contact sheet. Default: up to 24 classes, 10 images of each.",
+        "Rows and columns of the contact sheet, sheet.png. Default: up to 24 classes, 10 images of each.",
         "--grid",
         metavar="ROWSxCOLUMNS",
         range=LAYOUT,
         sweeps=False,
     )
     format: Literal["png", "shards"] = option(
-        "png", "One PNG an image, or webdataset tars that --data reads.", "--format", sweeps=False
+        "png", "Write one PNG per image, or webdataset tars, which --data can read.", "--format", sweeps=False
     )
     neighbours: str | None = option(
         None,
-        "Also neighbours.png: samples beside their nearest training images, by this network's features.",
+        "Also write neighbours.png: samples beside their nearest training images, by pixels or by the features of a network.",
         "--neighbours",
         metavar="NETWORK|pixels",
         sweeps=False,
     )
-    batch_size: int = option(16, "Images at a time.", "--batch-size", metavar="N", range=at_least(1), sweeps=False)
-    shard_size: int = option(256, "Images of one file of indices, and of one tar.", range=at_least(1), sweeps=False)
+    batch_size: int = option(
+        16, "Number of images drawn at a time.", "--batch-size", metavar="N", range=at_least(1), sweeps=False
+    )
+    shard_size: int = option(
+        256, "Number of images in each file of indices and in each tar.", range=at_least(1), sweeps=False
+    )
 
 
 def keys_of(mode: str) -> frozenset[str]:
