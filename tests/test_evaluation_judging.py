@@ -16,10 +16,10 @@ from tokcli.command.options import Options
 from tokcli.data.sources import open_source
 from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.generated import judge_samples
-from tokcli.evaluation.judge import _like
 from tokcli.evaluation.reconstructions import Maps, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
+from tokcli.evaluation.report_pictures import _like
 from tokcli.evaluation.token_numbers import _features, judge_proposal, judge_understanding
 from tokcli.files import sha256
 from tokcli.metrics import METRICS

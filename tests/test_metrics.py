@@ -4,7 +4,6 @@ import csv
 import math
 from types import SimpleNamespace
 from typing import get_args
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.judge import check_served
-from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_html, as_markdown, as_text
+from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_markdown, as_text
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
 from tokcli.metrics.dispatch import Number, number_of, taking
@@ -301,10 +300,3 @@ def test_the_csv_keeps_every_digit_and_leaves_out_what_was_not_measured():
     rows = list(csv.reader(as_csv(TABLE).splitlines()))
     assert rows[0] == ["tokenizer", "codebook_usage", "rfd_vits14", "proposal_ppl (b)"]
     assert rows[1:] == [["VQ-KD efflite0", "0.984", "12.345", ""], ["FSQ | 240", "1.0", "240.0", "240.0"]]
-
-
-def test_the_html_table_is_well_formed_and_escapes_names():
-    text = as_html(Table([RFD], [Row("<script>", {})], ["a < b"]))
-    root = ElementTree.fromstring(f"<div>{text}</div>")
-    assert [cell.text for cell in root.iter("td")] == ["<script>", "-"]
-    assert [cell.get("data-column") for cell in root.iter("th")] == ["", "rfd_vits14"]

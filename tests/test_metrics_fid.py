@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.errors import TokError
 from tokcli.metrics.fid import Gaussian, Moments, frechet_distance, trace_sqrt
 
@@ -109,24 +108,6 @@ def test_float32_features_are_summed_in_float64():
     assert np.allclose(moments(x).gaussian().covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-9)
 
 
-def test_merged_moments_equal_those_of_all_images():
-    x = draw(40, 5, shift=3)
-    left, right, empty = moments(x[:13]), moments(x[13:]), Moments()
-    left.merge(right)
-    left.merge(empty)
-    empty.merge(left)
-    for found in (left, empty):
-        assert found.count == 40
-        assert torch.allclose(found.scatter, moments(x).scatter, rtol=1e-12)
-
-
-def test_stored_moments_come_back_bit_for_bit(tmp_path):
-    kept = moments(draw(30, 5))
-    save_tensors(tmp_path / "statistics.safetensors", kept.state())
-    read = Moments.from_state(load_tensors(tmp_path / "statistics.safetensors"))
-    assert read.count == 30 and torch.equal(read.scatter, kept.scatter) and torch.equal(read.mean, kept.mean)
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_counted_and_refused(bad):
     x = draw(6, 3)
@@ -150,16 +131,3 @@ def test_statistics_that_are_not_finite_are_refused():
     broken = Gaussian(np.zeros(2), np.full((2, 2), np.nan), name="val.npz")
     with pytest.raises(TokError, match=r"val.npz: statistics are not finite"):
         frechet_distance(broken, broken)
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        {"mean": torch.zeros(2)},
-        {"count": torch.tensor(3), "mean": torch.zeros(2), "scatter": torch.zeros(3, 3)},
-        {"count": torch.tensor(3), "mean": torch.zeros(2) / 0, "scatter": torch.zeros(2, 2)},
-    ],
-)
-def test_files_that_are_not_statistics_are_refused(state):
-    with pytest.raises(TokError):
-        Moments.from_state(state)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tokcli.errors import TokError
-from tokcli.metrics.image_quality import PSNR_CAP, l1, mean_of, psnr, sharpness, ssim
+from tokcli.metrics.dispatch import Number, number_of
+from tokcli.metrics.image_quality import PSNR_CAP, l1, psnr, sharpness, ssim
 
 
 def pair(side=20, count=2):
@@ -78,8 +79,8 @@ def test_a_flat_target_has_no_sharpness_and_does_not_decide_over_a_set():
     noisy = pair()[0]
     flat = torch.full_like(noisy[:1], 7)
     found = sharpness(noisy, torch.cat([flat, noisy[1:]]))
-    assert found.isnan().tolist() == [True, False] and mean_of(found) == 1
-    assert mean_of(sharpness(flat, flat)) is None
+    assert found.isnan().tolist() == [True, False] and number_of(found) == Number(1.0, images=1)
+    assert number_of(sharpness(flat, flat)) is None
 
 
 def test_values_outside_the_range_are_clamped_as_a_screen_would():

@@ -121,6 +121,16 @@ def test_statistics_of_dinov2_at_another_size_are_made_anew_and_refused_where_na
         references(tmp_path, folder).of(tiny("dinov2-b"), 8)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"), [("tiny", "tiny"), ("dinov2-b", "dinov2-b"), ("inception-1234abcd", "inception")]
+)
+def test_statistics_of_no_extractor_here_say_how_it_is_asked_for(tmp_path, images, name, asked):
+    references(tmp_path, images).of(tiny(name), 8)
+    (folder,) = (tmp_path / "ws").iterdir()
+    with pytest.raises(TokError, match=rf"is of {name},.*'eval.extractors=\[{asked}\]'"):
+        references(tmp_path, folder).check([tiny("other")], {8})
+
+
 def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images):
     references(tmp_path, images).of(tiny(), 8)
     (folder,) = (tmp_path / "ws").iterdir()

@@ -70,7 +70,7 @@ class Published(Section):
         for column in columns:
             of.setdefault(column.what, column.key)
         found = {of[what]: Cell(value) for what, value in self._figures(name).items() if what in of}
-        return Row(f"{name}, published", found, published=True) if found else None
+        return Row(f"{name}, published", found) if found else None
 
     def notes(self, names: Sequence[str], columns: Sequence[Column]) -> list[str]:
         """Where the figures are from, what is assumed, and what has no column here."""

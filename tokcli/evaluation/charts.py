@@ -126,8 +126,13 @@ def _names(places: Sequence[tuple[float, float]], points: Sequence[Point]) -> di
         (x, y), name = places[number], points[number].name
         wide = LETTER * len(name)
         for anchor, across, down in (
-            ("start", 7, -2), ("end", -7, -2), ("start", 7, 11), ("end", -7, 11), ("middle", 0, -8), ("middle", 0, 16),
-        ):  # fmt: skip
+            ("start", 7, -2),
+            ("end", -7, -2),
+            ("start", 7, 11),
+            ("end", -7, 11),
+            ("middle", 0, -8),
+            ("middle", 0, 16),
+        ):
             left = x + across - {"start": 0.0, "middle": wide / 2, "end": wide}[anchor]
             box = _Box(left, y + down - LINE + 2, left + wide, y + down + 2)
             inside = left > LEFT and box.right < WIDTH and box.top > TOP - LINE and box.bottom < HEIGHT - BOTTOM

@@ -28,9 +28,11 @@ class Settings(Protocol):
 
 
 def evaluation_cost(
-    settings: Settings, given: Sequence[tuple[Artifact, Artifact | None]], held_out: int | None,
+    settings: Settings,
+    given: Sequence[tuple[Artifact, Artifact | None]],
+    held_out: int | None,
     references: Sequence[int | None],
-) -> Compute:  # fmt: skip
+) -> Compute:
     """All networks' forward passes over held-out images, samples and references.
 
     Args:

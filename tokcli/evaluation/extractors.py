@@ -62,9 +62,11 @@ def check_extractors(names: Sequence[str], inception_weights: Path | None) -> No
     """
     if inception_weights is not None and "inception" not in names:
         raise TokError(
-            "--inception-weights", "no extractor of this recipe is inception",
-            got=f"eval.extractors: {', '.join(names)}", next="--set 'eval.extractors=[inception]'",
-        )  # fmt: skip
+            "--inception-weights",
+            "no extractor of this recipe is inception",
+            got=f"eval.extractors: {', '.join(names)}",
+            next="--set 'eval.extractors=[inception]'",
+        )
     for name in names:
         network_class(name, role="extractor")
 

@@ -25,9 +25,15 @@ Roles = Callable[[Extractor], tuple[str, ...]]
 
 
 def judge_samples(
-    a: Artifact, extractors: Iterable[Extractor], references: Callable[[Extractor], list[Reference]], roles: Roles,
-    device: torch.device, *, manifold: int, bootstrap: int,
-) -> list[Measurement]:  # fmt: skip
+    a: Artifact,
+    extractors: Iterable[Extractor],
+    references: Callable[[Extractor], list[Reference]],
+    roles: Roles,
+    device: torch.device,
+    *,
+    manifold: int,
+    bootstrap: int,
+) -> list[Measurement]:
     """All metrics of a samples artifact, by extractor and reference.
 
     Args:
@@ -107,6 +113,11 @@ def _asked(
             half = WIDTH * error(kept, view.given[1], bootstrap)
             interval = (max(0.0, number.value - half), number.value + half)
         yield Measurement(
-            Reported(key, extractor.name), number.value, view.images, against=view.against, interval=interval,
-            deviation=number.deviation, involved=involved,
-        )  # fmt: skip
+            Reported(key, extractor.name),
+            number.value,
+            view.images,
+            against=view.against,
+            interval=interval,
+            deviation=number.deviation,
+            involved=involved,
+        )

@@ -44,9 +44,14 @@ class Picture(NamedTuple):
 
 
 def write_report(
-    folder: Path, report: Mapping[str, Any], *, logs: Mapping[str, Log], recipes: Mapping[str, Mapping[str, Any]],
-    sheets: Sequence[Picture], title: str,
-) -> str:  # fmt: skip
+    folder: Path,
+    report: Mapping[str, Any],
+    *,
+    logs: Mapping[str, Log],
+    recipes: Mapping[str, Mapping[str, Any]],
+    sheets: Sequence[Picture],
+    title: str,
+) -> str:
     """Write `report.html` into a folder, pictures inside it; returns its name.
 
     Args:
@@ -61,15 +66,25 @@ def write_report(
         TokError: the disk is full or the folder cannot be written.
     """
     sections = [
-        ("Table", "One row per tokenizer. Arrows say which way is better; point at a number, or tap it, to see where it comes from.",
-         _tables(report)),
+        (
+            "Table",
+            "One row per tokenizer. Arrows say which way is better; point at a number, or tap it, to see where it comes from.",
+            _tables(report),
+        ),
         ("Pictures", "What the numbers are about.", "".join(map(_picture, sheets))),
-        ("Sampling", "One proposal network sampled in several ways. Filled points are those that no other beats on both axes.",
-         _sweeps(report, recipes)),
+        (
+            "Sampling",
+            "One proposal network sampled in several ways. Filled points are those that no other beats on both axes.",
+            _sweeps(report, recipes),
+        ),
         ("Lineage", "What was made of what, from left to right.", _lineage(report)),
-        ("Training", "What each training logged, over its steps; the last value stands above each curve.", _curves(report, logs)),
+        (
+            "Training",
+            "What each training logged, over its steps; the last value stands above each curve.",
+            _curves(report, logs),
+        ),
         ("All measurements", "Every number of the report with its provenance.", _measurements(report)),
-    ]  # fmt: skip
+    ]
     body = "".join(
         f'<section><h2>{name}</h2><p class="what">{text}</p>{content}</section>'
         for name, text, content in sections
@@ -107,9 +122,10 @@ def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> s
     head = "".join(f'<th scope="col" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>' for c in columns)
     lines = [
         f'<tr{_kind(row)}><th scope="row">{_text(row["name"])}</th>'
-        + "".join(_cell(report, row["cells"].get(c["key"])) for c in columns) + "</tr>"
+        + "".join(_cell(report, row["cells"].get(c["key"])) for c in columns)
+        + "</tr>"
         for row in _lines(report["table"], columns)
-    ]  # fmt: skip
+    ]
     head = f'<thead><tr><th scope="col">tokenizer</th>{head}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -136,9 +152,10 @@ def _turned(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> 
     names = "".join(f'<th scope="col"{_kind(row)}>{_text(row["name"])}</th>' for row in rows)
     lines = [
         f'<tr><th scope="row" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>'
-        + "".join(_cell(report, row["cells"].get(c["key"])) for row in rows) + "</tr>"
+        + "".join(_cell(report, row["cells"].get(c["key"])) for row in rows)
+        + "</tr>"
         for c in columns
-    ]  # fmt: skip
+    ]
     head = f'<thead><tr><th scope="col">metric</th>{names}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
 

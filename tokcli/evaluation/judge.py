@@ -1,23 +1,20 @@
 """One evaluation: artifacts measured one after another; networks, sources and references are made once."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import UInt8
-from PIL.Image import Image
 from torch import Tensor
 
-from tokcli import loading, pictures
+from tokcli import loading
 from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.reading import Artifact, locate
 from tokcli.command.options import Options
 from tokcli.command.output import reference
-from tokcli.data.reading import first_readable
-from tokcli.data.sources import ImageSource, evenly, limited, open_source
+from tokcli.data.sources import ImageSource, limited, open_source
 from tokcli.device import precision
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
@@ -26,20 +23,17 @@ from tokcli.evaluation.captions import CLIP, Captions
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
-from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder, worst_sheet
+from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import References
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
-from tokcli.measure.previews import read_samples
 from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
 from tokcli.pretrained.teachers import Teacher, build_teacher
 
 log = logging.getLogger("tok")
-COLUMNS = 12  # of the contact sheet
 LEGIBLE = 60  # characters of captions or classes that are said, and not counted
-NOTHING = 236  # grey of a place where there is nothing to show
 RESIZE = "short side bicubic, antialiased, centre crop"
 
 
@@ -67,17 +61,12 @@ def check_served() -> None:
     served = [takes for part in (token_numbers, reconstructions, generated, captions) for takes in part.SERVES]
     for key, metric in METRICS.items():
         if metric.takes not in served:
-            raise TokError(f"metric '{key}'", "takes what no evaluation gives", got=metric.takes,
-                           next=f"Take one of: {', '.join(served)}")  # fmt: skip
-
-
-def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[int | None]:
-    """The first sample of each class named, None where there is none; of samples without classes the first `number`."""
-    known, labels = samples.facts["classes"], samples.facts["labels"]
-    if names is None or not known:
-        return [i if i < samples.facts["number"] else None for i in range(number)]
-    asked = [known.index(name) if name in known else None for name in names]
-    return [labels.index(label) if label in labels else None for label in asked]
+            raise TokError(
+                f"metric '{key}'",
+                "takes what no evaluation gives",
+                got=metric.takes,
+                next=f"Take one of: {', '.join(served)}",
+            )
 
 
 def _mode(a: Artifact) -> str | None:
@@ -114,9 +103,14 @@ class Judge:
     """
 
     def __init__(
-        self, options: Options, settings: Settings, given: Sequence[Artifact], spec: str, references: Sequence[str],
+        self,
+        options: Options,
+        settings: Settings,
+        given: Sequence[Artifact],
+        spec: str,
+        references: Sequence[str],
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         check_served()
         self.options, self.settings, self.spec, self.device = options, settings, spec, device
         self.given = {a.id: a for a in given}
@@ -128,8 +122,7 @@ class Judge:
         self.maps = Maps(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = Captions(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
-        self._reconstructions_shown: dict[str, Tensor] = {}
-        self._worst: dict[str, Reconstructions] = {}
+        self.reconstructed: dict[str, Reconstructions] = {}  # by the id of the decoder, in the order measured
         self._readable: dict[int, int] = {}  # held-out images that could be read, by size
         self._tokenizer_at_hand: tuple[str, Tokenizer] | None = None
 
@@ -166,9 +159,13 @@ class Judge:
         ]
         extractors = {e.name: e.describe() for e in self.extractors}
         return {
-            "held_out": held_out, "references": references, "resize": RESIZE, "extractors": extractors,
-            "mask_ratio": self.settings.mask_ratio, "precision": self._precision(),
-        }  # fmt: skip
+            "held_out": held_out,
+            "references": references,
+            "resize": RESIZE,
+            "extractors": extractors,
+            "mask_ratio": self.settings.mask_ratio,
+            "precision": self._precision(),
+        }
 
     def _precision(self) -> dict[str, str]:
         return {"judges": "float32"} | (precision.settings() if self.device.type == "cuda" else {})
@@ -180,28 +177,42 @@ class Judge:
         return [
             f"held-out: {held_out['name']} ({held_out['id']}), {held_out['images']:,} images, {RESIZE}",
             "reference: " + "; ".join(f"{one['name']} ({one['id']})" for one in found["references"]),
-            "extractors: " + "; ".join(
-                f"{name} ({e['size']} px {e['resize']}, sha256 {str(e['sha256'])[:8]})" for name, e in found["extractors"].items()
+            "extractors: "
+            + "; ".join(
+                f"{name} ({e['size']} px {e['resize']}, sha256 {str(e['sha256'])[:8]})"
+                for name, e in found["extractors"].items()
             ),
             "precision: " + ", ".join(f"{what} {how}" for what, how in found["precision"].items()),
-        ]  # fmt: skip
+        ]
 
     def measure(self, a: Artifact) -> Measured:
         """Everything that can be said of one artifact, with what identifies it."""
         log.info("measuring %s", a.path)
         ways: dict[str, Callable[[Artifact], list[Measurement]]] = {
-            "tokenizer": self._tokenizer, "decoder": self._decoder, "proposal": self._proposal, "samples": self._samples,
-        }  # fmt: skip
+            "tokenizer": self._tokenizer,
+            "decoder": self._decoder,
+            "proposal": self._proposal,
+            "samples": self._samples,
+        }
         found = ways[a.kind](a)
         if (
             a.kind != "samples" and found and found[0].against and found[0].against.images
         ):  # the first is of held-out images
             self._readable[a.facts["use_size"]] = found[0].against.images
-        worst = self._worst[a.id].worst if a.id in self._worst else []
+        worst = self.reconstructed[a.id].worst if a.id in self.reconstructed else []
         return Measured(
-            a.id, a.kind, a.facts["name"], str(a.path), str(a.input_id("tokenizer")), _mode(a),
-            a.facts["use_size"], {role: entry["id"] for role, entry in a.inputs.items()}, a.recipe, found, worst,
-        )  # fmt: skip
+            a.id,
+            a.kind,
+            a.facts["name"],
+            str(a.path),
+            str(a.input_id("tokenizer")),
+            _mode(a),
+            a.facts["use_size"],
+            {role: entry["id"] for role, entry in a.inputs.items()},
+            a.recipe,
+            found,
+            worst,
+        )
 
     def _input(self, a: Artifact, role: str) -> Artifact:
         wanted = str(a.input_id(role))
@@ -263,86 +274,53 @@ class Judge:
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
         tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(size)
-        self._worst[a.id] = judge_decoder(
-            tokenizer, loading.load_decoder(a, self.device), source, self.device, size=size,
-            extractors=self.extractors, originals=lambda e: self.references.images(source, e, size), roles=self._roles(a), maps=self.maps,
-            maps_roles=self._maps_roles(a), worst=settings.worst,
-        )  # fmt: skip
-        return self._worst[a.id].measurements
+        self.reconstructed[a.id] = judge_decoder(
+            tokenizer,
+            loading.load_decoder(a, self.device),
+            source,
+            self.device,
+            size=size,
+            extractors=self.extractors,
+            originals=lambda e: self.references.images(source, e, size),
+            roles=self._roles(a),
+            maps=self.maps,
+            maps_roles=self._maps_roles(a),
+            worst=settings.worst,
+        )
+        return self.reconstructed[a.id].measurements
 
     def _proposal(self, a: Artifact) -> list[Measurement]:
         size = a.facts["use_size"]
         return judge_proposal(
-            loading.load_proposal(a, self.device), self._network(self._input(a, "tokenizer")),
-            self.held_out(size), self.device, size=size, mask_ratio=self.settings.mask_ratio,
-            classes=a.facts["classes"], captions=loading.load_caption_encoder(a, self.options.weights.get("text"), self.device),
-        )  # fmt: skip
+            loading.load_proposal(a, self.device),
+            self._network(self._input(a, "tokenizer")),
+            self.held_out(size),
+            self.device,
+            size=size,
+            mask_ratio=self.settings.mask_ratio,
+            classes=a.facts["classes"],
+            captions=loading.load_caption_encoder(a, self.options.weights.get("text"), self.device),
+        )
 
     def _samples(self, a: Artifact) -> list[Measurement]:
         if a.facts.get("edit"):
             log.warning("%s: edits of a picture are not compared with a data set", a.path)
             return []
         found = judge_samples(
-            a, self.extractors, lambda e: self.references.of(e, a.facts["use_size"]), self._roles(a), self.device,
-            manifold=self.settings.manifold, bootstrap=self.settings.bootstrap,
-        )  # fmt: skip
+            a,
+            self.extractors,
+            lambda e: self.references.of(e, a.facts["use_size"]),
+            self._roles(a),
+            self.device,
+            manifold=self.settings.manifold,
+            bootstrap=self.settings.bootstrap,
+        )
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
         by = asked_for(a.recipe.get("sample", {}))
         return [replace(m, by=by, what=replace(m.what, mode=_mode(a))) for m in found]
 
-    # --- pictures ---
-
-    def sheets(self) -> Iterator[tuple[str, Image]]:
-        """Files and pictures: a contact sheet of every decoder, its worst reconstructions, and all decoders side by side."""
-        for number, (key, found) in enumerate(self._worst.items()):
-            suffix = f"-{key}" if number else ""
-            yield f"sheet{suffix}.png", self.sheet(self.given[key])
-            if found.worst:
-                yield f"worst{suffix}.png", worst_sheet(found)
-        decoders = [self.given[key] for key in self._worst]
-        if len(decoders) > 1 and len({a.facts["use_size"] for a in decoders}) == 1:
-            yield "compared.png", self.side_by_side(decoders)
-
-    def sheet(self, decoder: Artifact) -> Image:
-        """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
-        tokenizer_id = decoder.input_id("tokenizer")
-        images, names = self._examples(decoder.facts["use_size"])
-        rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
-        for a in self.given.values():
-            if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
-                wanted = _like(a, names, len(images))
-                title = f"{a.facts['mode'].upper()} sample"
-                title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
-                nothing = torch.full_like(images[:1], NOTHING)
-                if set(wanted) != {None}:
-                    rows[title] = torch.cat([nothing if n is None else read_samples(a, [n]) for n in wanted])
-        return pictures.comparison_sheet(rows, column_labels=names)
-
-    def side_by_side(self, decoders: Sequence[Artifact]) -> Image:
-        """Rows original and the same images through each tokenizer; the decoders' images have one size."""
-        images, names = self._examples(decoders[0].facts["use_size"])
-        rows = {"original": images}
-        for a in decoders:
-            name = a.facts["name"]
-            rows[f"{name} {a.id[-6:]}" if name in rows else name] = self._reconstructed(a, images)
-        return pictures.comparison_sheet(rows, column_labels=names)
-
-    def _examples(self, size: int) -> tuple[UInt8[Tensor, "c 3 s s"], list[str] | None]:
-        """Held-out images to show, one of each class with the classes' names; evenly spread ones where there are no classes."""
-        source = self.held_out(size)
-        labels = [source.label(i) for i in range(len(source))]
-        classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
-        of_class: list[Sequence[int]] = [[i for i, label in enumerate(labels) if label == c] for c in classes]
-        starts = [*evenly(len(labels), COLUMNS), len(labels)]
-        numbers, images = first_readable(source, size, of_class or [range(*two) for two in pairwise(starts)])
-        names = [source.classes[source.label(i)] for i in numbers] if classes else None
-        return torch.stack(images), names
-
-    def _reconstructed(self, decoder: Artifact, images: UInt8[Tensor, "c 3 s s"]) -> UInt8[Tensor, "c 3 s s"]:
-        """What becomes of its `_examples`, for its own sheet and for that of all."""
-        if decoder.id not in self._reconstructions_shown:
-            tokenizer = self._network(self._input(decoder, "tokenizer"))
-            network = loading.load_decoder(decoder, self.device)
-            self._reconstructions_shown[decoder.id] = reconstruct(tokenizer, network, images, self.device)
-        return self._reconstructions_shown[decoder.id]
+    def decode(self, decoder: Artifact, images: UInt8[Tensor, "b 3 s s"]) -> UInt8[Tensor, "b 3 s s"]:
+        """Images through a decoder's tokenizer and back."""
+        tokenizer = self._network(self._input(decoder, "tokenizer"))
+        return reconstruct(tokenizer, loading.load_decoder(decoder, self.device), images, self.device)

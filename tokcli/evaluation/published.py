@@ -33,9 +33,11 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
         raise TokError(where, "is not a whole .npz file", got=(str(error) or "empty").splitlines()[0]) from None
     if not {"mu", "sigma"} <= arrays.keys():
         raise TokError(
-            where, "holds no statistics: mu and sigma", got=", ".join(arrays) or "neither",
+            where,
+            "holds no statistics: mu and sigma",
+            got=", ".join(arrays) or "neither",
             next="python -m pytorch_fid --save-stats makes them",
-        )  # fmt: skip
+        )
     pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, None, where)
     if not {"mu_s", "sigma_s"} <= arrays.keys():
         return pooled, None, images

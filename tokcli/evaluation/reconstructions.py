@@ -65,10 +65,19 @@ class Reconstructions(NamedTuple):
 
 @torch.no_grad()
 def judge_decoder(
-    tokenizer: Tokenizer, decoder: nn.Module, source: ImageSource, device: torch.device, *, size: int,
-    extractors: Iterable[Extractor], originals: Callable[[Extractor], Reference], roles: Roles, maps: Maps | None,
-    maps_roles: tuple[str, ...], worst: int,
-) -> Reconstructions:  # fmt: skip
+    tokenizer: Tokenizer,
+    decoder: nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    *,
+    size: int,
+    extractors: Iterable[Extractor],
+    originals: Callable[[Extractor], Reference],
+    roles: Roles,
+    maps: Maps | None,
+    maps_roles: tuple[str, ...],
+    worst: int,
+) -> Reconstructions:
     """All metrics of reconstructions of held-out images.
 
     Args:

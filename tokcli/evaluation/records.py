@@ -80,11 +80,17 @@ class Measured:
     def as_json(self) -> dict[str, Any]:
         """The artifact's entry in `metrics.json`."""
         found = {
-            "id": self.id, "kind": self.kind, "name": self.name, "path": self.path, "tokenizer": self.tokenizer,
-            "mode": self.mode, "size": self.size, "inputs": dict(self.inputs),
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "path": self.path,
+            "tokenizer": self.tokenizer,
+            "mode": self.mode,
+            "size": self.size,
+            "inputs": dict(self.inputs),
             "metrics": self.metrics,
             "measurements": [m.as_json() for m in self.measurements],
-        }  # fmt: skip
+        }
         return found | ({"worst": self.worst} if self.worst else {})
 
     @property

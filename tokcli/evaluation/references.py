@@ -81,9 +81,14 @@ class References:
             where = f"--reference {spec}"
             if spec in self.given:
                 theirs = self.given[spec].facts["extractor"]
+                asked = "inception" if theirs.startswith("inception-") else theirs
                 if all(e.name != theirs for e in extractors):
-                    raise TokError(where, f"is of {theirs}, which is no extractor of this recipe", got=names,
-                                   next=f"--set 'eval.extractors=[{theirs.partition('-')[0]}]', or name images")  # fmt: skip
+                    raise TokError(
+                        where,
+                        f"is of {theirs}, which is no extractor of this recipe",
+                        got=names,
+                        next=f"--set 'eval.extractors=[{asked}]', or name images",
+                    )
                 for size in sizes:
                     for e in extractors:
                         self._one(spec, e, size)  # reads them, hashes checked
@@ -98,10 +103,11 @@ class References:
             where = f"--reference {spec}"
             if "inception" not in asked:
                 raise TokError(
-                    where, "holds features of Inception, which is no extractor of this recipe",
+                    where,
+                    "holds features of Inception, which is no extractor of this recipe",
                     got=f"eval.extractors: {', '.join(asked) or 'none'}",
                     next="--set 'eval.extractors=[inception]', or name images",
-                )  # fmt: skip
+                )
             read_npz(_file(spec), where)
 
     def inputs(self, size: int) -> list[dict[str, str]]:
@@ -162,9 +168,11 @@ class References:
         ):
             if known[fact] not in (wanted, None):
                 raise TokError(
-                    f"--reference {spec}", f"its {fact.replace('_', ' ')} is {known[fact]}", got=f"here it is {wanted}",
+                    f"--reference {spec}",
+                    f"its {fact.replace('_', ' ')} is {known[fact]}",
+                    got=f"here it is {wanted}",
                     next="name the images: --reference DATA",
-                )  # fmt: skip
+                )
         return read_statistics(self.given[spec])
 
     def images(self, source: ImageSource, extractor: Extractor, size: int) -> Reference:
@@ -174,10 +182,12 @@ class References:
             TokError: fewer than 2 readable images, or features that are not finite.
         """
         describes = {
-            **_recipe(extractor, self.manifold), "size": size, "resize": "short side bicubic, centre crop",
+            **_recipe(extractor, self.manifold),
+            "size": size,
+            "resize": "short side bicubic, centre crop",
             "of": len(source),  # a part of a data set has the id of the whole
             **({"kept": "at random"} if len(source) > self.manifold else {}),
-        }  # fmt: skip
+        }
         draft = self._begin(source.name, describes, {"id": source.id, "path": source.name}, extractor)
         if isinstance(draft, Artifact):
             return read_statistics(draft)

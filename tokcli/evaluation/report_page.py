@@ -12,10 +12,13 @@ from tokcli.evaluation.html import Picture, write_report
 from tokcli.recipe.sample_options import charted
 
 SAYS = {
-    "sheet": ("Originals, reconstructions, samples", "held-out images and what became of them; samples stand under the class asked for"),
+    "sheet": (
+        "Originals, reconstructions, samples",
+        "held-out images and what became of them; samples stand under the class asked for",
+    ),
     "compared": ("Side by side", "the same held-out images through every tokenizer"),
     "worst": ("Worst reconstructions", "the held-out images that come back worst"),
-}  # fmt: skip
+}
 
 
 def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact], sheets: Sequence[str]) -> str:
@@ -46,9 +49,13 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
                 shown.append(Picture(a.file("sheet.png"), name, how, folded=True))
     title = f"{given[0].facts['name']}: evaluation on {report['protocol']['held_out']['name']}"
     return write_report(
-        folder, report, logs={a.id: read_log(a) for a in given}, recipes={a.id: a.recipe for a in given},
-        sheets=shown, title=title,
-    )  # fmt: skip
+        folder,
+        report,
+        logs={a.id: read_log(a) for a in given},
+        recipes={a.id: a.recipe for a in given},
+        sheets=shown,
+        title=title,
+    )
 
 
 def read_log(a: Artifact) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The paper's table, drawn: one row per tokenizer, an arrow for a column's better direction, `-` where nothing was measured."""
 
 import csv
-import html
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -56,11 +55,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a name and its cells by column key (absent: not measured); `published`: figures of others."""
+    """One line of a table: a name and its cells by column key; a key that is absent was not measured."""
 
     name: str
     cells: Mapping[str, Cell]
-    published: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,19 +119,3 @@ def as_csv(table: Table) -> str:
         found = [row.cells.get(column.key) for column in table.columns]
         writer.writerow([row.name, *("" if cell is None else repr(float(cell.value)) for cell in found)])
     return file.getvalue()
-
-
-def as_html(table: Table) -> str:
-    """The table as a fragment of HTML, a `data-column` on every cell for whoever decorates it."""
-    head, *body = grid(table)
-    keys = ["", *(column.key for column in table.columns)]
-    line = lambda cells, tag: "".join(  # noqa: E731
-        f'<{tag} data-column="{html.escape(key)}">{html.escape(text)}</{tag}>'
-        for key, text in zip(keys, cells, strict=True)
-    )
-    kinds = [' class="published"' if row.published else "" for row in table.rows]
-    rows = "\n".join(f"<tr{kind}>{line(cells, 'td')}</tr>" for kind, cells in zip(kinds, body, strict=True))
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    return (
-        f"<table>\n<thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n<ul>{notes}</ul>\n"
-    )

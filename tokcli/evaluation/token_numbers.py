@@ -112,13 +112,23 @@ def judge_understanding(
 
 
 def judge_proposal(
-    network: Proposal, tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, mask_ratio: float,
-    classes: Sequence[str], captions: Callable[[Sequence[str]], Tensor] | None,
-) -> list[Measurement]:  # fmt: skip
+    network: Proposal,
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    device: torch.device,
+    *,
+    size: int,
+    mask_ratio: float,
+    classes: Sequence[str],
+    captions: Callable[[Sequence[str]], Tensor] | None,
+) -> list[Measurement]:
     """Metrics of likelihoods and hits on held-out tokens; `classes` and `captions` are as for `held_out_tokens`."""
     unknown = [name for name in source.classes if name not in classes] if classes else []
     if unknown:
-        log.warning("%s: images of classes that the proposal network does not know are predicted without class: %s",
-                    source.name, ", ".join(unknown))  # fmt: skip
+        log.warning(
+            "%s: images of classes that the proposal network does not know are predicted without class: %s",
+            source.name,
+            ", ".join(unknown),
+        )
     tokens = predicting.held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
     return _measurements(predicting.judge(network, tokens, device, mask_ratio=mask_ratio), source)

@@ -3,7 +3,6 @@
 With Inception-v3 pool features it is FID; with any other extractor it goes by that extractor's name.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,35 +74,22 @@ class Moments:
                 got=f"{bad} of the {len(x)} images after image {self.count}",
                 next="look for a broken image or weights of another network",
             )
-        if len(x):
-            mean = x.mean(dim=0)
-            self._add(len(x), mean, x - mean)
-
-    def _add(self, count: int, mean: Tensor, rows: Tensor) -> None:
-        """Merge `count` images with this mean, whose scatter about it is rows^T rows."""
+        if not len(x):
+            return
+        mean = x.mean(dim=0)
         if not self.count:
             self.mean = torch.zeros_like(mean)
             self.scatter = mean.new_zeros(len(mean), len(mean))
         if len(mean) != self.dim:
             raise TokError(self.name, "features change width", got=f"{len(mean)} after {self.dim}")
-        total = self.count + count
+        total = self.count + len(x)
         gap = mean.to(self.mean) - self.mean
-        between = gap * (self.count * count / total) ** 0.5
+        between = gap * (self.count * len(x) / total) ** 0.5
         # the shift between the two means is one more row, so that the (d, d) matrix is passed over once
-        rows = torch.cat([rows.to(self.scatter), between[None]])
+        rows = torch.cat([(x - mean).to(self.scatter), between[None]])
         self.scatter.addmm_(rows.T, rows)
-        self.mean = self.mean + gap * (count / total)
+        self.mean = self.mean + gap * (len(x) / total)
         self.count = total
-
-    def merge(self, other: "Moments") -> None:
-        """Add all images of `other`, as if they had been given to `update` here.
-
-        Raises:
-            TokError: the two have features of different width.
-        """
-        if other.count:
-            self._add(other.count, other.mean, other.mean.new_zeros(0, other.dim))
-            self.scatter += other.scatter.to(self.scatter)
 
     def gaussian(self) -> Gaussian:
         """The mean and the unbiased covariance.
@@ -120,29 +106,6 @@ class Moments:
             )
         scatter = (self.scatter + self.scatter.T) / 2
         return Gaussian(self.mean.cpu().numpy(), (scatter / (self.count - 1)).cpu().numpy(), self.count, self.name)
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums as tensors, to be stored without loss: `count` (), `mean` (d,), `scatter` (d, d)."""
-        return {"count": torch.tensor(self.count), "mean": self.mean.cpu(), "scatter": self.scatter.cpu()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], name: str = "statistics") -> "Moments":
-        """The accumulator whose `state` this is.
-
-        Raises:
-            TokError: a tensor is missing, has another shape or is not finite.
-        """
-        moments = cls(name)
-        missing = {"count", "mean", "scatter"} - set(state)
-        if missing:
-            raise TokError(name, "is not a file of statistics", got=f"lacks {', '.join(sorted(missing))}")
-        mean, scatter = state["mean"].to(torch.float64), state["scatter"].to(torch.float64)
-        if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-            raise TokError(name, "statistics do not fit together", got=f"{tuple(mean.shape)}, {tuple(scatter.shape)}")
-        if not (mean.isfinite().all() and scatter.isfinite().all()):
-            raise TokError(name, "statistics are not finite", next="make them again")
-        moments.count, moments.mean, moments.scatter = int(state["count"]), mean, scatter
-        return moments
 
 
 def _checked(given: Moments | Gaussian) -> Gaussian:

@@ -1,4 +1,4 @@
-"""Pixel metrics, one value per image in float64; the number of a data set is the mean of its images' (`mean_of`).
+"""Pixel metrics, one value per image in float64; the number of a data set is the mean over its images.
 
 Images are uint8 or float in [0, 1] (values outside are clamped, as a screen would). All but sharpness are symmetric.
 """
@@ -58,8 +58,8 @@ def psnr(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) 
 def sharpness(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) -> Float64[Tensor, " b"]:
     """Mean absolute difference of neighbouring pixels over that of the target: below 1 is blurred, above 1 noisy.
 
-    NaN where the target is flat (a mean step under half a grey level), so that one such image does not decide over a set; see
-    `mean_of`. It says what PSNR hides, that a mean of plausible images scores best where none of them would be taken for real; it does
+    NaN where the target is flat (a mean step under half a grey level), so that one such image does not decide over a set.
+    It says what PSNR hides, that a mean of plausible images scores best where none of them would be taken for real; it does
     not say that edges are in their places.
 
     Raises:
@@ -67,12 +67,6 @@ def sharpness(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h 
     """
     x, y = (_edges(side) for side in _pair(images, targets))
     return torch.where(y < FLATTEST, torch.nan, (x + FLAT) / (y + FLAT))
-
-
-def mean_of(values: Float64[Tensor, " b"]) -> float | None:
-    """The mean over the images that have a value; None where none has."""
-    known = values[~values.isnan()]
-    return float(known.mean()) if len(known) else None
 
 
 def _edges(x: Tensor) -> Tensor:

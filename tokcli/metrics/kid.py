@@ -44,9 +44,11 @@ def kid(
         raise TokError("kid", "needs at least 2 images on each side", got=f"got {len(a)} and {len(b)}")
     if a.shape[1] != b.shape[1]:
         raise TokError(
-            "kid", "features differ in width", got=f"{a.shape[1]} and {b.shape[1]}",
+            "kid",
+            "features differ in width",
+            got=f"{a.shape[1]} and {b.shape[1]}",
             next="make both with the same extractor",
-        )  # fmt: skip
+        )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise TokError("kid", "features are not finite", next="look for a broken image")
     draw = np.random.RandomState(SEED)

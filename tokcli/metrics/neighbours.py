@@ -35,9 +35,11 @@ class Neighbours(NamedTuple):
 def _checked(features: Tensor, name: str, ks: tuple[int, ...]) -> Float64[Tensor, "n d"]:
     if len(features) <= max(ks):
         raise TokError(
-            name, f"{max(ks)} neighbours need more than {max(ks)} images", got=f"got {len(features)}",
+            name,
+            f"{max(ks)} neighbours need more than {max(ks)} images",
+            got=f"got {len(features)}",
             next="use 2,000 or more",
-        )  # fmt: skip
+        )
     if not features.isfinite().all():
         raise TokError(name, "features are not finite", next="look for a broken image or weights of another network")
     return features.to(torch.float64)
@@ -82,24 +84,24 @@ def radii(features: Shaped[Tensor, "n d"], ks: tuple[int, ...]) -> Float64[Tenso
     return found
 
 
-def neighbours(
-    real: Float[Tensor, "n _"], fake: Float[Tensor, "m _"], ks: tuple[int, ...] = (K_RECALL, K_COVERAGE)
-) -> Neighbours:
+def neighbours(real: Float[Tensor, "n _"], fake: Float[Tensor, "m _"]) -> Neighbours:
     """Who lies in whose ball, between real and generated images; a point on a ball's surface lies in it.
 
     Args:
         real, fake: features of one extractor.
-        ks: neighbours that the balls reach.
 
     Raises:
-        TokError: sets of at most k images, of different width, or features that are not finite.
+        TokError: sets of at most `K_COVERAGE` images, of different width, or features that are not finite.
     """
+    ks = (K_RECALL, K_COVERAGE)
     a, b = _checked(real, "real images", ks), _checked(fake, "generated images", ks)
     if a.shape[1] != b.shape[1]:
         raise TokError(
-            "features", "differ in width", got=f"{a.shape[1]} and {b.shape[1]}",
+            "features",
+            "differ in width",
+            got=f"{a.shape[1]} and {b.shape[1]}",
             next="make both with the same extractor",
-        )  # fmt: skip
+        )
     centre = a.mean(0)
     a, b = a - centre, b - centre
     of_a, of_b = radii(a, ks), radii(b, ks)

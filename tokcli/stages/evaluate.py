@@ -28,6 +28,7 @@ from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.references import References
 from tokcli.evaluation.report_page import write_page
+from tokcli.evaluation.report_pictures import Sheets
 from tokcli.evaluation.tables import build_tables, small_sets
 from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO
@@ -100,9 +101,11 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     others = sorted({str(sibling(a.inputs["data"]["path"], "val")) for a in given})
     if len(others) > 1 and named_data(options) is None:
         raise TokError(
-            "ARTIFACT...", "they are of different data", got=", ".join(others),
+            "ARTIFACT...",
+            "they are of different data",
+            got=", ".join(others),
             next="name the artifacts of one, or the held-out images for all: --data DIR",
-        )  # fmt: skip
+        )
     spec = named_data(options) or sibling(recorded, "val")
     if spec is None and given[0].inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
         spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
@@ -115,8 +118,11 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
     sizes = [a.facts["use_size"] for a in given if a.kind == "samples"]
     if references and not sizes:
-        raise TokError(f"--reference {references[0]}", "samples are compared with it, and the artifacts hold none",
-                       next="leave it out; --data DIR names the images that reconstructions are measured on")  # fmt: skip
+        raise TokError(
+            f"--reference {references[0]}",
+            "samples are compared with it, and the artifacts hold none",
+            next="leave it out; --data DIR names the images that reconstructions are measured on",
+        )
     given = list({a.id: a for a in given}.values())
     check_extractors(recipe.eval.extractors, options.weights.get("inception"))
     tokenizers = [None if a.kind == "samples" else _tokenizer(a, given) for a in given]
@@ -144,9 +150,12 @@ def _tokenizer(a: Artifact, given: Sequence[Artifact]) -> Artifact:
 
 
 def _plan(
-    options: Options, recipe: EvalRecipe, given: Sequence[tuple[Artifact, Artifact | None]], spec: str,
+    options: Options,
+    recipe: EvalRecipe,
+    given: Sequence[tuple[Artifact, Artifact | None]],
+    spec: str,
     references: Sequence[str],
-) -> Plan:  # fmt: skip
+) -> Plan:
     artifacts = [a for a, _ in given]
     sizes = [a.facts["use_size"] for a in artifacts if a.kind == "samples"]
     size = sizes[0] if sizes else artifacts[0].facts["use_size"]
@@ -173,14 +182,25 @@ def _plan(
     inputs |= {f"{a.kind}-{a.id[-6:]}": reference(a) for a in artifacts}
     number = len(held_out.source) if held_out.source else recipe.eval.images or None
     return plan.describe(
-        options, recipe, {}, reads=reads, writes="report", facts={"name": artifacts[0].facts["name"]}, inputs=inputs,
+        options,
+        recipe,
+        {},
+        reads=reads,
+        writes="report",
+        facts={"name": artifacts[0].facts["name"]},
+        inputs=inputs,
         compute=evaluation_cost(recipe.eval, given, number, others),
-    )  # fmt: skip
+    )
 
 
 def _run(
-    options: Options, recipe: EvalRecipe, given: Sequence[Artifact], spec: str, references: list[str], device: torch.device
-) -> Artifact:  # fmt: skip
+    options: Options,
+    recipe: EvalRecipe,
+    given: Sequence[Artifact],
+    spec: str,
+    references: list[str],
+    device: torch.device,
+) -> Artifact:
     judge = Judge(options, recipe.eval, given, spec, references, device)
     draft = begin(options, "report", given[0].facts["name"], resolved(recipe), judge.inputs(), device)
     if isinstance(draft, Artifact):
@@ -189,8 +209,12 @@ def _run(
     results = [judge.measure(a) for a in given]
     few = small_sets(results)
     if few:
-        log.warning("Fréchet distances are too large, by an amount that depends on N, where images are fewer than %s; compare "
-                    "only at equal N: %s", f"{ENOUGH_IMAGES:,}", ", ".join(few))  # fmt: skip
+        log.warning(
+            "Fréchet distances are too large, by an amount that depends on N, where images are fewer than %s; compare "
+            "only at equal N: %s",
+            f"{ENOUGH_IMAGES:,}",
+            ", ".join(few),
+        )
     files = _write(draft.path, results, judge)
     facts = {"name": given[0].facts["name"], "protocol": judge.protocol()}
     measured = {result.id: result.metrics for result in results}
@@ -210,7 +234,7 @@ def _write(folder: Path, results: list[Measured], judge: Judge) -> list[str]:
     write_text(folder / "report.md", "\n\n".join([*sections, *header]) + "\n")
     write_text(folder / "table.csv", text_tables.as_csv(tables.whole))
     sheets = []
-    for name, sheet in judge.sheets():
+    for name, sheet in Sheets(judge):
         pictures.save_png(sheet, folder / name)
         sheets.append(name)
     page = write_page(folder, report, list(judge.given.values()), sheets)
