@@ -214,13 +214,13 @@ def test_images_without_classes_are_not_asked_for_them(tmp_path):
 class Heard(torch.nn.Module):
     """A proposal network that notes the classes that it is told."""
 
+    mode = "ar"
+
     def __init__(self):
         super().__init__()
         self.told = []
 
-    def nll(self): ...
-
-    def judged(self, indices, condition):
+    def judged(self, indices, condition, seeds, mask_ratio):
         self.told += condition.tolist()
         return torch.zeros(indices.shape), torch.ones(indices.shape)
 
