@@ -69,6 +69,10 @@ HELD_OUT = [
 TEACHER_WEIGHTS = click.option(
     "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, if no hub can be reached."
 )
+TEACHERS_WEIGHTS = click.option(
+    "--teacher-weights", type=NAME, multiple=True, metavar="[NAME=]FILE",
+    help="A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is read for teacher clip alone.",
+)  # fmt: skip
 VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="torchvision's VGG16 weights, for LPIPS.")
 INCEPTION_WEIGHTS = click.option(
     "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, which FID needs."
@@ -122,6 +126,23 @@ def with_options(*groups: Any) -> Callable[[F], F]:
     return decorate
 
 
+def _by_name(given: tuple[str, ...]) -> dict[str, Path]:
+    """Files of weights as `teacher` for all teachers, or `teacher:NAME` for one."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, sign, file = text.rpartition("=")
+        key = f"teacher:{name}" if sign and not Path(text).exists() else "teacher"
+        path = Path(file if key != "teacher" else text).expanduser()
+        if not path.is_file():
+            raise click.BadParameter(f"File '{path}' does not exist.", param_hint="'--teacher-weights'")
+        if key in found:
+            raise click.BadParameter(
+                f"{name or 'a file for all teachers'} is given twice.", param_hint="'--teacher-weights'"
+            )
+        found[key] = path
+    return found
+
+
 def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) -> "Options":
     """The common flags as `Options`; shorthands (dotted key -> value or None) join the `--set`s.
 
@@ -141,6 +162,8 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
         for name in ("teacher", "vgg", "inception", "text", "language")
         if flags.get(f"{name}_weights")
     }
+    if isinstance(weights.get("teacher"), tuple):  # of a command that reads the teachers of several tokenizers
+        weights |= _by_name(weights.pop("teacher"))
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
 

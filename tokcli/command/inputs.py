@@ -144,9 +144,10 @@ def check_weights(options: Options, read: Collection[str]) -> None:
         TokError: another was given.
     """
     for name, file in options.weights.items():
+        role, _, of = name.partition(":")
         if name not in read:
-            hint = f"{READERS[name]}; or leave it out"
-            raise TokError(f"--{name}-weights {file}", "nothing here reads it", next=hint)
+            hint = f"{READERS[role]}; or leave it out"
+            raise TokError(f"--{role}-weights {of and f'{of}='}{file}", "nothing here reads it", next=hint)
 
 
 def open_input(options: Options, flag: str, given: Path, kinds: Sequence[str]) -> Artifact:

@@ -23,4 +23,4 @@ class Options:
     dry_run: bool = False
     weights: Mapping[str, Path] = field(
         default_factory=dict
-    )  # "teacher", "vgg", "inception", "text", "language" -> file
+    )  # "teacher", "teacher:NAME", "vgg", "inception", "text", "language" -> file

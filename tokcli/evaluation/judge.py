@@ -27,6 +27,7 @@ from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judg
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import References
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
+from tokcli.files import sha256
 from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
@@ -143,7 +144,10 @@ class Judge:
         found = {"data": {"id": whole.id, "path": whole.name}}
         used = {f"weights-{e.name}": e.network.sha256 for e in self.extractors}
         used |= {"weights-lpips": self.maps.network.sha256} if self.maps else {}
-        used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}  # of another file it is another report
+        used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}
+        teachers = {key: file for key, file in self.options.weights.items() if key.startswith("teacher")}
+        used |= {f"weights-{key}": sha256(file) for key, file in teachers.items()}
+        # with other weights it is another report
         found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
         return found | {f"{a.kind}-{a.id[-6:]}": reference(a) for a in self.given.values()}
@@ -265,11 +269,18 @@ class Judge:
             return None
         known = a.recipe["teacher"]
         keys = {k: v for k, v in known.items() if k != "name"}
+        weights = self.options.weights.get(f"teacher:{known['name']}") or self.options.weights.get("teacher")
         try:
-            return build_teacher(known["name"], keys, self.options.weights.get("teacher")).to(self.device)
+            teacher = build_teacher(known["name"], keys, weights)
         except TokError as error:
             log.warning("no feature loss: %s", error)
             return None
+        trained_with = a.facts["teacher"]["sha256"]
+        if teacher.sha256 != trained_with:  # the features of other weights are not those that the codes predict
+            log.warning("no feature loss of %s: its teacher had the weights with sha256 %s, and those at hand have %s",
+                        a.id, str(trained_with)[:8], str(teacher.sha256)[:8])  # fmt: skip
+            return None
+        return teacher.to(self.device)
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
