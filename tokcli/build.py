@@ -157,6 +157,8 @@ def weights_read(recipe: Mapping[str, Any]) -> set[str]:
         "text": recipe.get("condition", {}).get("tower"),
         "language": recipe.get("proposal", {}).get("language"),
     }
+    if parts["teacher"] is not None:
+        found.add(f"teacher:{parts['teacher']['name']}")
     return found | {name for name, part in parts.items() if part is not None}
 
 

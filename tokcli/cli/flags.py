@@ -67,9 +67,6 @@ HELD_OUT = [
     DATA[1],
 ]  # fmt: skip
 TEACHER_WEIGHTS = click.option(
-    "--teacher-weights", type=PATH, metavar="FILE", help="The teacher's weights, if no hub can be reached."
-)
-TEACHERS_WEIGHTS = click.option(
     "--teacher-weights", type=NAME, multiple=True, metavar="[NAME=]FILE",
     help="A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is read for teacher clip alone.",
 )  # fmt: skip
@@ -162,7 +159,7 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
         for name in ("teacher", "vgg", "inception", "text", "language")
         if flags.get(f"{name}_weights")
     }
-    if isinstance(weights.get("teacher"), tuple):  # of a command that reads the teachers of several tokenizers
+    if isinstance(weights.get("teacher"), tuple):
         weights |= _by_name(weights.pop("teacher"))
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})

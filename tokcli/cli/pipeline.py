@@ -13,7 +13,6 @@ from tokcli.cli.flags import (
     NAME,
     PATH,
     TEACHER_WEIGHTS,
-    TEACHERS_WEIGHTS,
     TEXT_WEIGHTS,
     VGG_WEIGHTS,
     flags_of,
@@ -173,7 +172,7 @@ def sample(
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
 @click.option("--reference", "references", multiple=True, type=NAME, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
               "with: real images, a published .npz, or a statistics artifact. Repeatable. Default: the held-out images.")  # fmt: skip
-@with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHERS_WEIGHTS, TEXT_WEIGHTS, COMMON)
+@with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure artifacts on held-out images and print the paper's table.
 

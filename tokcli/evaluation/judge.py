@@ -31,7 +31,7 @@ from tokcli.files import sha256
 from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
-from tokcli.pretrained.teachers import Teacher, build_teacher
+from tokcli.pretrained.teachers import Teacher, build_teacher, teacher_file
 
 log = logging.getLogger("tok")
 LEGIBLE = 60  # characters of captions or classes that are said, and not counted
@@ -269,7 +269,7 @@ class Judge:
             return None
         known = a.recipe["teacher"]
         keys = {k: v for k, v in known.items() if k != "name"}
-        weights = self.options.weights.get(f"teacher:{known['name']}") or self.options.weights.get("teacher")
+        weights = teacher_file(self.options.weights, known["name"])
         try:
             teacher = build_teacher(known["name"], keys, weights)
         except TokError as error:

@@ -25,7 +25,7 @@ from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
 from tokcli.models import ENCODERS, Tokenizer
 from tokcli.pretrained.teacher_cache import TeacherCache
-from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_file
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component
@@ -144,7 +144,9 @@ class Distillation(Method):
 
     def __init__(self, recipe: DistillationRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        file: Path | Literal["random"] | None = "random" if weights is None else weights.get("teacher")
+        file: Path | Literal["random"] | None = (
+            "random" if weights is None else teacher_file(weights, recipe.teacher.name)
+        )
         self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
         self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
         if not recipe.learn_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":

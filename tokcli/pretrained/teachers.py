@@ -8,7 +8,7 @@ from tokcli.pretrained import READY
 from tokcli.pretrained.teacher import Teacher
 from tokcli.registry import lookup
 
-__all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class"]
+__all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class", "teacher_file"]
 
 TEACHERS: dict[str, type[Teacher]] = {
     "efflite0": Teacher,
@@ -30,6 +30,11 @@ def teacher_class(name: str) -> type[Teacher]:
     if name.startswith(("timm:", "open_clip:")):
         return Teacher
     return lookup("teacher", TEACHERS, name)
+
+
+def teacher_file(weights: Mapping[str, Path], name: str) -> Path | None:
+    """The file that `--teacher-weights` gives for a teacher: its own (`NAME=FILE`), else the one for all; None: none."""
+    return weights.get(f"teacher:{name}") or weights.get("teacher")
 
 
 def build_teacher(name: str, keys: Mapping[str, Any], weights: Path | Literal["random"] | None = None) -> Teacher:

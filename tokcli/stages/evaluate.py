@@ -114,8 +114,8 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
     recipe = load_recipe(options, EvalRecipe, "eval", recipe_folder(spec), {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
-    read = {name for a in given for name in build.weights_read(a.recipe)} & {"teacher", "text"}
-    read |= {f"teacher:{a.recipe['teacher']['name']}" for a in given if "teacher" in build.weights_read(a.recipe)}
+    found = {name for a in given for name in build.weights_read(a.recipe)}
+    read = {name for name in found if name.partition(":")[0] in ("teacher", "text")}
     check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
     sizes = [a.facts["use_size"] for a in given if a.kind == "samples"]
     if references and not sizes:
