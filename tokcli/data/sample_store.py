@@ -4,9 +4,7 @@
 batch is done when its indices lie in `.parts`; they are put together when all are.
 """
 
-import io
 import shutil
-import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources.tar_index import index_tar
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, disk_error
@@ -64,6 +63,7 @@ def merge(
     form: str,
     labels: Sequence[int],
     captions: Sequence[str],
+    classes: Sequence[str] = (),
 ) -> list[str]:
     """Put all batches together; returns the names of the files that hold indices, and images in form `shards`.
 
@@ -72,6 +72,7 @@ def merge(
         per_file: images of one file.
         labels: class of each image, -1 for none.
         captions: of each image, or none at all.
+        classes: their names, which mean the same wherever they are read.
     """
     parts = [folder / PARTS / f"indices-{batch:06d}.npy" for batch in sorted(present(folder))]
     codes = np.concatenate([np.load(part) for part in parts])
@@ -84,22 +85,21 @@ def merge(
         if form == "shards":
             names.append(f"images-{shard:05d}.tar")
             with atomic_write(folder / names[-1]) as tmp:
-                _write_tar(tmp, folder, numbers, labels, captions)
+                _write_tar(
+                    tmp, folder, numbers, [classes[i] if i >= 0 else "" for i in labels] if classes else [], captions
+                )
     return names
 
 
-def _write_tar(path: Path, folder: Path, numbers: range, labels: Sequence[int], captions: Sequence[str]) -> None:
-    with tarfile.open(path, "w") as tar:
+def _write_tar(path: Path, folder: Path, numbers: range, names: Sequence[str], captions: Sequence[str]) -> None:
+    with shard_writer(path) as write:
         for number in numbers:
-            members = {"png": image_path(folder, number, "shards").read_bytes()}
-            if labels[number] >= 0:
-                members["cls"] = str(labels[number]).encode()
+            sample = {"__key__": f"{number:06d}", "png": image_path(folder, number, "shards").read_bytes()}
+            if names and names[number]:
+                sample["cls"] = names[number].encode()
             if captions:
-                members["txt"] = captions[number].encode()
-            for extension, data in members.items():
-                info = tarfile.TarInfo(f"{number:06d}.{extension}")  # no time, no owner: equal images, equal bytes
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+                sample["txt"] = captions[number].encode()
+            write(sample)
 
 
 def clean(folder: Path) -> None:

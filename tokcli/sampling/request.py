@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from tokcli.recipe.sections import Recipe, Section
 from tokcli.registry import nearest
 
 NUMBERS = ("sample.number", "sample.per_class")
+
+log = logging.getLogger("tok")
 
 
 class _Checked(Section):
@@ -144,8 +147,7 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
     if asked is None:
         return list(range(len(names)))
     found = []
-    for given in asked:
-        text = str(given).strip()
+    for text in _whole_names([str(given) for given in asked], names):
         if text in names:
             found.append(names.index(text))
         elif text.isdecimal() and int(text) < len(names):
@@ -158,6 +160,30 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
     return found
 
 
+def _whole_names(parts: list[str], names: list[str]) -> list[str]:
+    """Names that a list was split at commas from: those with commas inside, such as "tench, Tinca tinca", are put together again."""
+    found, place = [], 0
+    while place < len(parts):
+        ends = (end for end in range(len(parts), place + 1, -1) if ",".join(parts[place:end]).strip() in names)
+        end = next(ends, place + 1)
+        found.append(",".join(parts[place:end]).strip())
+        place = end
+    return found
+
+
+def _trained(numbers: list[int], asked: bool, names: list[str], counts: list[int]) -> list[int]:
+    """Without those classes that no training image has; numbers with gaps, such as years, stand for none."""
+    held = [number for number in numbers if number < 0 or counts[number]]
+    if asked and len(held) < len(numbers):
+        name = next(names[number] for number in numbers if number >= 0 and not counts[number])
+        raise TokError(
+            "--classes", f"no training image has class '{name}'", next="Ask for others, or leave --classes out"
+        )
+    if names and len(held) < len(numbers):
+        log.info("%d of %d classes are drawn: no training image has the others", len(held), len(numbers))
+    return held or numbers
+
+
 def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> list[int]:
     """The class of every image: those asked for in turn, or drawn at the training frequencies; -1 without classes.
 
@@ -166,13 +192,14 @@ def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> l
         counts: training images of each.
 
     Raises:
-        TokError: a class that does not exist, or a number per class where there are none.
+        TokError: a class that does not exist or that no training image has, or a number per class where there are none.
     """
     asked, number, per_class = recipe.sample.classes, recipe.sample.number, recipe.sample.per_class
     if asked == "data" and names and number:
         weights = torch.tensor(counts, dtype=torch.float64)
         return [int(torch.multinomial(weights, 1, generator=generator(recipe.seed, "class", i))) for i in range(number)]
-    numbers = class_numbers(None if asked == "data" else asked, names)
+    named = None if asked == "data" else asked
+    numbers = _trained(class_numbers(named, names), bool(named), names, counts)
     if per_class and not names:
         raise TokError(
             "--per-class", "the proposal network was trained without classes", next="-n says how many images"

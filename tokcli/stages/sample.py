@@ -297,7 +297,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
             return Artifact(folder, draft.manifest)
         payload = store.merge(
             folder, len(labels), per_file=asked.shard_size, codebook_size=proposal.facts["codebook_size"],
-            form=asked.format, labels=labels,
+            form=asked.format, labels=labels, classes=proposal.facts["classes"],
             captions=[prompts[i % len(prompts)] for i in range(len(labels))] if prompts else [],
         )  # fmt: skip
         if asked.format == "png":
