@@ -9,7 +9,7 @@ from test_proposals import WARM, batch, build
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.proposals.guidance import guide, scales
-from tokcli.sampling.request import Sample, sampling_of
+from tokcli.sampling.sample_recipe import Sample, sampling_of
 
 MODES = sorted(PROPOSALS)
 

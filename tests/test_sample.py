@@ -35,8 +35,7 @@ from tokcli.sampling import contact_sheet, memorisation
 from tokcli.sampling.edits import Edit, rows_kept
 from tokcli.sampling.generator import Generator
 from tokcli.sampling.memorisation import Nearest, features_of, nearest, report
-from tokcli.sampling.request import point_name, sweep_points
-from tokcli.stages import sample as stage
+from tokcli.sampling.sweep import point_name, sweep_points
 
 
 @pytest.fixture(scope="module")
@@ -576,7 +575,9 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
         tmp_path / "p",
     )
     opened, seen = [], []
-    monkeypatch.setattr(stage, "open_source", lambda spec, **keys: opened.append(spec) or open_source(spec, **keys))
+    monkeypatch.setattr(
+        memorisation, "open_source", lambda spec, **keys: opened.append(spec) or open_source(spec, **keys)
+    )
     monkeypatch.setattr(
         memorisation, "nearest", lambda q, source, *rest: seen.append(len(source)) or nearest(q, source, *rest)
     )
@@ -591,7 +592,7 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
     assert seen.pop() == 12
     shutil.rmtree(k)
     told: list[str] = []
-    monkeypatch.setattr(stage.log, "warning", lambda text, *values: told.append(text % values))
+    monkeypatch.setattr(memorisation.log, "warning", lambda text, *values: told.append(text % values))
     made(*command, "-n", 3)
     assert seen[2] == 12 and "among all images of" in told[0]
 
@@ -616,6 +617,6 @@ def test_finished_neighbours_are_found_again_where_the_training_images_are_gone(
     def gone(*_: Any, **__: Any) -> None:
         raise TokError("--data photos", "no such folder")
 
-    monkeypatch.setattr(stage, "open_source", gone)
+    monkeypatch.setattr(memorisation, "open_source", gone)
     assert made(*command) == first
     assert "no such folder" in refusal(*command, "--seed", 9)

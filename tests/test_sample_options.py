@@ -16,16 +16,16 @@ from tokcli.proposals.nar import ORDERS
 from tokcli.recipe import sample_options
 from tokcli.recipe.explain import keys
 from tokcli.recipe.sample_options import SampleOptions, at_least, charted, declared, keys_of, option
-from tokcli.sampling import request
-from tokcli.sampling.request import (
+from tokcli.sampling import sample_recipe, sweep
+from tokcli.sampling.sample_recipe import (
     Sample,
     SampleRecipe,
     sampling_of,
     section_of,
-    sweep_points,
     with_defaults,
     without_replaced,
 )
+from tokcli.sampling.sweep import sweep_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class Reads(PROPOSALS["nar"]):  # type: ignore[misc]
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The option, declared where all are."""
-    monkeypatch.setattr(request, "Sampling", Noisy)
-    monkeypatch.setattr(request, "SampleOptions", NoisySample)
+    monkeypatch.setattr(sample_recipe, "Sampling", Noisy)
+    monkeypatch.setattr(sweep, "SampleOptions", NoisySample)
     monkeypatch.setattr(sample_options, "SampleOptions", NoisySample)
 
 

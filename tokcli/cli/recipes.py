@@ -89,7 +89,7 @@ def rehearse(recipe: Any) -> None:
 def _sampled(recipe: Any) -> None:
     """A recipe of stage sample must fit one kind of proposal network."""
     from tokcli.proposals import PROPOSALS
-    from tokcli.sampling.request import sampling_of
+    from tokcli.sampling.sample_recipe import sampling_of
 
     refused = []
     for network in PROPOSALS.values():
@@ -103,13 +103,14 @@ def _sampled(recipe: Any) -> None:
 
 def _models() -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """The recipe model and the component families of each stage but tokenizer, whose methods have their own."""
-    from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, viz_codebook
+    from tokcli.sampling.sample_recipe import SampleRecipe
+    from tokcli.stages import evaluate, tokenize, train_decoder, train_proposal, viz_codebook
 
     return {
         "decoder": (train_decoder.DecoderRecipe, train_decoder.FAMILIES),
         "tokens": (tokenize.TokensRecipe, {}),
         "proposal": (train_proposal.ProposalRecipe, train_proposal.FAMILIES),
-        "sample": (sample.SampleRecipe, {}),
+        "sample": (SampleRecipe, {}),
         "eval": (evaluate.EvalRecipe, {}),
         "viz": (viz_codebook.VizRecipe, {}),
     }

@@ -13,7 +13,7 @@ from tokcli.errors import TokError
 from tokcli.handles.networks import Handle
 from tokcli.recipe.sample_options import SampleOptions, declared
 from tokcli.sampling.generator import Generator
-from tokcli.stages.sample import request_of
+from tokcli.sampling.request import request_of
 
 FILES = ("format", "shard_size", "grid", "neighbours", "paste", "keep_top")  # keys of what the command writes or edits
 

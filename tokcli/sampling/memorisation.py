@@ -4,8 +4,10 @@ A short distance alone means little: some pictures are easy. So the same is meas
 seen: samples that lie much nearer to the training images than those do are copies.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -13,14 +15,19 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tokcli import pictures
+from tokcli.artifact.reading import Artifact, locate
 from tokcli.data.pixels import unit
-from tokcli.data.reading import read_batches
-from tokcli.data.sources import ImageSource
+from tokcli.data.reading import BATCH, read_batches
+from tokcli.data.sources import ImageSource, evenly, limited, open_source, sibling
 from tokcli.data.transforms import evaluation_transform
+from tokcli.errors import TokError
+from tokcli.measure.previews import read_samples
 from tokcli.pretrained import build_network
 from tokcli.pretrained.extract import Extractor
 
+log = logging.getLogger("tok")
 PIXELS = "pixels"
+COMPARED = 1000  # samples, and held-out images, whose nearest training image is looked for
 COLUMNS = 12
 
 
@@ -101,3 +108,55 @@ def neighbour_sheet(images: UInt8[Tensor, "m 3 s s"], found: Nearest) -> Image:
         rows += [images[part], found.images[part]]
         captions += ["sample", "nearest training image"]
     return pictures.contact_sheet(rows, row_labels=captions, title="the nearest pairs first")
+
+
+class Beside(NamedTuple):
+    """What `--neighbours` compares with: training images, and the features by which they are near."""
+
+    training: ImageSource
+    features: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _training_images(proposal: Artifact) -> ImageSource:
+    """The images that the network's tokens are of; all of their data set where the tokens are not at hand to say which."""
+    recorded = proposal.inputs["data"]
+    source = open_source(recorded["path"], size=proposal.facts["use_size"])
+    if source.id != recorded["id"]:
+        log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
+    tokens = proposal.inputs["tokens"]
+    try:
+        made = locate(tokens["id"], tokens["path"], proposal.path.parent)
+    except TokError as error:
+        log.warning(
+            "--neighbours: among all images of %s, for its tokens cannot say which were used: %s", source.name, error
+        )
+        return source
+    return limited(source, made.recipe["tokens"].get("images", 0))  # which the first of them do not have
+
+
+def beside_of(names: Sequence[str | None], proposal: Artifact, device: torch.device) -> dict[str, Beside]:
+    """What samples are compared with by each name, opened once for all points of a sweep; {} where nothing is to be compared."""
+    asked = dict.fromkeys(name for name in names if name)
+    if not asked:
+        return {}
+    training = _training_images(proposal)
+    return {name: Beside(training, features_of(name, device)) for name in asked}
+
+
+def compare(samples: Artifact, name: str, beside: Beside) -> dict[str, float]:
+    """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
+    size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
+    images, held_out_name = read_samples(samples, range(number)), sibling(beside.training.name, "val")
+    queries = [images]
+    if held_out_name is not None:
+        held_out = open_source(held_out_name, size=size)
+        some = evenly(len(held_out), COMPARED)
+        queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
+    found = nearest(
+        torch.cat([beside.features(part) for batch in queries for part in batch.split(BATCH)]),
+        beside.training, beside.features, size,
+    )  # fmt: skip
+    ours, theirs = found[:number], found[number:]
+    shown = ours.distances.argsort(stable=True)[: 4 * COLUMNS]
+    pictures.save_png(neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")
+    return report(ours, theirs if len(theirs) else None, name)

@@ -1,88 +1,30 @@
-"""What is asked of `tok sample`: the recipe, each image's class, the sampler's settings, the points of a sweep."""
+"""What is asked of `tok sample`: how many images of what, drawn how, or which picture is edited."""
 
 import dataclasses
-import itertools
-import json
 import logging
-from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, Field, create_model, model_validator
 
-from tokcli import distributed
+from tokcli import distributed, loading
+from tokcli.artifact.reading import Artifact
+from tokcli.command.inputs import load_recipe, recipe_folder
 from tokcli.command.options import Options
 from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator
+from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
+from tokcli.pretrained import network_class
 from tokcli.proposals import Proposal, Sampling
-from tokcli.recipe.overrides import parse_set
-from tokcli.recipe.sample_options import Option, SampleOptions, declared
-from tokcli.recipe.sections import Recipe, Section
 from tokcli.registry import nearest
-
-NUMBERS = ("sample.number", "sample.per_class")
+from tokcli.sampling import memorisation
+from tokcli.sampling.edits import Edit, read_edit
+from tokcli.sampling.sample_recipe import NUMBERS, SampleRecipe, sampling_of, with_defaults, without_replaced
+from tokcli.sampling.sweep import point_name
 
 log = logging.getLogger("tok")
-
-
-class _Checked(Section):
-    """What no single key of the section can say."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "_Checked":
-        number, per_class, classes = (getattr(self, key) for key in ("number", "per_class", "classes"))
-        if (number is None) == (per_class is None):
-            both = "" if number is None else ", not both"
-            raise ValueError(f"either number or per_class must be given{both}")
-        if per_class is not None and classes == "data":
-            raise ValueError("per_class does not go with classes: data, whose numbers are those of the data")
-        return self
-
-
-@dataclasses.dataclass(frozen=True)
-class _Within:
-    """Refuses a value outside of an option's range."""
-
-    option: Option
-
-    @property
-    def text(self) -> str:
-        """The range in words."""
-        return self.option.range.text if self.option.range else ""
-
-    def __call__(self, value: Any) -> Any:
-        fault = self.option.fault(value)
-        if fault:
-            raise ValueError(f"should be {fault}. Got {value}")
-        return value
-
-
-def section_of(owner: type) -> type[Section]:
-    """The model of the recipe's section whose keys are the options that a dataclass declares."""
-    fields: dict[str, Any] = {}
-    for key, one in declared(owner).items():
-        kind = one.type | None if one.nullable else one.type
-        ranged = Annotated[kind, AfterValidator(_Within(one))] if one.range else kind
-        fields[key] = (ranged, Field(one.unset, description=one.meaning))
-    return create_model("Sample", __base__=_Checked, __doc__=owner.__doc__, **fields)
-
-
-if TYPE_CHECKING:
-    Sample = SampleOptions
-else:
-    Sample = section_of(SampleOptions)
-
-
-class SampleRecipe(Recipe):
-    """Recipe of stage sample.
-
-    Args:
-        sample: see `sample`.
-    """
-
-    stage: Literal["sample"]
-    sample: Sample
 
 
 def with_prompts(options: Options, source: str | None) -> Options:
@@ -100,20 +42,6 @@ def with_prompts(options: Options, source: str | None) -> Options:
     if not any(key in sets for key in NUMBERS):
         sets["sample.number"] = len(prompts)
     return dataclasses.replace(options, sets=sets)
-
-
-def without_replaced(sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe keys to be set, and null for those of the recipe whose place they take.
-
-    -n takes the place of --per-class and the other way round; an option that another's new value leaves unread goes.
-    """
-    found = dict(sets)
-    if any(sets.get(key) is not None for key in NUMBERS):
-        found |= {key: sets.get(key) for key in NUMBERS}
-    for key, one in declared(SampleOptions).items():
-        if one.needs and sets.get(f"sample.{one.needs[0]}", one.needs[1][0]) not in one.needs[1]:
-            found.setdefault(f"sample.{key}", None)
-    return found
 
 
 def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
@@ -208,80 +136,70 @@ def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> l
     return [numbers[i % len(numbers)] for i in range(number)]
 
 
-def sampling_of(section: Sample, network: Proposal | type[Proposal]) -> Sampling:
-    """The sampler's settings.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One samples artifact to be made."""
 
-    Raises:
-        TokError: a value out of range, or an option that this network, or another option's value, leaves unread.
-    """
-    options = declared(Sampling)
-    values = {key: getattr(section, key) for key in options}
-    given = {key: value for key, value in values.items() if value is not None}
-    for key, value in given.items():
-        one = options[key]
-        if value == one.unset:
-            continue
-        why = "" if key in network.sampling_keys else "this proposal network does not read it"
-        if not why and not _needed(one, given):
-            of = one.needs[0] if one.needs else ""
-            why = f"{of} {given.get(of, options[of].default)} does not read it"
-        if why:
-            off = json.dumps(one.unset)
-            raise TokError(f"sample.{key}", why, got=f"Got {value}", next=f"Leave it out, or --set sample.{key}={off}")
-    return Sampling(**given)
+    options: Options
+    recipe: SampleRecipe
+    settings: Sampling
+    labels: Sequence[int]
+    edit: Edit | None
 
 
-def _needed(one: Option, given: Mapping[str, Any]) -> bool:
-    """Whether an option is read beside the others that are given."""
-    if one.needs is None:
-        return True
-    key, values = one.needs
-    return given.get(key, declared(Sampling)[key].default) in values
+def request_of(
+    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
+) -> Request:
+    """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
+    facts, sets = proposal.facts, without_replaced({**options.sets, **point})
+    if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in sets:
+        log.info("the proposal network has no classes: guidance is off")
+        sets["sample.cfg_scale"] = 1.0
+    out = options.out / point_name(point) if options.out and point else options.out
+    options = dataclasses.replace(options, sets=sets, out=out)
+    folder = recipe_folder(proposal.inputs["data"]["path"])
+    recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
+    with on_meta():
+        network = loading.proposal_of(proposal)
+    recipe = with_defaults(recipe, network)
+    settings, asked = sampling_of(recipe.sample, network), recipe.sample
+    labels = image_labels(recipe, *_classes(proposal))
+    check_prompts(asked.prompts, facts)
+    if asked.neighbours not in (None, memorisation.PIXELS):
+        network_class(str(asked.neighbours), role="extractor")
+    picture = None
+    if edit is not None:
+        picture = read_edit(
+            edit, mask, asked.keep_top, mode=facts["mode"], size=facts["use_size"], grid=tuple(facts["grid"])
+        )
+        settings, labels = _for_edit(settings, labels, picture, recipe, network)
+    elif mask is not None or asked.keep_top is not None or asked.paste:
+        flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
+        raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
+    network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
+    return Request(options, recipe, settings, labels, picture)
 
 
-def with_defaults(recipe: SampleRecipe, network: Proposal) -> SampleRecipe:
-    """The recipe with the sampler's defaults as values, for what this network reads; what it does not read stays null."""
-    options = declared(Sampling)
-    given = {key: getattr(recipe.sample, key) for key in options if getattr(recipe.sample, key) is not None}
-    for key, one in options.items():
-        if key not in given and key in network.sampling_keys and _needed(one, given):
-            setattr(recipe.sample, key, one.default)
-            recipe.settled[f"sample.{key}"] = one.default
-    return recipe
+def _classes(proposal: Artifact) -> tuple[list[str], list[int]]:
+    """The names of the classes that the network knows, and how many training images each had; of a plan, what it knows."""
+    names, counts = proposal.facts["classes"], proposal.facts["class_counts"]
+    if isinstance(names, int):
+        names = Unnamed(map(str, range(names)))
+    return names, [1] * len(names) if counts is None else counts
 
 
-def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[str, Any]]:
-    """Every combination of `("cfg_scale=1,1.5", "temperature=0.9,1")`, as recipe keys; one empty point without sweeps.
-
-    Args:
-        sets: recipe keys that other flags name.
-
-    Raises:
-        TokError: not KEY=VALUE,VALUE, or a key or a value given twice.
-        Misuse: another flag says a value too.
-    """
-    axes: dict[str, list[Any]] = {}
-    for text in sweeps:
-        key, sign, values = text.partition("=")
-        if not sign or not key.strip() or not values.strip():
-            raise TokError(f"--sweep {text}", "expected KEY=VALUE,VALUE", next="for example --sweep cfg_scale=1,1.5,2")
-        key = key.strip()
-        key = key if "." in key or key == "seed" else f"sample.{key}"
-        if key in axes:
-            raise TokError(f"--sweep {text}", "is given twice", next="list all values behind one --sweep")
-        one = declared(SampleOptions).get(key.removeprefix("sample."))
-        if one and not one.sweeps:
-            known = ", ".join(key for key, one in declared(SampleOptions).items() if one.sweeps)
-            raise TokError(f"--sweep {text}", f"{key} changes no image", next=f"Sweep one of {known}, seed")
-        if key in sets:
-            raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="leave one of them out")
-        axes[key] = found = parse_set((f"{key}=[{values}]",), flag=f"--sweep {text}")[key]
-        if any(one in found[:i] for i, one in enumerate(found)):  # 1 and 1.0 are one
-            raise TokError(f"--sweep {text}", "names a value twice", next="each makes the same images once")
-    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-
-
-def point_name(point: Mapping[str, Any]) -> str:
-    """A point of a sweep as a folder's name: `cfg_scale=1.5,temperature=0.9`."""
-    parts = [f"{key.removeprefix('sample.')}={value}" for key, value in point.items()]
-    return ",".join(parts).replace("/", "-").replace(" ", "")
+def _for_edit(
+    settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, network: Proposal
+) -> tuple[Sampling, list[int]]:
+    """No class where none was named, hence no guidance; no more steps than tokens to draw."""
+    drawn = int(edit.drawn.sum())
+    if "steps" in network.sampling_keys and settings.steps > drawn:
+        log.info("%d tokens are drawn anew, in as many steps", drawn)
+        settings = dataclasses.replace(settings, steps=drawn)
+    if recipe.sample.classes is None and network.classes:
+        if not network.label_drop:
+            why = "the network was trained with every label, and needs the picture's class"
+            raise TokError("--classes", why, next="name it: --classes NAME")
+        log.info("no --classes: the edit is drawn without class and guidance")
+        settings, labels = dataclasses.replace(settings, cfg_scale=1.0), [-1] * len(labels)
+    return settings, labels

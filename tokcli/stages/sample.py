@@ -5,13 +5,12 @@ are made and written while the next batch's tokens are drawn.
 """
 
 import contextlib
-import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,62 +18,28 @@ from tokcli import build, loading, pictures
 from tokcli.artifact.draft import Draft, locked, write_listing
 from tokcli.artifact.manifest import read_manifest
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact
+from tokcli.artifact.reading import Artifact, check_lineage, open_artifact
 from tokcli.command import compute, plan
 from tokcli.command.bulk import claimed
-from tokcli.command.inputs import check_weights, choose, choose_decoder, load_recipe, recipe_folder
+from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.session import session, share_of
 from tokcli.data import sample_store as store
-from tokcli.data.reading import BATCH, read_batches
-from tokcli.data.sources import ImageSource, evenly, limited, open_source, sibling
-from tokcli.data.transforms import evaluation_transform
 from tokcli.device.meta import on_meta
-from tokcli.errors import Misuse, TokError
+from tokcli.errors import TokError
 from tokcli.measure.previews import read_samples
-from tokcli.pretrained import network_class
-from tokcli.proposals import Proposal, Sampling
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
-from tokcli.sampling import contact_sheet, memorisation
-from tokcli.sampling.edits import Edit, read_edit
+from tokcli.sampling import contact_sheet
 from tokcli.sampling.generator import Generator
-from tokcli.sampling.request import (
-    SampleRecipe,
-    Unnamed,
-    check_prompts,
-    image_labels,
-    point_name,
-    sampling_of,
-    sweep_points,
-    with_defaults,
-    with_prompts,
-    without_replaced,
-)
+from tokcli.sampling.memorisation import Beside, beside_of, compare
+from tokcli.sampling.request import Request, request_of, with_prompts
+from tokcli.sampling.sweep import sweep_points
 from tokcli.training.compiling import check_compiler
 
 log = logging.getLogger("tok")
 AHEAD = 2  # batches whose pixels may be waiting
-COMPARED = 1000  # samples, and held-out images, whose nearest training image is looked for
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One samples artifact to be made."""
-
-    options: Options
-    recipe: SampleRecipe
-    settings: Sampling
-    labels: Sequence[int]
-    edit: Edit | None
-
-
-class Beside(NamedTuple):
-    """What `--neighbours` compares with: training images, and the features by which they are near."""
-
-    training: ImageSource
-    features: Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(
@@ -115,7 +80,7 @@ def main(
         # all points first: a rank that is ahead must not wait at the next one for a rank that still puts the last together
         drafts = [_begin(r, proposal_artifact, decoder_artifact, device) for r in requests]
         todo = [r.recipe.sample.neighbours for d, r in zip(drafts, requests, strict=True) if isinstance(d, Draft)]
-        beside = _beside(todo, proposal_artifact, device)  # now: what is missing must not show when all is drawn
+        beside = beside_of(todo, proposal_artifact, device)  # now: what is missing must not show when all is drawn
         made = [
             d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, beside, shared, device)
             for d, r in zip(drafts, requests, strict=True)
@@ -144,64 +109,6 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
     traffic = -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
     flop = drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
     return compute.bulk("image", flop, number, compute.ON_GPUS[asked.precision], traffic)
-
-
-def request_of(
-    options: Options, point: Mapping[str, Any], proposal: Artifact, edit: Path | None, mask: Path | None
-) -> Request:
-    """The recipe of one point of a sweep, and what follows from it; whatever is wrong with it is said here."""
-    facts, sets = proposal.facts, without_replaced({**options.sets, **point})
-    if not facts["classes"] and facts.get("condition") != "text" and "sample.cfg_scale" not in sets:
-        log.info("the proposal network has no classes: guidance is off")
-        sets["sample.cfg_scale"] = 1.0
-    out = options.out / point_name(point) if options.out and point else options.out
-    options = dataclasses.replace(options, sets=sets, out=out)
-    folder = recipe_folder(proposal.inputs["data"]["path"])
-    recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
-    with on_meta():
-        network = loading.proposal_of(proposal)
-    recipe = with_defaults(recipe, network)
-    settings, asked = sampling_of(recipe.sample, network), recipe.sample
-    labels = image_labels(recipe, *_classes(proposal))
-    check_prompts(asked.prompts, facts)
-    if asked.neighbours not in (None, memorisation.PIXELS):
-        network_class(str(asked.neighbours), role="extractor")
-    picture = None
-    if edit is not None:
-        picture = read_edit(
-            edit, mask, asked.keep_top, mode=facts["mode"], size=facts["use_size"], grid=tuple(facts["grid"])
-        )
-        settings, labels = _for_edit(settings, labels, picture, recipe, network)
-    elif mask is not None or asked.keep_top is not None or asked.paste:
-        flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
-        raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
-    network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
-    return Request(options, recipe, settings, labels, picture)
-
-
-def _classes(proposal: Artifact) -> tuple[list[str], list[int]]:
-    """The names of the classes that the network knows, and how many training images each had; of a plan, what it knows."""
-    names, counts = proposal.facts["classes"], proposal.facts["class_counts"]
-    if isinstance(names, int):
-        names = Unnamed(map(str, range(names)))
-    return names, [1] * len(names) if counts is None else counts
-
-
-def _for_edit(
-    settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, network: Proposal
-) -> tuple[Sampling, list[int]]:
-    """No class where none was named, hence no guidance; no more steps than tokens to draw."""
-    drawn = int(edit.drawn.sum())
-    if "steps" in network.sampling_keys and settings.steps > drawn:
-        log.info("%d tokens are drawn anew, in as many steps", drawn)
-        settings = dataclasses.replace(settings, steps=drawn)
-    if recipe.sample.classes is None and network.classes:
-        if not network.label_drop:
-            why = "the network was trained with every label, and needs the picture's class"
-            raise TokError("--classes", why, next="name it: --classes NAME")
-        log.info("no --classes: the edit is drawn without class and guidance")
-        settings, labels = dataclasses.replace(settings, cfg_scale=1.0), [-1] * len(labels)
-    return settings, labels
 
 
 def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torch.device) -> Draft | Artifact:
@@ -318,55 +225,8 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
         pictures.save_png(sheet, folder / "sheet.png")
         extras, metrics = ["sheet.png"], {}
         if asked.neighbours:
-            metrics = _compare(made, asked.neighbours, *beside[asked.neighbours])
+            metrics = compare(made, asked.neighbours, beside[asked.neighbours])
             extras.append("neighbours.png")
         done = draft.finish(facts, payload=payload, extras=extras, metrics=metrics)
         store.clean(folder)
         return done
-
-
-def _training_images(proposal: Artifact) -> ImageSource:
-    """The images that the network's tokens are of; all of their data set where the tokens are not at hand to say which."""
-    recorded = proposal.inputs["data"]
-    source = open_source(recorded["path"], size=proposal.facts["use_size"])
-    if source.id != recorded["id"]:
-        log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
-    tokens = proposal.inputs["tokens"]
-    try:
-        made = locate(tokens["id"], tokens["path"], proposal.path.parent)
-    except TokError as error:
-        log.warning(
-            "--neighbours: among all images of %s, for its tokens cannot say which were used: %s", source.name, error
-        )
-        return source
-    return limited(source, made.recipe["tokens"].get("images", 0))  # which the first of them do not have
-
-
-def _beside(names: Sequence[str | None], proposal: Artifact, device: torch.device) -> dict[str, Beside]:
-    """What samples are compared with by each name, opened once for all points of a sweep; {} where nothing is to be compared."""
-    asked = dict.fromkeys(name for name in names if name)
-    if not asked:
-        return {}
-    training = _training_images(proposal)
-    return {name: Beside(training, memorisation.features_of(name, device)) for name in asked}
-
-
-def _compare(
-    samples: Artifact, name: str, training: ImageSource, features: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, float]:
-    """Draw `neighbours.png`; distances to the nearest training image, of samples and of held-out images."""
-    size, number = samples.facts["use_size"], min(samples.facts["number"], COMPARED)
-    images, beside = read_samples(samples, range(number)), sibling(training.name, "val")
-    queries = [images]
-    if beside is not None:
-        held_out = open_source(beside, size=size)
-        some = evenly(len(held_out), COMPARED)
-        queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
-    found = memorisation.nearest(
-        torch.cat([features(part) for batch in queries for part in batch.split(BATCH)]),
-        training, features, size,
-    )  # fmt: skip
-    ours, theirs = found[:number], found[number:]
-    shown = ours.distances.argsort(stable=True)[: 4 * memorisation.COLUMNS]
-    pictures.save_png(memorisation.neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")
-    return memorisation.report(ours, theirs if len(theirs) else None, name)

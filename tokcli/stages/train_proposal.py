@@ -27,15 +27,14 @@ from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.session import session
 from tokcli.data.token_batches import TokenBatch, TokenBatches
-from tokcli.data.token_store import TokenStore
 from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
 from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO, class_numbers, measure_proposal, stored_tokens
 from tokcli.models.blocks import Grid
-from tokcli.pretrained.text import build_text_tower
-from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
+from tokcli.pretrained.text_cache import FeatureTable
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Condition, NoCondition, Proposal, TextCondition
+from tokcli.proposals.training_tokens import CaptionTables, captioned, check_captions, open_store
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.recipe.yaml import to_yaml
@@ -173,8 +172,8 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])
     with on_meta():
         network = build.build_proposal(resolved(recipe), size, grid, classes)
-    if tokens and _captioned(tokens) is False:
-        _check_captions(recipe, f"--tokens {tokens.path}", captioned=False)
+    if tokens and captioned(tokens) is False:
+        check_captions(_condition(recipe), f"--tokens {tokens.path}", captioned=False)
     step = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
     batch, texts = recipe.train.batch_size, isinstance(_condition(recipe), TextCondition) and ["features of captions"]
     computed = compute.Compute(
@@ -226,23 +225,6 @@ def _condition(recipe: ProposalRecipe) -> Condition:
     return build.condition_of(resolved(recipe))
 
 
-def _captioned(tokens: Artifact) -> bool | None:
-    """Whether any image has a caption; None where a plan does not know."""
-    if isinstance(tokens, Planned):
-        captioned: bool | None = tokens.facts["captions"]
-        return captioned
-    return any(TokenStore(tokens.path).captions)
-
-
-def _check_captions(recipe: ProposalRecipe, where: str, *, captioned: bool) -> None:
-    """Refuse images without captions for a network of captions."""
-    if not captioned and isinstance(_condition(recipe), TextCondition):
-        raise TokError(
-            where, "its images have no captions", got="condition.name: text",
-            next="tokenize a data set with captions, or set condition.name=none",
-        )  # fmt: skip
-
-
 def _trial(
     recipe: ProposalRecipe, codebook_size: int, grid: Grid, classes: int, device: torch.device
 ) -> Callable[[int], Callable[[], Any]]:
@@ -281,17 +263,20 @@ def _train(
             )
         return draft
 
-    store = _store(made_by)
+    store = open_store(made_by)
     proposal = build.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
     if start:
         load_strict(proposal, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
     elif not started(draft.path):
         proposal.load_published(options.weights.get("language"))
-    tables = _caption_tables(options, recipe, device)
-    captions = tables(store, f"--tokens {made_by.path}") if tables else None
-    by_class = isinstance(_condition(recipe), ClassCondition)
-    judged = _store(held_out) if held_out else store
-    judged_captions = tables(judged, f"--val {judged.folder}") if tables and held_out else captions
+    condition = _condition(recipe)
+    by_class = isinstance(condition, ClassCondition)
+    tables = None
+    if isinstance(condition, TextCondition):
+        tables = CaptionTables(condition, options.weights.get("text"), device)
+    captions = tables.of(store, f"--tokens {made_by.path}") if tables else None
+    judged = open_store(held_out) if held_out else store
+    judged_captions = tables.of(judged, f"--val {judged.folder}") if tables and held_out else captions
     theirs = class_numbers(facts["classes"] if by_class else [], (held_out or made_by).facts["classes"])
     if recipe.train.compile:
         proposal.prepare_compile()
@@ -337,34 +322,3 @@ def _train(
     if by_class:
         made["class_counts"] = np.bincount(store.labels[store.labels >= 0], minlength=classes).tolist()
     return complete(draft, made, measured, [], seconds)
-
-
-def _store(tokens: Artifact) -> TokenStore:
-    """The tokens of an artifact, after a look at every file of it."""
-    if distributed.is_main():
-        for name in tokens.manifest["files"]:
-            tokens.file(name)
-    return TokenStore(tokens.path)
-
-
-Table = BytePairTable | FeatureTable
-Tables = Callable[[TokenStore, str], Table]
-
-
-def _caption_tables(options: Options, recipe: ProposalRecipe, device: torch.device) -> Tables | None:
-    """For a text-conditional network, what makes the captions of a store conditions by number; the tower is built once."""
-    condition = _condition(recipe)
-    if not isinstance(condition, TextCondition):
-        return None
-    tower = build_text_tower(condition.tower, options.weights.get("text")).to(device) if condition.tower else None
-
-    def table(store: TokenStore, where: str) -> Table:
-        texts = [text for row in store.captions for text in row]
-        _check_captions(recipe, where, captioned=bool(texts))
-        if tower is None:
-            return BytePairTable(texts, condition.length)
-        found = FeatureTable(tower, texts, condition.length)
-        found.fill()
-        return found
-
-    return table

@@ -1,0 +1,76 @@
+"""Tokens and captions of artifacts, as proposal networks train on them and are measured on them."""
+
+from pathlib import Path
+
+import torch
+
+from tokcli import distributed
+from tokcli.artifact.plans import Planned
+from tokcli.artifact.reading import Artifact
+from tokcli.data.token_store import TokenStore
+from tokcli.errors import TokError
+from tokcli.pretrained.text import build_text_tower
+from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
+from tokcli.proposals.conditions import Condition, TextCondition
+
+Table = BytePairTable | FeatureTable
+
+
+def open_store(tokens: Artifact) -> TokenStore:
+    """The tokens of an artifact, after the hash of every file was checked."""
+    if distributed.is_main():
+        for name in tokens.manifest["files"]:
+            tokens.file(name)
+    return TokenStore(tokens.path)
+
+
+def captioned(tokens: Artifact) -> bool | None:
+    """Whether any image has a caption; None where a plan does not know."""
+    if isinstance(tokens, Planned):
+        known: bool | None = tokens.facts["captions"]
+        return known
+    return any(TokenStore(tokens.path).captions)
+
+
+def check_captions(condition: Condition, where: str, *, captioned: bool) -> None:
+    """Refuse images without captions for a network of captions.
+
+    Raises:
+        TokError: they have none.
+    """
+    if not captioned and isinstance(condition, TextCondition):
+        raise TokError(
+            where, "its images have no captions", got="condition.name: text",
+            next="tokenize a data set with captions, or set condition.name=none",
+        )  # fmt: skip
+
+
+class CaptionTables:
+    """Captions of token stores as conditions by number; the text tower is built once for all stores.
+
+    Args:
+        condition: how captions are read.
+        weights: the tower's file, where it has one; None: looked for.
+        device: where the tower runs.
+    """
+
+    def __init__(self, condition: TextCondition, weights: Path | None, device: torch.device) -> None:
+        self.condition = condition
+        self.tower = build_text_tower(condition.tower, weights).to(device) if condition.tower else None
+
+    def of(self, store: TokenStore, where: str) -> Table:
+        """The table of a store's captions.
+
+        Args:
+            where: the flag that named the store, for messages.
+
+        Raises:
+            TokError: the store has none.
+        """
+        texts = [text for row in store.captions for text in row]
+        check_captions(self.condition, where, captioned=bool(texts))
+        if self.tower is None:
+            return BytePairTable(texts, self.condition.length)
+        found = FeatureTable(self.tower, texts, self.condition.length)
+        found.fill()
+        return found
