@@ -27,12 +27,12 @@ def _publishable() -> dict[str, Reported]:
 
 
 class Published(Section):
-    """What a recipe aims at.
+    """Published figures that a recipe aims at.
 
     Args:
         source: the publication and its table.
         rows: a tokenizer's name, such as vqkd-clip, to its metrics and their values; shares are in [0, 1].
-        assumed: what is not known of these figures, a sentence each.
+        assumed: what is not known about these figures, one sentence each.
     """
 
     source: str = Field(min_length=1)

@@ -31,7 +31,7 @@ class PixelDistance(nn.Module):
 
 
 class L1Loss(PixelDistance):
-    """Mean absolute difference of pixel values; see `PixelDistance`."""
+    """Mean absolute difference of pixel values."""
 
     def forward(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """A float32 scalar, in [0, 2] of images in [0, 1]; gradients flow to the prediction only."""
@@ -39,7 +39,7 @@ class L1Loss(PixelDistance):
 
 
 class L2Loss(PixelDistance):
-    """Mean squared difference of pixel values; see `PixelDistance`."""
+    """Mean squared difference of pixel values."""
 
     def forward(self, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
         """A float32 scalar, in [0, 4] of images in [0, 1]; gradients flow to the prediction only."""

@@ -39,9 +39,9 @@ class TokenizerRecipe(Recipe):
     Args:
         method: how the tokenizer learns.
         data: see `data`.
-        encoder: the network that makes features of images.
+        encoder: the network that turns images into features.
         quantizer: what turns features into codes.
-        decoder: what is trained to make features or images of codes.
+        decoder: the network that turns codes into features or images.
         teacher: the frozen network whose features are learned.
         optim: see `optim`.
         train: see `train`.

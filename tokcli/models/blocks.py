@@ -63,10 +63,10 @@ class Trunk(nn.Module):
 
     Args:
         grid: rows and columns the position table is made for; other grids get it resized (bicubic).
-        width: of a token.
+        width: channels of a token.
         depth: number of blocks.
-        heads: per block; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width.
+        heads: attention heads per block; must divide the width.
+        mlp_ratio: hidden width of the MLP, as a multiple of the width.
         dropout: share of values dropped where a block adds to the residual stream, in train mode.
         class_token: put a learnt token with a position of its own before the grid, and drop it at the end.
     """

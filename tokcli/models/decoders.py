@@ -51,7 +51,7 @@ class ConvDecoder(nn.Module):
         widths: channels of each stage, from the grid's resolution up to the image's; each stage is twice as
             large as the one before it.
         blocks: residual blocks per stage.
-        channels: of the features that the 1x1 convolution makes of a code.
+        channels: channels after the first 1x1 convolution, which maps codes to features.
         attention: self-attention at the grid's resolution, after each of its blocks and in the middle block.
 
     Raises:
@@ -112,11 +112,11 @@ class ViTDecoder(nn.Module):
         grid: rows and columns of codes; other grids get the position table resized.
         image_size: pixels of a side of the image, or (height, width); a multiple of the grid, the same in
             both directions.
-        width: of a token.
+        width: channels of a token.
         depth: number of blocks.
-        heads: per block; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width.
-        dropout: in [0, 1), where blocks add to the residual stream.
+        heads: attention heads per block; must divide the width.
+        mlp_ratio: hidden width of the MLP, as a multiple of the width.
+        dropout: share of values dropped, in [0, 1), where blocks add to the residual stream.
 
     Raises:
         TokError: the image is no whole number of square patches.

@@ -76,9 +76,9 @@ class FeatureDiscriminator(nn.Module):
 
     Args:
         weights: the network's file; "random" for tests and for plans; None: cache, package or hub.
-        network: any by name, such as `squeezenet` or `efflite0`.
-        layers: whose maps get a head; None: those of the network's perceptual loss.
-        width: channels of a head.
+        network: the pretrained network, such as `squeezenet` or `efflite0`.
+        layers: layers whose feature maps get a head; None: those of the network's perceptual loss.
+        width: channels of each head.
 
     Raises:
         TokError: no such network or layer, or no weights.

@@ -47,11 +47,11 @@ class ViTEncoder(nn.Module):
         code_dim: width of `z_e`.
         image_size: training size in pixels; fixes the position table, other sizes get it resized.
         patch_size: side of a patch in pixels; divides every image side.
-        width: of a token.
+        width: channels of a token.
         depth: number of blocks.
-        heads: per block; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width.
-        dropout: in [0, 1), where blocks add to the residual stream.
+        heads: attention heads per block; must divide the width.
+        mlp_ratio: hidden width of the MLP, as a multiple of the width.
+        dropout: share of values dropped, in [0, 1), where blocks add to the residual stream.
         class_token: add a token that sees all patches and is dropped at the end.
     """
 
@@ -109,7 +109,7 @@ class ConvEncoder(nn.Module):
         widths: channels of each stage, from the image's resolution down to the grid's; each stage is half as large as the
             one before it.
         blocks: residual blocks per stage.
-        channels: of the features from which the 1x1 convolution makes `z_e`.
+        channels: channels before the last 1x1 convolution, which maps features to `z_e`.
         attention: self-attention at the grid's resolution, after each of its blocks and in the middle block.
     """
 

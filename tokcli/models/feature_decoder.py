@@ -18,11 +18,11 @@ class FeatureDecoder(nn.Module):
         code_dim: width of a code.
         feature_dim: width of the teacher's features.
         grid: rows and columns of codes; other grids get the position table resized.
-        width: of a token.
+        width: channels of a token.
         depth: number of blocks.
-        heads: per block; must divide the width.
-        mlp_ratio: hidden width of the MLP over the width.
-        dropout: in [0, 1), where blocks add to the residual stream.
+        heads: attention heads per block; must divide the width.
+        mlp_ratio: hidden width of the MLP, as a multiple of the width.
+        dropout: share of values dropped, in [0, 1), where blocks add to the residual stream.
     """
 
     def __init__(

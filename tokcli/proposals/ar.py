@@ -37,9 +37,9 @@ class AutoregressiveProposal(TransformerProposal):
 
     Args:
         others: see `TransformerProposal`.
-        random_order: shares of the training, 0 <= from < to <= 1, between which the probability of seeing an image in
-            a random order falls from 1 to 0 (RAR, arXiv 2411.00776; its own are 0.5 and 0.75); null: always raster order.
-            Each input is then told the place of the token that it predicts. Sampling stays in raster order.
+        random_order: [from, to], shares of the training between which the probability that an image is shown in a random
+            order falls from 1 to 0 (RAR, arXiv 2411.00776, uses 0.5 and 0.75); null: always raster order. Each input
+            then carries the position of the token that it predicts. Sampling always uses raster order.
     """
 
     mode = "ar"

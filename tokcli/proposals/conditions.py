@@ -33,7 +33,7 @@ class TextCondition:
     Args:
         tower: a frozen text network (`minilm`, `clip`, `open_clip:NAME/PRETRAINED`) whose features of each text token
             are projected by a small MLP; null: embeddings of OpenCLIP's byte pairs, learned along.
-        length: text tokens that are looked at; longer captions are cut.
+        length: number of text tokens that are read; longer captions are cut.
         depth: bidirectional transformer blocks over the prefix, of the proposal network's own sizes.
     """
 

@@ -42,7 +42,7 @@ class MaskedProposal(TransformerProposal):
     Args:
         others: see `TransformerProposal`.
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
-        mask_ratio: how the share of masked tokens is drawn in training, one of RATIOS.
+        mask_ratio: distribution of the share of tokens that are masked in training.
     """
 
     mode = "nar"

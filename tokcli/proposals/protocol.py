@@ -44,7 +44,7 @@ class Proposal(nn.Module):
         grid: (h, w) of the tokens, in raster order.
         classes: number of class labels; 0 for a network without.
         text: how captions are read, for a text-conditional network.
-        label_drop: share of training samples whose class or caption is dropped, in [0, 1]; guidance needs it over 0.
+        label_drop: share of training samples whose class or caption is dropped, in [0, 1]; guidance needs a share over 0.
 
     Raises:
         TokError: the network does not read captions.

@@ -28,21 +28,22 @@ class TransformerProposal(Proposal):
 
     Args:
         codebook_size, grid, classes, text, label_drop: see `Proposal`.
-        width: of a token's embedding.
+        width: channels of a token's embedding.
         depth: number of blocks.
-        heads: of each block's attention; they divide the width.
+        heads: attention heads per block; must divide the width.
         mlp_width: hidden width of each block's MLP.
-        position: `rope-1d`, rotary angles of the place in the sequence; `rope-2d`, half of them of the row and half of the
-            column, the condition standing at place 0; `rope-2d-llamagen`, the same but for the condition, whose queries and
-            keys are zero as by LlamaGen's table of angles, so that its score is 0 wherever it is seen from; or `learned`, one
-            embedding a place.
+        position: how positions are encoded. `rope-1d`: rotary angles of the position in the sequence. `rope-2d`: half of the
+            angles for the row and half for the column, with the condition at position 0. `rope-2d-llamagen`: the same, except
+            that the queries and keys of the condition are zero, as in LlamaGen's table of angles, so that its attention score
+            is always 0. `learned`: one embedding per position.
         qk_norm: normalise queries and keys.
-        head: `zero`, a matrix of its own that starts from zero, or `tied`, the embedding table.
-        dropout: on the embeddings and on each block's two branches, in [0, 1).
-        embedding_dropout: on the embeddings, in [0, 1); null: as `dropout`.
-        attention_dropout: on attention weights, in [0, 1).
-        checkpointing: hold less memory in training for one more forward pass.
-        scale_residual: start the matrices that write to the residual stream from 0.02 / sqrt(2 depth), as GPT-2, not 0.02.
+        head: `zero`: a separate matrix, initialised with zeros; `tied`: the embedding table.
+        dropout: share of values dropped in the embeddings and in both branches of each block, in [0, 1).
+        embedding_dropout: share of values dropped in the embeddings, in [0, 1); null: as `dropout`.
+        attention_dropout: share of attention weights dropped, in [0, 1).
+        checkpointing: save memory in training at the cost of one more forward pass (activation checkpointing).
+        scale_residual: initialise the matrices that write to the residual stream with deviation 0.02 / sqrt(2 depth), as in GPT-2,
+            instead of 0.02.
 
     Raises:
         TokError: the heads do not divide the width, or leave each a width that the positions cannot be put into.

@@ -30,13 +30,14 @@ class IBQ(Quantizer):
     Args:
         codebook_size: number of codes k.
         code_dim: width d of a code.
-        double: weight of the MSE between features and codes whose gradient reaches both, all codes by way of the index
-            (double quantization).
+        double: weight of the MSE between features and codes whose gradient reaches both: the features, and all codes through
+            the index (double quantization).
         commitment: weight of the MSE of features to their (constant) codes.
         codebook: weight of the MSE of codes to their (constant) features.
-        entropy: weight of the term mean entropy of a feature's assignment - entropy of the mean assignment over all ranks.
-        temperature: of the assignment in that term; the index has 1.
-        seed: of the first codebook, from N(0, 1).
+        entropy: weight of the entropy term: mean entropy of each feature's assignment, minus entropy of the mean assignment over
+            all ranks.
+        temperature: temperature of the assignment in that term; the index uses 1.
+        seed: seed of the initial codebook, drawn from N(0, 1).
     """
 
     def __init__(

@@ -23,8 +23,8 @@ class LFQ(Quantizer):
     Args:
         code_dim: bits of a code, 1 to 30; codes are in {-1, 1}^d.
         commitment: weight of the MSE of features to their (constant) codes.
-        entropy: weight of the term mean entropy of a feature's bits - entropy of their mean.
-        temperature: of the soft assignment to codes, the softmax of -|z - c|^2 / temperature.
+        entropy: weight of the entropy term: mean entropy of each feature's bits, minus entropy of their mean.
+        temperature: temperature of the soft assignment to codes, the softmax of -|z - c|^2 / temperature.
     """
 
     places: Tensor

@@ -17,7 +17,7 @@ from tokcli.quantizers.quantizer import Quantized, Quantizer
 
 
 class NoQuantizer(Quantizer):
-    """Passes `z_e` through.
+    """No quantization: passes `z_e` through.
 
     Args:
         code_dim: width d of `z_e`.

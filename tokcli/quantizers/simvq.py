@@ -12,7 +12,7 @@ from tokcli.quantizers.search import nearest
 
 
 class SimVQ(Quantizer):
-    """Zhu et al., arXiv 2411.02038, section 4: codes are C W, with C frozen and W learnt by gradient. Euclidean.
+    """Zhu et al., arXiv 2411.02038, section 4: codes are C W, with C frozen and W learned by gradient. Euclidean.
 
     Differs from the authors' code: W starts as the identity, where theirs is torch's linear layer, with its bias and start.
     A gradient through W reaches every code, also those that nothing falls to, so none is left behind.
@@ -21,7 +21,7 @@ class SimVQ(Quantizer):
         codebook_size: number of codes k.
         code_dim: width d of a code.
         commitment: weight of the MSE of features to their (constant) codes; that of codes to features has weight 1.
-        seed: of the frozen codebook.
+        seed: seed of the frozen codebook.
     """
 
     basis: Tensor

@@ -40,7 +40,7 @@ def _defaults(learning: str, rescue: str | None) -> dict[str, Any]:
 
 
 class VQ(Quantizer):
-    """Nearest of `codebook_size` learnt codes.
+    """The nearest of `codebook_size` learned codes.
 
     Args:
         codebook_size: number of codes k.
@@ -50,21 +50,23 @@ class VQ(Quantizer):
         learning: "ema" moves each code towards the mean of its features; "gradient" makes the codebook a
             parameter, pulled by the loss term `codebook` (MSE to the features, weight 1).
         decay: share of a code kept at each EMA step, in [0, 1); only with "ema", where null is 0.99.
-        init: "kmeans" of the first batch (`initialise`), or "uniform" in +-1/k (cosine: then normalised).
+        init: how codes are initialised: by "kmeans" on the first batch, or "uniform" in +-1/k (cosine: then normalised).
         kmeans_iterations: rounds of that k-means.
-        init_after: training steps that features pass unquantized before it. A fresh encoder sends all patches into one narrow
-            cone, and codes found there leave it only over many thousands of steps.
+        init_after: training steps before the codes are initialised, in which features are not quantized. A fresh encoder maps
+            all patches into one narrow cone, and codes found there need many thousands of steps to leave it.
         commitment: weight of the loss term `commitment`, the MSE of features to their (constant) codes.
-        rescue: of codes that nothing falls to; None: they stay. "revive" moves each to the farthest feature of a crowded code.
-            "anchors" pulls codes the more towards the nearest feature of the batch the less they are used (CVQ-VAE, Zheng and
-            Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient". "kmeans" starts the whole codebook again.
-        rescue_after: steps without use before a code is revived; steps between two starts by k-means. null: 100 of either, does not apply to others.
+        rescue: what happens to unused codes; None: nothing. "revive" moves each of them to the farthest feature of a code that
+            many features share. "anchors" pulls codes towards the nearest feature of the batch, more strongly the less they are
+            used (CVQ-VAE, Zheng and Vedaldi, arXiv 2307.15139, section 3.2); only with "gradient". "kmeans" initialises the
+            whole codebook again.
+        rescue_after: for "revive", steps without use after which a code is revived; for "kmeans", steps between two
+            initialisations; null: 100. The other ways do not read it.
         rescue_below: for "revive", codes used less than this share of the average (over the last `usage_window` steps) count as
             unused too, so that rare codes move to where many features share one; for "kmeans", the share of codes in use
-            below which the codebook starts again. null: 0 for "revive", 0.5 for "kmeans".
-        gradient: how it passes from `z_q` to `z_e`: "straight-through", or "rotation", by the rotation and scaling that take
-            `z_e` to `z_q` (Fifty et al., arXiv 2410.06424, section 4).
-        seed: of the initial codes.
+            below which the codebook is initialised again. null: 0 for "revive", 0.5 for "kmeans".
+        gradient: how the gradient of `z_q` reaches `z_e`: "straight-through", or "rotation", by the rotation and scaling that
+            take `z_e` to `z_q` (Fifty et al., arXiv 2410.06424, section 4).
+        seed: seed of the initial codes.
 
     Raises:
         TokError: a key stands where it has no effect.

@@ -30,7 +30,7 @@ class Key(NamedTuple):
     meaning: str
 
 
-WEIGHT = Key("weight", "number", "at least 0", "1.0", "of the term in the sum of losses.")
+WEIGHT = Key("weight", "number", "at least 0", "1.0", "weight of the term in the sum of losses.")
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ class Optim(Section):
     Args:
         lr: learning rate after the warm-up.
         betas: decay of the running means of the gradient and of its square.
-        eps: added to the root of the second moment.
-        weight_decay: share of a weight, times the learning rate, that each step takes off.
-        decay: what decays: `matrices` and kernels, or `all`: norms, biases, positions and codes too.
+        eps: number added to the root of the second moment.
+        weight_decay: share of a weight, times the learning rate, that each step subtracts.
+        decay: which parameters decay: `matrices` (and kernels), or `all` (norms, biases, positions and codes too).
         warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: of the learning rate after the warm-up: half a `cosine` down to `min_lr` at the last step, or `constant`.
+        schedule: learning rate after the warm-up: half a `cosine` down to `min_lr` at the last step, or `constant`.
         min_lr: learning rate at the end of the cosine.
-        clip: largest norm of the gradient over all parameters; null: not clipped.
+        clip: largest norm of the gradient over all parameters; null: no clipping.
     """
 
     lr: float = Field(gt=0)
@@ -52,17 +52,17 @@ class Optim(Section):
 
 
 class Train(Section):
-    """How long, in what pieces and in which arithmetic.
+    """How long to train, in which batches and in which precision.
 
     Args:
-        steps: updates of the weights.
-        batch_size: images per update over all devices.
-        accumulate: micro-batches per update; divides the batch size.
-        precision: of matrix products and convolutions. Weights, quantizers and losses stay in float32.
-        compile: run the networks by torch.compile.
-        ema: decay of averaged weights, which are then what is measured and saved; null: none are kept.
-        log_every: steps between two lines of the log.
-        save_every: steps between two saved states, from which an interrupted training goes on.
+        steps: number of updates of the weights.
+        batch_size: images per update, over all devices.
+        accumulate: micro-batches per update; must divide the batch size.
+        precision: precision of matrix products and convolutions. Weights, quantizers and losses stay in float32.
+        compile: run the networks with torch.compile.
+        ema: decay of averaged weights, which are then measured and saved; null: weights are not averaged.
+        log_every: number of steps between two lines of the log.
+        save_every: number of steps between two saved states, from which an interrupted training resumes.
     """
 
     steps: int = Field(ge=1)
@@ -82,11 +82,11 @@ class Train(Section):
 
 
 class MeasuredTrain(Train):
-    """Training that measures itself on held-out images: at its end, and every `eval_every` steps where that is set.
+    """Training that is measured on held-out images at its end and, if set, every `eval_every` steps.
 
     Args:
-        eval_every: steps between two measurements; null: at the end alone.
-        eval_images: at most so many held-out images, evenly spread; `tok eval` takes all.
+        eval_every: number of steps between two measurements; null: only at the end.
+        eval_images: largest number of held-out images to measure on, evenly spread; `tok eval` takes all.
     """
 
     eval_every: int | None = Field(None, ge=1)
@@ -94,19 +94,19 @@ class MeasuredTrain(Train):
 
 
 class GAN(Section):
-    """A discriminator that reconstructions learn to pass; its own optimizer, and when it starts.
+    """Adversarial training: a discriminator, its optimizer, and when it starts.
 
     The discriminator learns from step `start - warmup` on; its term enters the decoder's loss at `start` and reaches its
     full weight after `ramp` steps.
 
     Args:
-        discriminator: the network that tells images from reconstructions.
+        discriminator: the network that distinguishes images from reconstructions.
         optim: the discriminator's optimizer.
-        weight: of the adversarial term in the decoder's loss; with `adaptive` a factor on the ratio of gradients.
-        adaptive: weigh the term so that it pulls at the decoder's last layer as hard as the other terms (VQGAN).
-        start: step from which the decoder's loss has the term.
-        warmup: steps before `start` from which the discriminator learns; at most `start`.
-        ramp: steps over which the term reaches its full weight; 0: at once.
+        weight: weight of the adversarial term in the decoder's loss; with `adaptive` a factor on the ratio of gradients.
+        adaptive: weight the term so that its gradient at the decoder's last layer is as large as that of the other terms (VQGAN).
+        start: step at which the term enters the decoder's loss.
+        warmup: number of steps before `start` at which the discriminator begins to learn; at most `start`.
+        ramp: number of steps over which the term reaches its full weight; 0: at once.
         lecam: weight of LeCAM's regulariser, which keeps a discriminator from memorising few images; 0: off.
     """
 
@@ -164,8 +164,8 @@ class Recipe(Section):
     """What every recipe has.
 
     Args:
-        stage: the command that it is for.
-        seed: of all random numbers: fresh weights, order of the data, crops, masks, samples.
+        stage: the stage that the recipe is for.
+        seed: seed of all random numbers: fresh weights, order of the data, crops, masks, samples.
     """
 
     stage: str

@@ -41,18 +41,18 @@ MEASURED = ("tokenizer", "decoder", "proposal", "samples")
 
 
 class Evaluation(Section):
-    """What is measured, and with what.
+    """What is measured, and how.
 
     Args:
         extractors: networks whose features are compared; with `inception` the distances are called FID.
-        images: at most so many held-out images, evenly spread; 0: all.
+        images: largest number of held-out images to measure on, evenly spread; 0: all.
         lpips: measure LPIPS of reconstructions; needs torchvision's VGG16.
         clip_score: measure the CLIP score of samples drawn for captions; needs CLIP's weights.
         mask_ratio: share of tokens that are masked for `masked_ce`.
-        bootstrap: resampled sets behind the intervals of Fréchet distances, at least 2; 0: no intervals.
-        manifold: images at most that precision, recall, density, coverage and KID compare; 0: they are left out.
-        probe_images: images at most from which classes are learned, and on which they are predicted; 0: no probe.
-        worst: how many of the worst reconstructions are named and shown.
+        bootstrap: number of resampled sets for the intervals of Fréchet distances, at least 2; 0: no intervals.
+        manifold: largest number of images that precision, recall, density, coverage and KID compare; 0: none of them.
+        probe_images: largest number of images from which classes are learned, and on which they are predicted; 0: no probe.
+        worst: number of the worst reconstructions that are named and shown.
         published: figures to print under the rows of the tokenizers that they belong to; null: none.
     """
 

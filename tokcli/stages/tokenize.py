@@ -45,7 +45,7 @@ class Tokens(Section):
         corners: in place of random crops: sizes of the central square, in units of the image size, each over 1 and at most 2, of
             which the centre and the four corners are taken.
         flip: follow each view by its mirror image.
-        images: at most so many images, evenly spread over the data; 0: all.
+        images: largest number of images to tokenize, evenly spread over the data; 0: all.
         shard_size: images per file, the unit of resuming and of sharing work.
         max_bad: share of unreadable images that is tolerated; more stop the command.
     """

@@ -64,7 +64,7 @@ class DecoderRecipe(Recipe):
 
     Args:
         data: see `data`.
-        decoder: the network that makes images of codes.
+        decoder: the network that turns codes into images.
         loss: terms between images and reconstructions, each with its weight.
         gan: see `gan`; null: no discriminator.
         optim: see `optim`.

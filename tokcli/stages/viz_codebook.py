@@ -36,14 +36,14 @@ log = logging.getLogger("tok")
 
 
 class Viz(Section):
-    """How much is drawn.
+    """What the pictures of a codebook show.
 
     Args:
-        images: at most so many of the data set, evenly spread.
+        images: largest number of images to read, evenly spread over the data.
         columns: a code's sheet shows columns x columns patches.
         context: pixels around a patch that are shown too.
         points: features on the t-SNE map.
-        perplexity: of the t-SNE.
+        perplexity: perplexity of the t-SNE.
     """
 
     images: int = Field(2000, ge=1)
