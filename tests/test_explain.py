@@ -89,7 +89,7 @@ def test_every_key_of_a_shipped_recipe_is_explained(path: Path) -> None:
 
 def test_the_command_prints_type_range_default_and_meaning() -> None:
     text = " ".join(explained("quantizer.lfq").stdout.split())
-    assert "temperature number, over 0, default 0.01 of the soft assignment to codes" in text
+    assert "temperature number, over 0, default 0.01 temperature of the soft assignment to codes" in text
     assert "code_dim integer, at least 1 and at most 30, required bits of a code" in text
 
 
