@@ -95,7 +95,7 @@ def test_a_renamed_payload_file_changes_the_id(tmp_path: Path) -> None:
 
 def test_running_artifact_is_not_readable_and_says_how_to_go_on(tmp_path: Path) -> None:
     start(tmp_path / "a")
-    with pytest.raises(TokError, match=r"--tokenizer .*a: is not complete yet. repeat .*: tok train\."):
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is not complete yet. Repeat .*: tok train\."):
         open_artifact(tmp_path / "a", "--tokenizer")
     assert scan(tmp_path) == []
 
@@ -178,7 +178,7 @@ def test_changed_recipe_or_inputs_are_refused_with_the_differing_keys(tmp_path: 
 
 def test_folder_of_another_kind_is_refused(tmp_path: Path, make_artifact: Make) -> None:
     make_artifact(tmp_path / "a", recipe=RECIPE)
-    with pytest.raises(TokError, match="is of kind tokenizer. this command writes decoder"):
+    with pytest.raises(TokError, match="is not of kind decoder, which this command writes. Got tokenizer"):
         start(tmp_path / "a", kind="decoder")
 
 
@@ -270,7 +270,7 @@ def too_many_weights(path: Path) -> None:
 def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, write: Callable[[Path], None]) -> None:
     (tmp_path / "a").write_text("old")
     assert full_disk(tmp_path / "a", write) == (
-        f"{tmp_path / 'a'}: the disk is full. free some space and repeat the command: it resumes."
+        f"{tmp_path / 'a'}: the disk is full. Free some space and repeat the command: it resumes."
     )
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 

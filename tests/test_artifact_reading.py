@@ -26,7 +26,7 @@ def flip_bit(file: Path) -> None:
 
 def test_wrong_kind_is_refused_naming_the_flag_and_what_it_wants(tmp_path: Path, make_artifact: Make) -> None:
     make_artifact(tmp_path / "a", kind="proposal")
-    with pytest.raises(TokError, match=r"--tokenizer .*a: is of kind proposal. wanted: tokenizer."):
+    with pytest.raises(TokError, match=r"--tokenizer .*a: is not of kind tokenizer. Got proposal."):
         open_artifact(tmp_path / "a", "--tokenizer", ["tokenizer"])
 
 
@@ -87,7 +87,7 @@ def test_manifest_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
 
 def test_manifest_of_another_schema_is_refused_as_such(tmp_path: Path) -> None:
     write_text(tmp_path / MANIFEST, json.dumps({"schema": 2, "novelty": True}))
-    with pytest.raises(TokError, match="was written in schema 2. this tok reads schema 1"):
+    with pytest.raises(TokError, match="is not of schema 1, which this tok reads. Got schema 2"):
         open_artifact(tmp_path)
 
 
@@ -154,10 +154,10 @@ def test_verify_counts_the_files_of_a_whole_artifact(tmp_path: Path) -> None:
 
 def test_verify_finds_a_damaged_and_a_missing_image_of_a_list(tmp_path: Path) -> None:
     flip_bit(pictures(tmp_path / "a") / "1.png")
-    with pytest.raises(TokError, match=r"1 of 3 files are damaged or missing. 1.png"):
+    with pytest.raises(TokError, match=r"1 of 3 files are damaged or missing. Got 1.png"):
         verify(tmp_path / "a")
     (tmp_path / "a" / "0.png").unlink()
-    with pytest.raises(TokError, match=r"2 of 3 files are damaged or missing. 0.png, 1.png"):
+    with pytest.raises(TokError, match=r"2 of 3 files are damaged or missing. Got 0.png, 1.png"):
         verify(tmp_path / "a")
 
 
@@ -192,7 +192,7 @@ def test_facts_of_another_form_are_refused_although_the_id_fits(
 def test_a_missing_fact_or_input_is_said_of_the_manifest_by_whoever_asks(tmp_path: Path, make_artifact: Make) -> None:
     artifact = make_artifact(tmp_path / "a", facts={})
     for ask in (lambda: artifact.facts["grid"], lambda: artifact.inputs["grid"]):
-        with pytest.raises(TokError, match=r"a/manifest.json: (fact|input) 'grid' is missing\. restore it"):
+        with pytest.raises(TokError, match=r"a/manifest.json: (fact|input) 'grid' is missing\. Restore it"):
             ask()
 
 

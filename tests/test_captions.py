@@ -104,7 +104,7 @@ def test_captions_are_drawn_in_turn_and_n_says_how_many(family: dict[str, Path],
     ("name", "flags", "stdin", "code", "said"),
     [
         ("ar", ["--prompts", "-"], "", 1, "--prompts -: holds no captions"),
-        ("ar", ["--prompts", "-"], "red heart\n\nox\n", 1, "--prompts -: an empty caption. line 2"),
+        ("ar", ["--prompts", "-"], "red heart\n\nox\n", 1, "--prompts -: line 2 holds no caption"),
         ("ar", ["--prompts", "-"], b"\xff\xfe\xff", 1, "--prompts -: is not UTF-8 text"),
         ("ar", ["--prompts", "none.txt"], None, 1, "--prompts none.txt: cannot be read"),
         ("ar", [], None, 1, "--prompts: the proposal network draws what captions say, and there are none"),

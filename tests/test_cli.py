@@ -149,14 +149,14 @@ def test_misuse_exits_with_2_and_an_empty_stdout(tok: Callable[..., Answer], arg
     ("arguments", "said"),
     [
         (["show", "none"], "none: no such folder."),
-        (["show"], "--workspace artifacts: holds no complete artifacts. tok train-tokenizer makes the first."),
-        (["verify", "."], ".: is not an artifact (it holds no manifest.json). tok show lists artifacts."),
+        (["show"], "--workspace artifacts: holds no complete artifacts. Run tok train-tokenizer to make the first."),
+        (["verify", "."], ".: is not an artifact (it holds no manifest.json). Run tok show to list artifacts."),
         (["recipes", "toy/tokenz"], "--recipe toy/tokenz: no such recipe. Did you mean 'toy/tokens'?"),
         (["tokenize", "--tokenizer", "none"], "--tokenizer none: no such folder."),
-        (["tokenize", "--set", "seed"], "--set seed: expected KEY=VALUE. for example --set optim.lr=1e-4."),
-        (["viz-codebook", "--recipe", "x.yaml"], "--tokenizer: no tokenizer that fits is in artifacts. name one, or make it: tok train-tokenizer."),
+        (["tokenize", "--set", "seed"], "--set seed: expected KEY=VALUE. Write for example --set optim.lr=1e-4."),
+        (["viz-codebook", "--recipe", "x.yaml"], "--tokenizer: no tokenizer that fits is in artifacts. Name one, or make it: tok train-tokenizer."),
         (["train-tokenizer", "--data", "none", "--recipe", "toy/tokenizer-vqkd"], "--data none"),
-        (["train-tokenizer", "--recipe", "toy/decoder-conv"], "is a recipe of stage 'decoder'"),
+        (["train-tokenizer", "--recipe", "toy/decoder-conv"], "is not a recipe of stage 'tokenizer'. Got 'decoder'"),
         (["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--set", "optim.lrr=1"], "optim.lrr: unknown key. Did you mean 'lr'?"),
         (["train-tokenizer", "--dry-run", "--recipe", "toy/tokenizer-vqkd", "--teacher", "efflite"], "Did you mean 'efflite0'?"),
         (["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--set", "quantizer.learning=gradient", "--set", "quantizer.decay=null"], "learn_from_blank: false needs a codebook of running means"),
@@ -325,7 +325,7 @@ def test_verify_passes_a_whole_artifact_and_names_a_damaged_file(
     made = make_artifact(tmp_path / "a")
     assert tok("verify", "a") == (0, f"{made.id}: 2 files are whole\n", "")
     (tmp_path / "a" / "log.jsonl").write_text("forged")
-    assert tok("verify", "a") == (1, "", "a: 1 of 2 files are damaged or missing. log.jsonl.\n")
+    assert tok("verify", "a") == (1, "", "a: 1 of 2 files are damaged or missing. Got log.jsonl.\n")
 
 
 def test_recipes_lists_and_shows_what_is_shipped(tok: Callable[..., Answer]) -> None:

@@ -76,7 +76,7 @@ def test_recipes_of_small_data_take_another_teacher_too(folder: str, name: str) 
 
 def test_a_width_that_is_not_the_teacher_s_is_refused() -> None:
     with pytest.raises(
-        TokError, match="quantizer.code_dim: must be the width of the teacher.s features, 768. 32. leave"
+        TokError, match="quantizer.code_dim: must be the width of the teacher.s features, 768. Got 32. Leave"
     ):
         recipe_of(quantizer__code_dim=32)
     assert recipe_of(quantizer__code_dim=768) == recipe_of(quantizer__code_dim=None) == recipe_of()

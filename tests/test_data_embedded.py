@@ -179,7 +179,7 @@ def test_an_idx_file_that_is_too_short_is_one_line(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 10)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(TokError, match=r"its header claims 60 bytes. it holds 59"):
+    with pytest.raises(TokError, match=r"its header claims 60 bytes. Got 59"):
         open_source(str(tmp_path / "train"), size=8).image(0)
 
 

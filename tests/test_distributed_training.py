@@ -308,7 +308,7 @@ def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on(
     root: Path, ranks: list[dict[str, Any]], alone: dict[str, State], name: str
 ) -> None:
     folder = root / f"{name}-interrupted"
-    stopped = f"{folder}: interrupted after step 3 of 5, state saved. repeat the command to go on."
+    stopped = f"{folder}: interrupted after step 3 of 5, state saved. Repeat the command to go on."
     assert [each[f"{name} interrupted"] for each in ranks] == [stopped] * 2
     assert_close(train(folder, name), alone[name])
 

@@ -30,8 +30,8 @@ def test_every_fact_that_differs_is_told_with_what_accepts_it() -> None:
     with pytest.raises(TokError) as caught:
         check_expected(Expects(code_dim=[32, 768], grid=(2, 2), classes=0), code_dim=512, grid=(4, 2), classes=0)
     assert str(caught.value) == (
-        "recipe: its expectations are not met. expects.code_dim: 32 or 768, not 512; expects.grid: (2, 2), not (4, 2). "
-        "to train on these all the same: --set 'expects.code_dim=512' --set 'expects.grid=[4, 2]'."
+        "recipe: its expectations are not met: expects.code_dim: 32 or 768, not 512; expects.grid: (2, 2), not (4, 2). "
+        "Train on these all the same: --set 'expects.code_dim=512' --set 'expects.grid=[4, 2]'."
     )
 
 

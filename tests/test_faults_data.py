@@ -46,7 +46,7 @@ def test_a_link_to_nothing_is_a_problem_and_not_passed_over(tmp_path: Path) -> N
 def test_an_image_with_two_classes_is_refused_with_the_line(tmp_path: Path) -> None:
     draw(tmp_path / "photos" / "a.png")
     (tmp_path / "labels.tsv").write_text("a.png\tcat\na.png\tdog\n")
-    assert "labels.tsv:2: a.png has two classes. cat and dog" in refused(
+    assert "labels.tsv:2: a.png has two classes. Got cat and dog" in refused(
         tmp_path / "photos", labels=tmp_path / "labels.tsv"
     )
 
@@ -92,4 +92,4 @@ def test_a_signal_outside_of_any_loop_is_resumable_too(tmp_path: Path, number: i
         "sys.argv = ['tok', 'recipes']; c.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (75, "tok: interrupted. repeat the command to go on.\n")
+    assert (done.returncode, done.stderr) == (75, "tok: interrupted. Repeat the command to go on.\n")

@@ -54,7 +54,7 @@ def test_a_name_that_is_not_utf8_is_escaped_and_ends_nothing(flat: dict[str, Pat
 
 def test_an_error_is_one_line_whatever_a_file_is_called() -> None:
     error = TokError("--data a\nb", "cannot be read", got="new\nline\r\x1b[31m.png", next="rename \udcff")
-    assert str(error) == "--data a\\nb: cannot be read. new\\nline\\r\\x1b[31m.png. rename \\udcff."
+    assert str(error) == "--data a\\nb: cannot be read. Got new\\nline\\r\\x1b[31m.png. rename \\udcff."
     assert printable("Ünï ✓ 猫") == "Ünï ✓ 猫"
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_state_is_told_and_never_trained_on(tmp_path: Path, how: str) 
     broken_state(tmp_path, "whole")
     assert load_state(tmp_path, {"part": part}) == (3, 1.0)
     broken_state(tmp_path, how)
-    with pytest.raises(TokError, match=r"state\.pt: is damaged\. .*to start again, delete "):
+    with pytest.raises(TokError, match=r"state\.pt: is damaged: .*\. Delete "):
         load_state(tmp_path, {"part": part})
 
 
@@ -152,16 +152,20 @@ def test_a_report_that_lost_its_table_is_damaged(flat: dict[str, Path], tmp_path
     ("recipe", "key", "said"),
     [
         ("toy/tokenizer-vqkd", "optim.betas=[1.5, 0.9]", "optim.betas"),
-        ("toy/tokenizer-vqgan", "encoder.widths=[]", "encoder.widths: widths and channels must be at least 1"),
-        ("toy/tokenizer-vqgan", "encoder.channels=0", "encoder.widths: widths and channels must be at least 1"),
+        ("toy/tokenizer-vqgan", "encoder.widths=[]", "encoder.widths: should have at least 1 item. Got []"),
+        ("toy/tokenizer-vqgan", "encoder.channels=0", "encoder.channels: should be greater than 0. Got 0"),
         ("toy/tokenizer-vqgan", "gan.discriminator.depth=50", "gan.discriminator.depth: 50 stages need images of"),
-        ("toy/tokenizer-vqgan", "loss.l1.weight=-1", "loss.l1.weight: should be finite and at least 0"),
+        ("toy/tokenizer-vqgan", "loss.l1.weight=-1", "loss.l1.weight: should be greater than or equal to 0. Got -1"),
         ("toy/tokenizer-vqgan", "loss.l1.weight=.nan", "loss.l1.weight: should be"),
         ("toy/tokenizer-vqgan", "quantizer={name: none, code_dim: 8}", "quantizer none: vqgan needs codes"),
-        ("toy/tokenizer-cluster", "grid=[3, 3]", "grid: 3x3 tokens do not cut the image into equal patches. 64x64 px"),
+        (
+            "toy/tokenizer-cluster",
+            "grid=[3, 3]",
+            "grid: 3x3 tokens do not cut the image into equal patches. Got 64x64 px",
+        ),
         ("toy/tokenizer-cluster", "data.use_size=65", "grid: 2x2 tokens do not cut the image"),
         ("toy/tokenizer-vqgan", "loss={nope: 1}", "no such loss 'nope'"),
-        ("toy/tokenizer-vqgan", "loss.l1.x=1", "loss.l1.x: unknown key. Known: range"),
+        ("toy/tokenizer-vqgan", "loss.l1.x=1", "loss.l1.x: unknown key. Choose one of range, weight"),
     ],
 )
 def test_values_that_no_network_can_have_are_one_line(

@@ -145,7 +145,7 @@ def test_weights_of_another_tokenizers_network_are_no_start(
 ) -> None:
     start = made(*training(family, "ar", "condition.name=class"), "--out", tmp_path / "start")
     command = ["train-proposal", "--recipe", "toy/proposal-ar", "--init", start, "--workspace", tmp_path / "ws"]
-    assert "use two that share a tokenizer" in refusal(*command, "--tokens", family["others"])
+    assert "Use two that share a tokenizer" in refusal(*command, "--tokens", family["others"])
     made(*command, "--tokens", family["held-out"])  # cat, dog, emu for ape, cat, dog
     assert "its classes are others" in warned[0]
     gpt2 = "proposal={name: gpt2, width: 16, depth: 1, heads: 2, mlp_width: 32, language: gpt2-medium}"

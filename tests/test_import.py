@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_layout_is_told_in_one_line(tmp_path: Path) -> N
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(
         TokError,
-        match=r"a\.pt: is not a checkpoint of layout taming\. 1 missing \(decoder\.conv_out\.bias\); 1 left over \(decoder\.extra",
+        match=r"a\.pt: is not a checkpoint of layout taming: 1 missing \(decoder\.conv_out\.bias\); 1 left over \(decoder\.extra",
     ):
         main(
             Options(out=tmp_path / "out", device="cpu"),

@@ -143,7 +143,7 @@ def test_a_signal_finishes_the_step_saves_and_asks_for_exit_code_75(tmp_path: Pa
     with pytest.raises(Interrupted) as caught:
         train(tmp_path, before=signal_in_step(2, number))
     assert caught.value.exit_code == 75
-    assert str(caught.value) == f"{tmp_path}: interrupted after step 2 of 7, state saved. repeat the command to go on."
+    assert str(caught.value) == f"{tmp_path}: interrupted after step 2 of 7, state saved. Repeat the command to go on."
     assert read_checkpoint(tmp_path / "state.pt")["step"] == 2
 
 

@@ -167,7 +167,7 @@ def test_layers_and_image_size_change_the_distance():
 
 def test_lpips_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("tokcli.losses.perceptual.package_folder", lambda name: None)
-    with pytest.raises(TokError, match=r"heads not found. pip install lpips"):
+    with pytest.raises(TokError, match=r"heads not found. Run pip install lpips"):
         PerceptualLoss("random", network="vgg16")
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_metric_names_the_nearest_one():
 
 def test_a_metric_that_nothing_is_given_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setitem(METRICS, "x", SimpleNamespace(takes="image"))
-    with pytest.raises(TokError, match="metric 'x': takes what no evaluation gives. image. Take one of: counts"):
+    with pytest.raises(TokError, match="metric 'x': takes what no evaluation gives. Got image. Take one of: counts"):
         check_served()
 
 
@@ -256,7 +256,7 @@ def test_an_extractor_sees_one_shape_and_values_in_the_unit_range():
 
 
 def test_images_of_two_sizes_are_one_clear_error():
-    with pytest.raises(TokError, match=r"must have one size. \(3, 8, 8\) after \(3, 4, 4\)"):
+    with pytest.raises(TokError, match=r"must have one size. Got \(3, 8, 8\) after \(3, 4, 4\)"):
         list(features([images(2), images(2, side=8)], flat))
 
 

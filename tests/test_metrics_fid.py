@@ -112,13 +112,13 @@ def test_float32_features_are_summed_in_float64():
 def test_features_that_are_not_finite_are_counted_and_refused(bad):
     x = draw(6, 3)
     x[2, 1] = bad
-    with pytest.raises(TokError, match=r"clip: features are not finite. 1 of the 6 images after image 0"):
+    with pytest.raises(TokError, match=r"clip: features are not finite. Got 1 of the 6 images after image 0"):
         Moments("clip").update(x)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_images_have_no_distance(n):
-    with pytest.raises(TokError, match=f"at least 2 images. got {n}"):
+    with pytest.raises(TokError, match=f"at least 2 images. Got {n}"):
         frechet_distance(moments(draw(10, 3)), moments(draw(n, 3)))
 
 

@@ -123,8 +123,8 @@ def test_equal_images_are_at_distance_zero_far_from_the_origin():
 @pytest.mark.parametrize(
     ("real", "fake", "said"),
     [
-        (REAL, FAKE[:5], r"generated images: 5 neighbours need more than 5 images. got 5"),
-        (REAL, FAKE[:, :3], r"differ in width. 6 and 3"),
+        (REAL, FAKE[:5], r"generated images: 5 neighbours need more than 5 images. Got 5"),
+        (REAL, FAKE[:, :3], r"differ in width. Got 6 and 3"),
         (REAL * math.nan, FAKE, "real images: features are not finite"),
     ],
 )

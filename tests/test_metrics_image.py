@@ -94,7 +94,7 @@ def test_constant_images_have_a_finite_similarity():
 
 
 def test_ssim_needs_room_for_its_window():
-    with pytest.raises(TokError, match=r"at least 11 px. got 13 x 10"):
+    with pytest.raises(TokError, match=r"at least 11 px. Got 13 x 10"):
         ssim(*pair(10))
 
 

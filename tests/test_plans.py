@@ -96,7 +96,7 @@ def test_plans_write_nothing_and_share_lineage_by_their_ids(families: dict[str, 
 def test_a_run_does_not_take_a_plan(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
     flags = ["--tokenizer", families["planned"]["tokenizer"], "--workspace", tmp_path]
     said = refusal("tokenize", "--recipe", "toy/tokens", *flags)
-    assert "is a plan, which only dry runs read. name the artifact's folder, or add --dry-run." in said
+    assert "is a plan, which only dry runs read. Name the artifact's folder, or add --dry-run." in said
 
 
 def test_a_plan_that_was_changed_is_refused(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
@@ -157,10 +157,10 @@ def test_the_dry_run_refuses_a_decoder_of_another_tokenizer(families: dict[str, 
     plan = planner(tmp_path)
     other = plan(*of["tokenizer"], "--seed", "7")
     command = [*of["samples"], "--proposal", families["planned"]["proposal"], "--decoder", other, "--dry-run"]
-    assert "use two that share a tokenizer" in refusal(*command)
+    assert "Use two that share a tokenizer" in refusal(*command)
     ran = made(*of["tokenizer"], "--seed", "7", "--workspace", tmp_path / "ws")
     command = [*of["samples"], "--proposal", families["run"]["proposal"], "--decoder", ran, "--workspace", root / "ws"]
-    assert "use two that share a tokenizer" in refusal(*command)
+    assert "Use two that share a tokenizer" in refusal(*command)
 
 
 def test_the_dry_run_refuses_guidance_of_a_network_that_kept_every_label(

@@ -170,7 +170,7 @@ def test_without_classes_it_is_unconditional(mode: str) -> None:
     none = torch.full((4,), -1)
     assert network.loss(indices, none, seeds)["loss"].isfinite()
     assert network.generate(none, seeds, WARM["plain"]).max() < K
-    with pytest.raises(TokError, match=r"no such class\. Got 0\. Known: none: the network is uncond"):
+    with pytest.raises(TokError, match=r"no such class\. Got 0\. Leave it out: the network is uncond"):
         network.generate(torch.zeros_like(none), seeds, WARM["plain"])
     with pytest.raises(TokError, match="--cfg-scale: the network has no classes and cannot be guided"):
         network.generate(none, seeds, WARM["guided"])
@@ -187,7 +187,7 @@ def test_guiding_a_network_trained_without_label_drop_is_refused(mode: str) -> N
 @pytest.mark.parametrize("label", [-2, CLASSES])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_class_out_of_range_is_refused(mode: str, label: int) -> None:
-    with pytest.raises(TokError, match=f"--classes: no such class. Got {label}. Known: 0 to 2"):
+    with pytest.raises(TokError, match=f"--classes: no such class. Got {label}. Choose 0 to 2"):
         build(mode).generate(torch.tensor([0, label]), torch.zeros(2, dtype=torch.int64), WARM["plain"])
 
 

@@ -276,8 +276,8 @@ def test_language_weights_compute_what_gpt2_computes(prefix: str) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"positions": 5}, "holds no 13 position embeddings of a GPT-2. 5"),
-        ({"depth": 1}, "weights do not fit the network. 12 missing"),
+        ({"positions": 5}, "holds no 13 position embeddings of a GPT-2. Got 5"),
+        ({"depth": 1}, "weights do not fit the network: 12 missing"),
         ({"mlp": 20}, "of another shape"),
     ],
 )

@@ -74,7 +74,7 @@ def test_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_key_unlike_any_other_is_refused_with_all_there_are() -> None:
-    assert faults(zzz=1) == ["toy.yaml: zzz: unknown key. Known: codes, loss, optim, seed, stage"]
+    assert faults(zzz=1) == ["toy.yaml: zzz: unknown key. Choose one of codes, loss, optim, seed, stage"]
 
 
 def test_wrong_type_is_refused_with_path_expected_and_got() -> None:
@@ -128,7 +128,7 @@ def test_unknown_component_is_refused_with_the_nearest_one() -> None:
 
 
 def test_a_component_without_keys_says_that_there_are_none() -> None:
-    with pytest.raises(InvalidRecipe, match=r"codes\.x: unknown key\. There are none"):
+    with pytest.raises(InvalidRecipe, match=r"codes\.x: unknown key\. Leave it out: there are none"):
         check(ToyRecipe, valid() | {"codes": {"name": "bare", "x": 1}}, "", {"codes": {"bare": object}})
 
 
@@ -159,7 +159,7 @@ def test_numbers_in_scientific_notation_are_floats(tmp_path: Path, text: str) ->
 
 
 def test_duplicate_key_is_refused_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(TokError, match="r.yaml:4: is not a valid recipe. key 'lr' stands twice"):
+    with pytest.raises(TokError, match="r.yaml:4: is not a valid recipe: key 'lr' stands twice"):
         read_yaml(written(tmp_path, "seed: 0\noptim:\n  lr: 1\n  lr: 2\n"))
 
 
@@ -302,7 +302,7 @@ def test_recipe_of_another_stage_is_refused() -> None:
     from tokcli.command.options import Options
     from tokcli.stages.tokenize import TokensRecipe
 
-    with pytest.raises(TokError, match="is a recipe of stage 'decoder'. wanted: 'tokens'"):
+    with pytest.raises(TokError, match="is not a recipe of stage 'tokens'. Got 'decoder'"):
         load_recipe(Options(recipe="toy/decoder-conv"), TokensRecipe, "tokens", "toy", {})
 
 

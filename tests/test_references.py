@@ -105,10 +105,10 @@ def test_statistics_can_be_named_as_a_reference_for_their_own_extractor_only(tmp
     named = references(tmp_path, folder)
     assert len(named.of(tiny(), 8)) == 1 and named.of(tiny("other"), 8) == []
     assert named.inputs(8)[0]["id"].startswith("statistics-")
-    with pytest.raises(TokError, match="its size is 8. here it is 16"):
+    with pytest.raises(TokError, match="its size must be 16. Got 8"):
         references(tmp_path, folder).of(tiny(), 16)
     (changed := tiny()).network.sha256 = "def"
-    with pytest.raises(TokError, match="its extractor sha256 is abc. here it is def"):
+    with pytest.raises(TokError, match="its extractor sha256 must be def. Got abc"):
         references(tmp_path, folder).of(changed, 8)
 
 
@@ -117,7 +117,7 @@ def test_statistics_of_dinov2_at_another_size_are_made_anew_and_refused_where_na
     (first,), (second,) = (references(tmp_path, images).of(e, 8) for e in (at_518, tiny("dinov2-b")))
     assert first.artifact != second.artifact
     (folder,) = (f for f in (tmp_path / "ws").iterdir() if open_artifact(f).id == first.artifact)
-    with pytest.raises(TokError, match="its extractor size is 518. here it is 8"):
+    with pytest.raises(TokError, match="its extractor size must be 8. Got 518"):
         references(tmp_path, folder).of(tiny("dinov2-b"), 8)
 
 
@@ -135,9 +135,9 @@ def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images
     references(tmp_path, images).of(tiny(), 8)
     (folder,) = (tmp_path / "ws").iterdir()
     references(tmp_path, folder, images).check([tiny(), tiny("other")], {8})
-    with pytest.raises(TokError, match=r"is of tiny, which is no extractor of this recipe. eval.extractors: other"):
+    with pytest.raises(TokError, match=r"is of tiny, which is no extractor of this recipe. Got eval.extractors: other"):
         references(tmp_path, images, folder).check([tiny("other")], ())
-    with pytest.raises(TokError, match="its size is 8. here it is 16"):
+    with pytest.raises(TokError, match="its size must be 16. Got 8"):
         references(tmp_path, images, folder).check([tiny("other"), tiny()], {8, 16})
     whole = (folder / "features.safetensors").read_bytes()
     (folder / "features.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -162,7 +162,7 @@ def test_a_reference_that_is_not_there_is_named_by_its_flag_and_one_of_two_spell
 
 def test_a_report_is_no_reference(tmp_path, make_artifact):
     made = make_artifact(tmp_path / "report", kind="report")
-    with pytest.raises(TokError, match="is of kind report. wanted: statistics"):
+    with pytest.raises(TokError, match="is not of kind statistics. Got report"):
         references(tmp_path, made.path)
 
 
@@ -206,7 +206,7 @@ def test_one_image_has_no_statistics_and_leaves_no_artifact(tmp_path):
 def test_features_that_are_not_finite_are_one_clear_line(tmp_path, images):
     judge = tiny()
     judge.network.pooled = lambda x: x.mean((2, 3)) * float("nan")
-    with pytest.raises(TokError, match=r"--reference .*val: features are not finite. 8 of the 8 images"):
+    with pytest.raises(TokError, match=r"--reference .*val: features are not finite. Got 8 of the 8 images"):
         references(tmp_path, images).of(judge, 8)
 
 
@@ -272,13 +272,13 @@ def test_adm_s_file_gives_spatial_statistics_and_its_images_features(tmp_path, s
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda p: npz(p, d=5), "is not of Inception's 2,048 features. mean (5,)"),
-        (lambda p: np.savez(p, mu=np.zeros(2048)), "holds no statistics: mu and sigma. mu"),
-        (lambda p: np.savez(p, x=np.zeros(3)), "holds no statistics: mu and sigma. neither"),
+        (lambda p: npz(p, d=5), "is not of Inception's 2,048 features. Got mean (5,)"),
+        (lambda p: np.savez(p, mu=np.zeros(2048)), "holds no statistics: mu and sigma. Got mu"),
+        (lambda p: np.savez(p, x=np.zeros(3)), "holds no statistics: mu and sigma. Got neither"),
         (lambda p: p.write_bytes(b"PK\x03\x04 cut"), "is not a whole .npz file"),
         (lambda p: np.savez(p, mu=np.array([{}], dtype=object)), "is not a whole .npz file"),
         (lambda p: np.savez(p, mu=np.full(2048, np.nan), sigma=np.zeros((2048, 2048))), "not finite"),
-        (lambda p: np.savez(p, arr_0=np.zeros((3, 4))), "is not a whole .npz file. arr_0 is not uint8 images"),
+        (lambda p: np.savez(p, arr_0=np.zeros((3, 4))), "is not a whole .npz file: arr_0 is not uint8 images"),
     ],
 )
 def test_files_that_hold_no_such_statistics_are_one_clear_line(tmp_path, make, said):

@@ -210,7 +210,7 @@ def test_a_process_that_got_a_signal_and_is_repeated_ends_as_if_it_had_not(
     assert 7 <= done < 120
     if number == signal.SIGTERM:
         assert err.splitlines()[-1] == (
-            f"{tmp_path / 'again'}: interrupted after step {done} of 120, state saved. repeat the command to go on."
+            f"{tmp_path / 'again'}: interrupted after step {done} of 120, state saved. Repeat the command to go on."
         )
     assert_equal(longer, tok(*again))
 

@@ -110,7 +110,7 @@ def test_classes_of_the_data_come_at_their_frequencies(flags: Any) -> None:
     ("arguments", "said"),
     [
         (["-n", 0], "at least 1"), (["--steps", 17], "more steps than the 16 tokens"), (["--per-class", 2, "--classes", "data"], "per_class"),
-        (["--classes", "2"], "no such class '2'. numbers 0 to 1"), (["--grid", "0x3"], "sample.grid: should be ROWSxCOLUMNS"),
+        (["--classes", "2"], "no such class '2'. Choose 0 to 1"), (["--grid", "0x3"], "sample.grid: should be ROWSxCOLUMNS"),
         (["--neighbours", "efflite"], "efflite0"), (["--set", "sample.classes=[true]"], "should be a valid integer or a valid string or 'data'. Got [true]"),
         (["--sweep", "cfg_scale"], "expected KEY=VALUE"), (["--sweep", "cfg_scal=1"], "sample.cfg_scal: unknown key"),
         (["--sweep", "steps=2", "--sweep", "steps=3"], "twice"), (["--sweep", "steps=2,17"], "more steps than"),
@@ -134,7 +134,7 @@ def test_two_numbers_of_images_are_misuse(flags: Any) -> None:
     ("arguments", "said"),
     [
         (["--keep-top", 2], "--edit IMAGE"), (["--paste"], "--edit IMAGE"), (["--mask", "m.png"], "--edit IMAGE"),
-        (["--edit", "e.png"], "needs --mask or --keep-top. neither"), (["--edit", "e.png", "--mask", "m.png", "--keep-top", "2"], "both"),
+        (["--edit", "e.png"], "needs --mask or --keep-top. Got neither"), (["--edit", "e.png", "--mask", "m.png", "--keep-top", "2"], "both"),
         (["--cfg-scale", 2, "--sweep", "cfg_scale=1,2"], "sample.cfg_scale is given by another flag too"),
     ],
 )  # fmt: skip
@@ -528,7 +528,7 @@ def test_samples_that_were_changed_are_one_line(tmp_path: Path, damage: Any, sai
         file.write_bytes(damage)
     elif damage:
         draw(file, size=damage)
-    with pytest.raises(TokError, match=rf"000001.png: is missing or damaged\. .*{said}"):
+    with pytest.raises(TokError, match=rf"000001.png: is missing or damaged: .*{said}"):
         store.read(tmp_path, range(2))
 
 

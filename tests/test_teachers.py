@@ -298,7 +298,7 @@ def test_maps_that_are_resized_are_told_of(tmp_path, caplog):
 
 
 def test_a_grid_and_an_image_size_are_one_too_many():
-    with pytest.raises(TokError, match="teacher.grid: image_size = 64 decides already. 4x4. give one of the two"):
+    with pytest.raises(TokError, match="teacher.grid: image_size = 64 decides already. Got 4x4. Give one of the two"):
         build_teacher("timm:test_vit", {"image_size": 64, "grid": [4, 4]}, "random")
 
 

@@ -1,4 +1,4 @@
-"""The errors a user can cause: one line each, `where: what. got. next step.`"""
+"""The errors a user can cause: one line each, `where: what. Got X. Next step.`"""
 
 
 def printable(text: str) -> str:
@@ -12,19 +12,19 @@ class TokError(Exception):
 
     Args:
         where: the flag, file and key, or step at fault (`--data photos`, `recipes/x.yaml: optim.lr`).
-        what: what is wrong with it, as a short clause.
-        got: what was found there, if that helps.
-        next: what to do about it.
+        what: what is wrong with it, as a short clause without a full stop.
+        why: the cause, in the words of whatever refused it; it follows after a colon.
+        got: the value that was found there, without the word "got".
+        next: what to do about it, beginning with a verb in capitals, or a question ("Did you mean 'vq'?").
     """
 
     exit_code = 1
 
-    def __init__(self, where: str, what: str, *, got: str = "", next: str = "") -> None:
-        self.where, self.what, self.got, self.next = where, what, got, next
-        what, got, next = map(printable, (what, got, next))
-        sentences = [
-            s if s.endswith(("?", "!")) else f"{s.rstrip('.')}." for s in map(str.strip, (what, got, next)) if s
-        ]
+    def __init__(self, where: str, what: str, *, why: str = "", got: str = "", next: str = "") -> None:
+        self.where, self.what, self.why, self.got, self.next = where, what, why, got, next
+        said = [f"{what}: {why.strip()}" if why.strip() else what, f"Got {got.strip()}" if got.strip() else "", next]
+        parts = [printable(part).strip() for part in said]
+        sentences = [part if part.endswith(("?", "!")) else f"{part.rstrip('.')}." for part in parts if part]
         super().__init__(f"{printable(where)}: {' '.join(sentences)}")
 
 

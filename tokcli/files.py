@@ -39,12 +39,12 @@ def disk_error(path: Path, error: OSError) -> TokError:
     """The one-line form of an error met while writing `path`."""
     short = error.errno is None and "requested and" in str(error)  # NumPy's words for a write that was cut short
     if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return TokError(str(path), "the disk is full", next="free some space and repeat the command: it resumes")
+        return TokError(str(path), "the disk is full", next="Free some space and repeat the command: it resumes")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return TokError(str(path), "cannot write here", got=error.strerror or "", next="choose another --out")
+        return TokError(str(path), "cannot write here", why=error.strerror or "", next="Choose another --out")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return TokError(str(path), "cannot be written", got="a file is in the way", next="choose another --out")
-    return TokError(str(path), "cannot be written", got=error.strerror or str(error))
+        return TokError(str(path), "cannot be written", why="a file is in the way", next="Choose another --out")
+    return TokError(str(path), "cannot be written", why=error.strerror or str(error))
 
 
 def require_space(folder: Path, need: int, where: str, *, next: str) -> None:
@@ -60,7 +60,7 @@ def require_space(folder: Path, need: int, where: str, *, next: str) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise TokError(
-            where, f"needs {need / 2**30:.1f} GiB in {folder}", got=f"{free / 2**30:.1f} GiB are free", next=next
+            where, f"needs {need / 2**30:.1f} GiB in {folder}", got=f"{free / 2**30:.1f} GiB free", next=next
         )
 
 

@@ -27,7 +27,7 @@ def _recorded(artifact: Artifact) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TokError(
-            str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", got=repr(error).splitlines()[0],
+            str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", why=repr(error).splitlines()[0],
             next=RESTORE,
         ) from None  # fmt: skip
 
@@ -53,7 +53,7 @@ def check_discrete(artifact: Artifact) -> None:
         raise TokError(
             f"--tokenizer {artifact.path}",
             "was trained without a quantizer and has no indices",
-            next="train one with codes",
+            next="Train one with codes",
         )
 
 
@@ -136,6 +136,6 @@ def load_caption_encoder(
     if tower.sha256 != recorded:
         raise TokError(
             f"text tower {condition.tower}", f"has other weights than {artifact.path} was trained with",
-            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}", next="give the same file: --text-weights PATH",
+            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}", next="Give the same file: --text-weights PATH",
         )  # fmt: skip
     return lambda captions: tower.encode(captions, length)

@@ -13,9 +13,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The most similar of `names` as a question ("Did you mean 'vq'?"), or a list of them all."""
     known = sorted(names)
     if not known:
-        return "There are none"
+        return "Leave it out: there are none"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}"
+    return f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(known)}"
 
 
 def lookup(family: str, table: Mapping[str, T], name: str) -> T:

@@ -109,7 +109,7 @@ def _take_lock(path: Path, wait: bool) -> IO[str]:
         if not wait:
             file.close()
             raise TokError(
-                str(path), f"is being written by {holder}", next="wait for it, or choose another --out"
+                str(path), f"is being written by {holder}", next="Wait for it, or choose another --out"
             ) from None
         log.info("%s is being written by %s: waiting for it", path, holder)
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -153,7 +153,7 @@ def begin(
         path.mkdir(parents=True, exist_ok=True)
         occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
         if occupied and not (path / MANIFEST).exists():
-            raise TokError(where, "is not empty and not an artifact", next="choose another folder")
+            raise TokError(where, "is not empty and not an artifact", next="Choose another folder")
         # the lock comes before the manifest is read: whoever holds it may be about to replace it
         lock = _take_lock(path, wait) if exclusive and os.access(path, os.W_OK) else None
     except OSError as error:
@@ -231,7 +231,10 @@ def _refuse_changes(
 ) -> None:
     if manifest["kind"] != kind:
         raise TokError(
-            where, f"is of kind {manifest['kind']}", got=f"this command writes {kind}", next="choose another --out"
+            where,
+            f"is not of kind {kind}, which this command writes",
+            got=manifest["kind"],
+            next="Choose another --out",
         )
     older = replaced(manifest["recipe"], settled, nulls_only=True)
     changed = differing_keys(identity(older), identity(recipe))
@@ -243,5 +246,5 @@ def _refuse_changes(
             where,
             "was made by another recipe or other inputs",
             got="; ".join(changed),
-            next="choose another --out, or leave it out",
+            next="Choose another --out, or leave it out",
         )

@@ -14,7 +14,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 
 
-RESTORE = "restore it from a copy, or delete the folder and repeat the command that made it"
+RESTORE = "Restore it from a copy, or delete the folder and repeat the command that made it"
 
 
 KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "statistics", "report", "viz")
@@ -105,16 +105,18 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
     if not path.is_dir():
         raise TokError(where, "no such folder")
     if not file.is_file():
-        raise TokError(where, "is not an artifact (it holds no manifest.json)", next="tok show lists artifacts")
+        raise TokError(where, "is not an artifact (it holds no manifest.json)", next="Run tok show to list artifacts")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise TokError(
-            str(file), "is damaged", got=str(error), next="restore it, or repeat with another --out"
+            str(file), "is damaged", why=str(error), next="Restore it, or repeat with another --out"
         ) from None
     damaged = _damaged_key(manifest)
     if damaged:
         raise TokError(str(file), f"is damaged: key '{damaged}' is missing or of a wrong type")
     if manifest["schema"] != SCHEMA:
-        raise TokError(str(file), f"was written in schema {manifest['schema']}", got=f"this tok reads schema {SCHEMA}")
+        raise TokError(
+            str(file), f"is not of schema {SCHEMA}, which this tok reads", got=f"schema {manifest['schema']}"
+        )
     return manifest

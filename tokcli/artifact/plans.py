@@ -15,7 +15,7 @@ from tokcli.artifact.reading import Artifact
 from tokcli.errors import TokError
 
 SCHEMA = 1
-AGAIN = "make it again: the command with --dry-run --json"
+AGAIN = "Make it again: the command with --dry-run --json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Facts(dict[str, Any]):
         self._path = path
 
     def __missing__(self, key: str) -> Any:
-        raise TokError(str(self._path), f"the plan does not say '{key}'", next="plan it from its own inputs")
+        raise TokError(str(self._path), f"the plan does not say '{key}'", next="Plan it from its own inputs")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ class Planned(Artifact):
         Raises:
             TokError: always.
         """
-        raise TokError(str(self.path), "is a plan and holds no files", got=name)
+        raise TokError(
+            str(self.path),
+            f"is a plan and holds no {name}",
+        )
 
 
 def plan_id(document: Mapping[str, Any]) -> str:
@@ -105,7 +108,9 @@ def read_plan(path: Path, flag: str, kinds: Iterable[str] = KINDS) -> Planned | 
     if not isinstance(document, dict) or "plan" not in document:
         return None
     if document["plan"] != SCHEMA:
-        raise TokError(where, f"is a plan of schema {document['plan']}", got=f"this tok reads schema {SCHEMA}")
+        raise TokError(
+            where, f"is not a plan of schema {SCHEMA}, which this tok reads", got=f"schema {document['plan']}"
+        )
     wanted = {"kind": str, "id": str, "facts": dict, "recipe": dict, "inputs": dict}
     damaged = [key for key, kind in wanted.items() if not isinstance(document.get(key), kind)]
     if not damaged:
@@ -115,7 +120,7 @@ def read_plan(path: Path, flag: str, kinds: Iterable[str] = KINDS) -> Planned | 
     if damaged:
         raise TokError(where, f"is a damaged plan: key '{damaged[0]}' is missing or of a wrong type", next=AGAIN)
     if document["kind"] not in kinds:
-        raise TokError(where, f"is of kind {document['kind']}", got=f"wanted: {' or '.join(kinds)}")
+        raise TokError(where, f"is not of kind {' or '.join(kinds)}", got=document["kind"])
     if plan_id(document) != document["id"]:
         raise TokError(where, "the plan was changed: its id does not match", got=document["id"], next=AGAIN)
     return Planned(path, document)
@@ -132,5 +137,5 @@ def open_planned(path: Path, flag: str, kinds: Iterable[str], *, dry_run: bool) 
     found = read_plan(path, flag, kinds)
     if found is not None and not dry_run:
         raise TokError(f"{flag} {path}".strip(), "is a plan, which only dry runs read",
-                       next="name the artifact's folder, or add --dry-run")  # fmt: skip
+                       next="Name the artifact's folder, or add --dry-run")  # fmt: skip
     return found

@@ -76,7 +76,10 @@ class Artifact:
         path = self.path / name
         entry = self.manifest["files"].get(name)
         if entry is None:
-            raise TokError(str(path), "is not part of this artifact", got=f"kind {self.kind}")
+            raise TokError(
+                str(path),
+                f"is not part of this artifact of kind {self.kind}",
+            )
         if name not in self._verified:
             if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 raise TokError(
@@ -103,10 +106,10 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
     where = f"{flag} {path}".strip()
     manifest = read_manifest(path, where)
     if manifest["kind"] not in kinds:
-        raise TokError(where, f"is of kind {manifest['kind']}", got=f"wanted: {' or '.join(kinds)}")
+        raise TokError(where, f"is not of kind {' or '.join(kinds)}", got=manifest["kind"])
     if manifest["status"] != "complete":
         command = " ".join(manifest.get("provenance", {}).get("command", []))
-        raise TokError(where, "is not complete yet", next=f"repeat the command that makes it: {command}")
+        raise TokError(where, "is not complete yet", next=f"Repeat the command that makes it: {command}")
     if content_id(manifest) != manifest["id"]:
         raise TokError(
             str(path / MANIFEST), "facts or inputs were changed: the id does not match", got=manifest["id"],
@@ -141,7 +144,7 @@ def locate(wanted: str, hint: str | None, near: Path) -> Artifact:
     raise TokError(
         wanted,
         f"this input is not at {hint or 'its recorded path'} nor in {near}",
-        next="bring it back, or name it by its flag",
+        next="Bring it back, or name it by its flag",
     )
 
 
@@ -156,5 +159,5 @@ def check_lineage(a: Artifact, flag_a: str, b: Artifact, flag_b: str) -> None:
         raise TokError(
             f"{flag_a} {a.path}",
             f"made for {left}, but {flag_b} {b.path} speaks {right}",
-            next="use two that share a tokenizer",
+            next="Use two that share a tokenizer",
         )

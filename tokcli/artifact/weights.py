@@ -67,10 +67,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise TokError(
                 str(path),
                 "is a TorchScript archive, which holds code",
-                next="export its state_dict: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
+                next="Export its state_dict: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
             ) from None
         raise TokError(
-            str(path), "cannot be read as weights", got=first, next="check the download or use a .safetensors file"
+            str(path), "cannot be read as weights", why=first, next="Check the download or use a .safetensors file"
         ) from None
     if not isinstance(loaded, dict):
         raise TokError(str(path), "holds no dictionary of weights", got=type(loaded).__name__)
@@ -100,7 +100,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise TokError(str(path), "no such file") from None
     except (SafetensorError, OSError) as error:
-        raise TokError(str(path), "is not a whole safetensors file", got=str(error)) from None
+        raise TokError(str(path), "is not a whole safetensors file", why=str(error)) from None
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -124,5 +124,5 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
             for what, names in parts
             if names
         )
-        raise TokError(where, "weights do not fit the network", got=found)
+        raise TokError(where, "weights do not fit the network", why=found)
     module.load_state_dict(dict(state), strict=True)

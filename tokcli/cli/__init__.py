@@ -29,7 +29,7 @@ class InOrder(click.Group):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            raise Interrupted("tok", "interrupted", next="repeat the command to go on") from None
+            raise Interrupted("tok", "interrupted", next="Repeat the command to go on") from None
         except OSError as error:
             name = error.filename if isinstance(error.filename, str) else "tok"
             raise TokError(name[:200], error.strerror or str(error)) from error

@@ -150,5 +150,5 @@ def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any
         method = method_class(str(tree.get("method")), f"{where}: method")
         return method.recipe_model, method.families
     if stage not in models:
-        raise TokError(where, f"no such stage '{stage}'", next=f"Known: tokenizer, {', '.join(models)}")
+        raise TokError(where, f"no such stage '{stage}'", next=f"Choose one of tokenizer, {', '.join(models)}")
     return models[stage]

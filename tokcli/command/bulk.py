@@ -47,7 +47,7 @@ def claimed(
                 raise Interrupted(
                     str(folder),
                     f"interrupted before shard {shard}, finished shards are kept",
-                    next="repeat the command to go on",
+                    next="Repeat the command to go on",
                 )
             with contextlib.ExitStack() as claim:
                 got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock"))

@@ -28,9 +28,7 @@ def check_expected(expected: Expects, **actual: Any) -> None:
     if wrong:
         said = "; ".join(f"expects.{name}: {_either(getattr(expected, name))}, not {facts[name]}" for name in wrong)
         ways = " ".join(f"--set 'expects.{name}={json.dumps(facts[name])}'" for name in wrong)
-        raise TokError(
-            "recipe", "its expectations are not met", got=said, next=f"to train on these all the same: {ways}"
-        )
+        raise TokError("recipe", "its expectations are not met", why=said, next=f"Train on these all the same: {ways}")
 
 
 def _either(wanted: Any) -> str:
@@ -44,11 +42,11 @@ log = logging.getLogger("tok")
 
 
 READERS = {  # of files of weights
-    "teacher": "a teacher does, or the encoder of a tokenizer that has one",
-    "vgg": "network vgg16 does: --set loss.perceptual.network=vgg16, or of tok eval --set eval.lpips=true",
-    "inception": "extractor inception does: --set 'eval.extractors=[inception]'",
-    "text": "networks that read captions by a tower do, and tok eval with --set eval.clip_score=true",
-    "language": "a network that starts from a language model does: --set proposal.name=gpt2",
+    "teacher": "a teacher, or a tokenizer that has one as its encoder",
+    "vgg": "network vgg16 (--set loss.perceptual.network=vgg16, of tok eval --set eval.lpips=true)",
+    "inception": "extractor inception (--set 'eval.extractors=[inception]')",
+    "text": "a network that reads captions by a tower, or tok eval with --set eval.clip_score=true",
+    "language": "a network that starts from a language model (--set proposal.name=gpt2)",
 }
 
 
@@ -75,7 +73,7 @@ def load_recipe(
     stage = model.model_fields["stage"].annotation
     wanted = getattr(stage, "__args__", ("",))[0]
     if tree.get("stage") != wanted:
-        raise TokError(str(path), f"is a recipe of stage '{tree.get('stage')}'", got=f"wanted: '{wanted}'")
+        raise TokError(str(path), f"is not a recipe of stage '{wanted}'", got=repr(tree.get("stage")))
     override(tree, options.sets, families, resolve, say)
     return check(model, tree, str(path), families, resolve)
 
@@ -88,7 +86,7 @@ def method_of(options: Options, folder: str, given: str | None) -> str:
     """
     said = options.sets.get("method")
     if said is not None and given not in (None, said):
-        raise TokError(f"--method {given}", "is not what --set says", got=f"method={said}", next="leave one out")
+        raise TokError(f"--method {given}", "is not what --set says", got=f"method={said}", next="Leave one out")
     given = given if said is None else str(said)
     if options.recipe is None:
         return given or "vqkd"
@@ -96,7 +94,7 @@ def method_of(options: Options, folder: str, given: str | None) -> str:
     recorded = str(read_yaml(path).get("method", given or "vqkd"))
     if given not in (None, recorded):
         raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}",
-                       next=f"choose a recipe of {given}, or leave the method out")  # fmt: skip
+                       next=f"Choose a recipe of {given}, or leave the method out")  # fmt: skip
     return recorded
 
 
@@ -113,7 +111,7 @@ def named_data(options: Options) -> str | None:
         TokError: `--data ""`, as a script passes whose variable is not set.
     """
     if options.data is not None and not options.data.strip():
-        raise TokError("--data", "is empty", next="name a data set or a folder, or leave the flag out")
+        raise TokError("--data", "is empty", next="Name a data set or a folder, or leave the flag out")
     return options.data
 
 
@@ -146,7 +144,7 @@ def check_weights(options: Options, read: Collection[str]) -> None:
     for name, file in options.weights.items():
         role, _, of = name.partition(":")
         if name not in read:
-            hint = f"{READERS[role]}; or leave it out"
+            hint = f"Leave it out, or use what reads it: {READERS[role]}"
             raise TokError(f"--{role}-weights {of and f'{of}='}{file}", "nothing here reads it", next=hint)
 
 
@@ -188,10 +186,10 @@ def choose(
         return found[0]
     if not found:
         raise TokError(
-            flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"name one, or make it: {maker}"
+            flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"Name one, or make it: {maker}"
         )
     listed = ", ".join(str(a.path) for a in found)
-    raise TokError(flag, f"{len(found)} fit", got=listed, next=f"pick one with {flag} PATH")
+    raise TokError(flag, f"{len(found)} fit", got=listed, next=f"Pick one with {flag} PATH")
 
 
 def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | None) -> Artifact:
@@ -206,7 +204,7 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
         if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
             raise TokError(
                 f"--decoder {given}", "is a tokenizer without a pixel decoder",
-                next=f"train one: tok train-decoder --tokenizer {given}",
+                next=f"Train one: tok train-decoder --tokenizer {given}",
             )  # fmt: skip
         return chosen
     found = scan(options.workspace)
@@ -228,8 +226,8 @@ def decoder_among(
     fits = trained or [a for a in of_it if a.kind == "tokenizer" and a.facts["has_decoder"]]
     if len(fits) > 1:
         listed = ", ".join(str(a.path) for a in fits)
-        raise TokError(flag, f"{len(fits)} fit", got=listed, next=f"pick one with {flag} PATH")
+        raise TokError(flag, f"{len(fits)} fit", got=listed, next=f"Pick one with {flag} PATH")
     if not fits:
         wanted = "no decoder or tokenizer that fits is"
-        raise TokError(flag, f"{wanted} {where}", next="name one, or make it: tok train-decoder")
+        raise TokError(flag, f"{wanted} {where}", next="Name one, or make it: tok train-decoder")
     return fits[0]

@@ -24,16 +24,16 @@ def device_of(options: Options) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TokError(f"--device {name}", "no such device", next="cpu, cuda or cuda:N") from None
+        raise TokError(f"--device {name}", "no such device", next="Choose cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise TokError(f"--device {name}", "no CUDA device is available", next="--device cpu")
+            raise TokError(f"--device {name}", "no CUDA device is available", next="Use --device cpu")
         device = torch.device("cuda", distributed.local_rank() if device.index is None else device.index)
         if (device.index or 0) >= torch.cuda.device_count():
             raise TokError(f"--device {name}", f"there are {torch.cuda.device_count()} CUDA devices")
         torch.cuda.set_device(device)
     elif device.type != "cpu":  # float64, which draws are made in, is not to be had everywhere
-        raise TokError(f"--device {name}", "this device is not supported", next="cpu, cuda or cuda:N")
+        raise TokError(f"--device {name}", "this device is not supported", next="Choose cpu, cuda or cuda:N")
     return device
 
 
@@ -53,7 +53,7 @@ def share_of(share: tuple[int, int] | None) -> tuple[int, int]:
         Misuse: both.
     """
     if share and distributed.world_size() > 1:
-        raise Misuse("--shard-index", "torchrun's ranks share the work already", next="use one of the two")
+        raise Misuse("--shard-index", "torchrun's ranks share the work already", next="Use one of the two")
     return share or (distributed.rank(), distributed.world_size())
 
 

@@ -142,8 +142,7 @@ class TrainBatches:
         if len(self.skipped) > self.allowed:
             raise TokError(
                 f"--data {self.source.name}",
-                f"more than {self.allowed} of {len(self.source):,} images cannot be read",
-                got=f"the last one: {key}: {why}",
+                f"more than {self.allowed} of {len(self.source):,} images cannot be read, the last one {key}: {why}",
                 next="Repair them or raise data.max_bad",
             )
 
@@ -171,8 +170,8 @@ def _load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
         raise TokError(
             f"--data {dataset.source.name}",
             "a process that decodes images died",
-            got=str(error).splitlines()[0],
-            next="Often memory or /dev/shm is full: use fewer data.workers",
+            why=str(error).splitlines()[0],
+            next="Use fewer data.workers: often memory or /dev/shm is full",
         ) from error
 
 

@@ -26,13 +26,13 @@ def open_npy(path: Path) -> np.ndarray:
                 raise ValueError(f"format {version}")
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except Exception as error:  # a damaged header is parsed as Python literals, and fails in as many ways
-            raise NpyError(str(path), "not a whole .npy file", got=str(error).splitlines()[0]) from None
+            raise NpyError(str(path), "not a whole .npy file", why=str(error).splitlines()[0]) from None
         start, held = file.tell(), os.fstat(file.fileno()).st_size
     if dtype.hasobject or fortran or any(side < 0 for side in shape):
         raise NpyError(str(path), "not a plain array", got=f"{dtype} {shape}")
     claimed = start + dtype.itemsize * int(np.prod(shape, dtype=object))
     if claimed != held:
-        raise NpyError(str(path), f"its header claims {claimed:,} bytes", got=f"the file holds {held:,}")
+        raise NpyError(str(path), f"its header claims {claimed:,} bytes", got=f"{held:,}")
     if claimed == start:
         return np.empty(shape, dtype)  # an empty range cannot be mapped
     return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)

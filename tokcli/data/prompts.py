@@ -15,18 +15,18 @@ def read_prompts(source: str) -> list[str]:
     where = f"--prompts {source}"
     try:
         if source == "-" and sys.stdin is None:  # it is closed
-            raise TokError(where, "standard input is closed", next="give a file, or write captions to it")
+            raise TokError(where, "standard input is closed", next="Give a file, or write captions to it")
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         lines = (
             data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
         )  # splitlines also breaks at form feeds and the like
         prompts = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
     except UnicodeDecodeError as error:
-        raise TokError(where, "is not UTF-8 text", got=str(error)) from None
+        raise TokError(where, "is not UTF-8 text", why=str(error)) from None
     except OSError as error:
-        raise TokError(where, "cannot be read", got=error.strerror or str(error)) from None
+        raise TokError(where, "cannot be read", why=error.strerror or str(error)) from None
     if not prompts:
-        raise TokError(where, "holds no captions", next="write one a line")
+        raise TokError(where, "holds no captions", next="Write one a line")
     if "" in prompts:
-        raise TokError(where, "an empty caption", got=f"line {prompts.index('') + 1}", next="write one caption a line")
+        raise TokError(where, f"line {prompts.index('') + 1} holds no caption", next="Write one caption a line")
     return prompts

@@ -134,5 +134,7 @@ def read(folder: Path, numbers: Iterable[int], *, form: str = "png", per_file: i
                 raise BadImage(path.name, f"of another size than those before: {tuple(images[-1].shape[1:])}")
         except (OSError, BadImage, IndexError) as error:
             got = error.why if isinstance(error, BadImage) else str(error)
-            raise TokError(str(path), "is missing or damaged", got=got, next="tok verify names all that is") from None
+            raise TokError(
+                str(path), "is missing or damaged", why=got, next="Run tok verify to name all that is"
+            ) from None
     return torch.stack(images)

@@ -96,7 +96,10 @@ def merge(folder: Path, shards: int) -> Counts:
         TokError: a shard is missing.
     """
     if missing := sorted(set(range(shards)) - present(folder)):
-        raise TokError(str(folder), f"{len(missing)} of {shards} shards are missing", got=f"the first: {missing[0]}")
+        raise TokError(
+            str(folder),
+            f"{len(missing)} of {shards} shards are missing, the first {missing[0]}",
+        )
     try:
         parts = [json.loads(_sidecar(folder, i).read_text(encoding="utf-8")) for i in range(shards)]
     except FileNotFoundError:
@@ -138,7 +141,7 @@ class TokenStore:
         self.folder = folder
         numbers = sorted(present(folder))
         if not numbers or numbers != list(range(len(numbers))):
-            raise TokError(str(folder), "token shards are missing", got=f"{len(numbers)} are there")
+            raise TokError(str(folder), "token shards are missing", got=f"{len(numbers)}")
         try:
             self._shards = [open_npy(_shard(folder, number)) for number in numbers]
             self.labels: np.ndarray = open_npy(folder / "labels.npy")
@@ -190,7 +193,7 @@ class TokenStore:
         try:
             return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TokError(str(self.folder / name), "cannot be read", got=str(error)) from None
+            raise TokError(str(self.folder / name), "cannot be read", why=str(error)) from None
 
     def _checked(self, name: str, found: list) -> list:  # type: ignore[type-arg]
         if len(found) != self.rows:

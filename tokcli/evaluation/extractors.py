@@ -65,7 +65,7 @@ def check_extractors(names: Sequence[str], inception_weights: Path | None) -> No
             "--inception-weights",
             "no extractor of this recipe is inception",
             got=f"eval.extractors: {', '.join(names)}",
-            next="--set 'eval.extractors=[inception]'",
+            next="Add it: --set 'eval.extractors=[inception]'",
         )
     for name in names:
         network_class(name, role="extractor")

@@ -30,13 +30,13 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
             arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in file.files}
             images = _header(path)[0][0] if IMAGES in file.files else None
     except (OSError, ValueError, IndexError, zipfile.BadZipFile, EOFError) as error:
-        raise TokError(where, "is not a whole .npz file", got=(str(error) or "empty").splitlines()[0]) from None
+        raise TokError(where, "is not a whole .npz file", why=(str(error) or "empty").splitlines()[0]) from None
     if not {"mu", "sigma"} <= arrays.keys():
         raise TokError(
             where,
             "holds no statistics: mu and sigma",
             got=", ".join(arrays) or "neither",
-            next="python -m pytorch_fid --save-stats makes them",
+            next="Run python -m pytorch_fid --save-stats to make them",
         )
     pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, None, where)
     if not {"mu_s", "sigma_s"} <= arrays.keys():
@@ -49,7 +49,7 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int |
         got = f"mean {mean.shape}, covariance {covariance.shape}"
         raise TokError(where, f"is not of Inception's {width:,} features", got=got)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise TokError(where, "holds numbers that are not finite", next="fetch it again")
+        raise TokError(where, "holds numbers that are not finite", next="Fetch it again")
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), count, where)
 
 
@@ -78,6 +78,9 @@ def read_images(path: Path) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
             count = min(AT_ONCE, shape[0] - first)
             data = member.read(count * size)
             if len(data) != count * size:
-                raise TokError(str(path), "is cut off", got=f"after image {first + len(data) // size} of {shape[0]}")
+                raise TokError(
+                    str(path),
+                    f"is cut off after image {first + len(data) // size} of {shape[0]}",
+                )
             images = np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
             yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2)

@@ -87,7 +87,7 @@ class References:
                         where,
                         f"is of {theirs}, which is no extractor of this recipe",
                         got=names,
-                        next=f"--set 'eval.extractors=[{asked}]', or name images",
+                        next=f"Add it: --set 'eval.extractors=[{asked}]', or name images",
                     )
                 for size in sizes:
                     for e in extractors:
@@ -106,7 +106,7 @@ class References:
                     where,
                     "holds features of Inception, which is no extractor of this recipe",
                     got=f"eval.extractors: {', '.join(asked) or 'none'}",
-                    next="--set 'eval.extractors=[inception]', or name images",
+                    next="Add it: --set 'eval.extractors=[inception]', or name images",
                 )
             read_npz(_file(spec), where)
 
@@ -140,7 +140,9 @@ class References:
             except TokError as error:  # which calls it --data
                 if spec == self.held_out or not error.where.startswith("--data"):
                     raise
-                raise type(error)(f"--reference {spec}", error.what, got=error.got, next=error.next) from None
+                raise type(error)(
+                    f"--reference {spec}", error.what, why=error.why, got=error.got, next=error.next
+                ) from None
         return self._sources[spec, size]
 
     def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
@@ -169,9 +171,9 @@ class References:
             if known[fact] not in (wanted, None):
                 raise TokError(
                     f"--reference {spec}",
-                    f"its {fact.replace('_', ' ')} is {known[fact]}",
-                    got=f"here it is {wanted}",
-                    next="name the images: --reference DATA",
+                    f"its {fact.replace('_', ' ')} must be {wanted}",
+                    got=str(known[fact]),
+                    next="Name the images: --reference DATA",
                 )
         return read_statistics(self.given[spec])
 

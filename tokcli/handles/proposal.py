@@ -54,7 +54,7 @@ class ProposalHandle(Handle):
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise TokError(
-                "sample", "has no such setting", got=", ".join(unknown), next=f"Settings are {', '.join(known)}"
+                "sample", "has no such setting", got=", ".join(unknown), next=f"Choose of {', '.join(known)}"
             )
         given = {"number": n, "classes": classes, "prompts": list(prompts) if prompts is not None else None, **settings}
         sets: dict[str, Any] = {f"sample.{key}": value for key, value in given.items() if value is not None}

@@ -34,7 +34,7 @@ def lpips_heads(names: list[str], known: tuple[str, ...]) -> list[Tensor]:
     folder = package_folder("lpips")
     file = folder / "weights" / "v0.1" / "vgg.pth" if folder else None
     if file is None or not file.is_file():
-        raise TokError("perceptual loss vgg16", "LPIPS's linear heads not found", next="pip install lpips")
+        raise TokError("perceptual loss vgg16", "LPIPS's linear heads not found", next="Run pip install lpips")
     heads = load_tensors(file)
     return [heads[f"lin{known.index(name)}.model.1.weight"] for name in names]
 

@@ -81,7 +81,11 @@ class Pixels(Method):
         self.recipe, self.device = recipe, device
         self.tokenizer = build.build_tokenizer(resolved(recipe), None).to(device)
         if not self.tokenizer.quantizer.discrete:
-            raise TokError("quantizer none", f"{recipe.method} needs codes", next="vqkd can do without, as a yardstick")
+            raise TokError(
+                "quantizer none",
+                f"{recipe.method} needs codes",
+                next="Choose another quantizer; vqkd can do without one, as a yardstick",
+            )
         self.losses = build.build_losses(recipe.loss, weights, device)
         self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
         self.objective = Autoencoding(self.tokenizer, PixelLoss(self.losses, self.adversary))

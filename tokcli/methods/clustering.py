@@ -89,7 +89,7 @@ class Clustering(Method):
         )
         self.tokenizer = build.build_clustering(resolved(recipe), file).to(device)
         if not any(p.requires_grad for p in self.tokenizer.quantizer.parameters()):
-            raise TokError("quantizer", "nothing to train by gradient", next="set quantizer.learning to gradient")
+            raise TokError("quantizer", "nothing to train by gradient", next="Set quantizer.learning to gradient")
         encoder = self.tokenizer.encoder
         assert isinstance(encoder, TeacherEncoder)
         self.teacher = encoder.teacher

@@ -19,6 +19,6 @@ def clip_score(images: Float[Tensor, "b d"], captions: Float[Tensor, "b e"]) -> 
     if images.shape != captions.shape:
         raise TokError("clip score", "embeddings differ", got=f"{tuple(images.shape)} and {tuple(captions.shape)}")
     if not (images.isfinite().all() and captions.isfinite().all()):
-        raise TokError("clip score", "embeddings are not finite", next="check the weights")
+        raise TokError("clip score", "embeddings are not finite", next="Check the weights")
     alike = (F.normalize(images.double(), dim=-1) * F.normalize(captions.double(), dim=-1)).sum(-1)
     return 100 * alike.clamp_min(0)

@@ -21,7 +21,7 @@ def count_codes(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor, 
             "indices",
             f"outside the codebook's [0, {codebook_size})",
             got=f"from {int(flat.min())} to {int(flat.max())}",
-            next="use the tokenizer that made them",
+            next="Use the tokenizer that made them",
         )
     return torch.bincount(flat, minlength=codebook_size)
 
@@ -29,7 +29,7 @@ def count_codes(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor, 
 def _shares(counts: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
     total = int(counts.sum())
     if total == 0:
-        raise TokError("codebook", "no tokens were counted", next="give images or tokens to count")
+        raise TokError("codebook", "no tokens were counted", next="Give images or tokens to count")
     return counts.to(torch.float64) / total
 
 

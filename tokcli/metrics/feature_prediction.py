@@ -24,7 +24,7 @@ def feature_loss(predicted: Float[Tensor, "b n d"], target: Float[Tensor, "b n d
         raise TokError("features", "shapes differ", got=f"{tuple(predicted.shape)} and {tuple(target.shape)}")
     for name, features in (("predicted", predicted), ("target", target)):
         if not features.isfinite().all():
-            raise TokError(f"{name} features", "are not finite", next="check the weights behind them")
+            raise TokError(f"{name} features", "are not finite", next="Check the weights behind them")
     return (1 - (_unit(predicted) * _unit(target)).sum(dim=-1)).mean(dim=-1)
 
 

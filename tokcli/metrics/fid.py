@@ -62,7 +62,7 @@ class Moments:
             TokError: a feature is NaN or infinite, or the width differs from that of the batches before.
         """
         if features.ndim != 2:
-            raise TokError(self.name, "features must be (images, features)", got=f"got {tuple(features.shape)}")
+            raise TokError(self.name, "features must be (images, features)", got=f"{tuple(features.shape)}")
         # GPUs sum where the features are; Apple's has no float64
         device = features.device if features.device.type in ("cpu", "cuda") else torch.device("cpu")
         x = features.detach().to(device=device).to(torch.float64)
@@ -72,7 +72,7 @@ class Moments:
                 self.name,
                 "features are not finite",
                 got=f"{bad} of the {len(x)} images after image {self.count}",
-                next="look for a broken image or weights of another network",
+                next="Look for a broken image or weights of another network",
             )
         if not len(x):
             return
@@ -101,8 +101,8 @@ class Moments:
             raise TokError(
                 self.name,
                 "a covariance needs at least 2 images",
-                got=f"got {self.count}",
-                next=f"use {ENOUGH_IMAGES:,} or more",
+                got=f"{self.count}",
+                next=f"Use {ENOUGH_IMAGES:,} or more",
             )
         scatter = (self.scatter + self.scatter.T) / 2
         return Gaussian(self.mean.cpu().numpy(), (scatter / (self.count - 1)).cpu().numpy(), self.count, self.name)
@@ -113,7 +113,7 @@ def _checked(given: Moments | Gaussian) -> Gaussian:
     if g.mean.ndim != 1 or g.covariance.shape != (len(g.mean), len(g.mean)):
         raise TokError(g.name, "statistics do not fit together", got=f"{g.mean.shape}, {g.covariance.shape}")
     if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
-        raise TokError(g.name, "statistics are not finite", next="make them again")
+        raise TokError(g.name, "statistics are not finite", next="Make them again")
     return replace(g, mean=g.mean.astype(np.float64), covariance=g.covariance.astype(np.float64))
 
 
@@ -155,7 +155,7 @@ def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
         raise TokError(
             second.name,
             f"has {len(second.mean)} features an image, but {first.name} has {len(first.mean)}",
-            next="make both with the same extractor",
+            next="Make both with the same extractor",
         )
     # the set of lower rank first: its factor is the narrow one
     low, high = sorted((first, second), key=lambda g: float("inf") if g.count is None else g.count)

@@ -35,9 +35,9 @@ def inception_score(logits: Float[Tensor, "n classes"], splits: int = SPLITS) ->
         TokError: fewer images than splits, or logits that are not finite.
     """
     if len(logits) < splits:
-        raise TokError("inception score", f"{splits} splits need as many images", got=f"got {len(logits)}")
+        raise TokError("inception score", f"{splits} splits need as many images", got=f"{len(logits)}")
     if not logits.isfinite().all():
-        raise TokError("inception score", "logits are not finite", next="check the network's weights")
+        raise TokError("inception score", "logits are not finite", next="Check the network's weights")
     # images come sorted by class: splits of them must not be
     order = torch.from_numpy(np.random.RandomState(SEED).permutation(len(logits))).to(logits.device)
     log_p = logits[order].to(torch.float64).log_softmax(1)

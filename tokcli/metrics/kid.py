@@ -41,16 +41,16 @@ def kid(
     """
     size = min(subset_size, len(a), len(b))
     if size < 2:
-        raise TokError("kid", "needs at least 2 images on each side", got=f"got {len(a)} and {len(b)}")
+        raise TokError("kid", "needs at least 2 images on each side", got=f"{len(a)} and {len(b)}")
     if a.shape[1] != b.shape[1]:
         raise TokError(
             "kid",
             "features differ in width",
             got=f"{a.shape[1]} and {b.shape[1]}",
-            next="make both with the same extractor",
+            next="Make both with the same extractor",
         )
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise TokError("kid", "features are not finite", next="look for a broken image")
+        raise TokError("kid", "features are not finite", next="Look for a broken image")
     draw = np.random.RandomState(SEED)
     found = []
     for _ in range(subsets):

@@ -18,7 +18,7 @@ def masked_ce(total: float, tokens: int) -> float:
     if tokens < 1:
         raise TokError("proposal", "no held-out tokens to judge it by")
     if not math.isfinite(total):
-        raise TokError("proposal", "its likelihood is not finite", got=f"{total}", next="check its training log")
+        raise TokError("proposal", "its likelihood is not finite", got=f"{total}", next="Check its training log")
     return total / tokens
 
 

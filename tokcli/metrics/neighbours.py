@@ -37,11 +37,11 @@ def _checked(features: Tensor, name: str, ks: tuple[int, ...]) -> Float64[Tensor
         raise TokError(
             name,
             f"{max(ks)} neighbours need more than {max(ks)} images",
-            got=f"got {len(features)}",
-            next="use 2,000 or more",
+            got=f"{len(features)}",
+            next="Use 2,000 or more",
         )
     if not features.isfinite().all():
-        raise TokError(name, "features are not finite", next="look for a broken image or weights of another network")
+        raise TokError(name, "features are not finite", next="Look for a broken image or weights of another network")
     return features.to(torch.float64)
 
 
@@ -100,7 +100,7 @@ def neighbours(real: Float[Tensor, "n _"], fake: Float[Tensor, "m _"]) -> Neighb
             "features",
             "differ in width",
             got=f"{a.shape[1]} and {b.shape[1]}",
-            next="make both with the same extractor",
+            next="Make both with the same extractor",
         )
     centre = a.mean(0)
     a, b = a - centre, b - centre

@@ -41,8 +41,8 @@ def check_doubling(grid: tuple[int, int], image_size: int | tuple[int, int], wid
     if (grid[0] * factor, grid[1] * factor) != size:
         made = f"{grid[0] * factor}x{grid[1] * factor} px"
         raise TokError(
-            "decoder.widths", f"{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}",
-            got=f"the image size is {size[0]}x{size[1]} px", next="each width after the first doubles the size",
+            "decoder.widths", f'{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}, which is not the size of the image',
+            got=f'{size[0]}x{size[1]} px', next="Give one width for each doubling, and one more",
         )  # fmt: skip
 
 

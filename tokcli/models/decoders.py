@@ -141,7 +141,7 @@ class ViTDecoder(nn.Module):
             raise TokError(
                 "decoder",
                 f"a {grid[0]}x{grid[1]} grid does not cut the image into square patches",
-                got=f"the image size is {height}x{breadth} px",
+                got=f"{height}x{breadth} px",
             )
         self.embed = nn.Linear(code_dim, width)
         start_weights(self.embed)

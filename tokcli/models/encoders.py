@@ -185,7 +185,7 @@ class TeacherEncoder(nn.Module):
             rows, columns = self._grid
             raise TokError(
                 "grid", f"{rows}x{columns} tokens do not cut the image into equal patches", got=f"{height}x{width} px",
-                next=f"make data.size and data.use_size multiples of {math.lcm(rows, columns)}, or set another teacher.grid",
+                next=f"Make data.size and data.use_size multiples of {math.lcm(rows, columns)}, or set another teacher.grid",
             )  # fmt: skip
         return self._grid
 

@@ -90,7 +90,7 @@ def convert(state: Mapping[str, Tensor], layout: str, tokenizer: Tokenizer, wher
     if any(unlike.values()):
         parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
                  for what, names in unlike.items() if names]  # fmt: skip
-        raise TokError(where, f"is not a checkpoint of layout {layout}", got="; ".join(parts))
+        raise TokError(where, f"is not a checkpoint of layout {layout}", why="; ".join(parts))
     found = {ours: torch.cat([state[name] for name in theirs]).reshape(wanted[ours].shape) for ours, theirs in pairs}
     found["quantizer.initialised"] = torch.tensor(True)
     return found

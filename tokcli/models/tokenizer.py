@@ -68,7 +68,7 @@ class Tokenizer(nn.Module):
             raise RuntimeError("Tokenizer.encode needs eval mode: call tokenizer.eval() first")
         if not self.quantizer.discrete:
             raise TokError(
-                "tokenizer", "was trained without a quantizer and has no indices", next="train one with codes"
+                "tokenizer", "was trained without a quantizer and has no indices", next="Train one with codes"
             )
         return self(images).indices
 

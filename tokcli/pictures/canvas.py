@@ -26,7 +26,7 @@ def to_uint8(images: Float[Tensor, "*any"]) -> UInt8[Tensor, "*any"]:
     """
     values = images.detach().float()
     if not values.isfinite().all():
-        raise TokError("images", "pixels are not finite", next="look at the decoder's training log")
+        raise TokError("images", "pixels are not finite", next="Look at the decoder's training log")
     return values.clamp(0, 1).mul(255).round().byte()
 
 

@@ -78,7 +78,7 @@ def draw_usage(counts: Int[Tensor, " k"], path: str | Path, *, usage: float, per
     values = np.sort(counts.cpu().numpy())[::-1]
     k, total, used = len(values), int(values.sum()), int(np.count_nonzero(values))
     if not total:
-        raise TokError("usage plot", "no tokens were counted", next="give images or tokens to count")
+        raise TokError("usage plot", "no tokens were counted", next="Give images or tokens to count")
     figure = new_figure(7.2, 4.4)
     axes = figure.add_axes((0.13, 0.13, 0.84, 0.78))
     live = np.arange(1, used + 1)

@@ -32,7 +32,7 @@ def rebatch(batches: Iterable[UInt8[Tensor, "_ 3 _ _"]], size: int) -> Iterator[
                 "images",
                 "must have one size",
                 got=f"{tuple(images.shape[1:])} after {tuple(shape)}",
-                next="name a transform that resizes them",
+                next="Name a transform that resizes them",
             )
         waiting.append(images)
         held += len(images)

@@ -60,7 +60,7 @@ class Frozen(nn.Module):
         try:
             state = self.convert(load_tensors(path))
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise TokError(where, f"{path} does not hold the weights of this network", got=str(error)) from None
+            raise TokError(where, f"{path} does not hold the weights of this network", why=str(error)) from None
         broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if broken:
             raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))

@@ -73,7 +73,7 @@ class Network(Frozen):
         h, w = images.shape[-2:]
         if h % self.multiple or w % self.multiple:
             what = f"images must be a multiple of {self.multiple} pixels high and wide"
-            raise TokError(self.name, what, got=f"{h}x{w}", next="set image_size")
+            raise TokError(self.name, what, got=f"{h}x{w}", next="Set image_size")
         images = (images - self.mean) / self.std
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 

@@ -51,7 +51,7 @@ class OpenCLIP(Network):
         elif hasattr(body, "trunk") and hasattr(body.trunk, "blocks") and hasattr(body.trunk, "patch_embed"):
             count, self.has_final_norm = len(body.trunk.blocks), True
         else:
-            raise TokError(name, "this image tower has no patch tokens", next="choose a ViT")
+            raise TokError(name, "this image tower has no patch tokens", next="Choose a ViT")
         size = body.image_size
         self.image_size = self.extractor_size = int(size if isinstance(size, int) else size[0])
         self.layer_names = tuple(f"blocks.{i}" for i in range(count))
@@ -66,7 +66,7 @@ class OpenCLIP(Network):
             raise TokError(
                 name,
                 "names no weights",
-                next="write open_clip:NAME/PRETRAINED, as in ViT-B-16/laion2b_s34b_b88k",
+                next="Write open_clip:NAME/PRETRAINED, as in ViT-B-16/laion2b_s34b_b88k",
             )
         config = open_clip.get_model_config(model)
         if config is None:
@@ -122,7 +122,7 @@ class OpenCLIP(Network):
                 x, indices=numbers, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
             )
         except AssertionError as error:  # how timm refuses image sizes
-            raise TokError(self.name, "cannot take these images", got=str(error)) from None
+            raise TokError(self.name, "cannot take these images", why=str(error)) from None
 
     def _pooled(self, x: Tensor) -> Tensor:
         embedding = self.body(x)
@@ -133,7 +133,9 @@ def _check_layout(name: str, body: Any) -> None:
     """Refuse transformers whose blocks take (n, b, d): given (b, n, d), as `_maps` does, they attend across the batch."""
     if not getattr(body.transformer, "batch_first", False):
         got = f"open_clip_torch {version('open_clip_torch')}"
-        raise TokError(name, "this open_clip mixes the images of a batch", got=got, next=f"pip install '{BATCH_FIRST}'")
+        raise TokError(
+            name, "this open_clip mixes the images of a batch", got=got, next=f"Run pip install '{BATCH_FIRST}'"
+        )
 
 
 class CLIP(OpenCLIP):

@@ -76,7 +76,7 @@ def find_weights(name: str, source: Source, *, where: str, flag: str | None) -> 
         if folder and (folder / source.package[1]).is_file():
             path = folder / source.package[1]
             if not sha256(path).startswith(source.package_sha):
-                raise TokError(where, f"{path} is damaged", next=f"repeat: {source.how_to_fetch()}")
+                raise TokError(where, f"{path} is damaged", next=f"Repeat: {source.how_to_fetch()}")
             return path
     try:
         if source.hub:
@@ -85,8 +85,9 @@ def find_weights(name: str, source: Source, *, where: str, flag: str | None) -> 
             return download(source.url)
     except Unreachable as error:
         reason = f" ({error})"
-    fetch = f"etch them where there is a network: {source.how_to_fetch()}"
-    advice = f"Give {flag} PATH, or f{fetch}" if flag else f"F{fetch}"
+    advice = (
+        f"Give {flag} PATH, or fetch" if flag else "Fetch"
+    ) + f" them where there is a network: {source.how_to_fetch()}"
     raise TokError(where, f"weights not found{reason}", next=advice)
 
 

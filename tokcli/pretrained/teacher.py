@@ -55,11 +55,11 @@ class Teacher(nn.Module):
         self.name = name
         self.network = build_network(name, weights, role="teacher", weights_flag="--teacher-weights")
         if not norm and not self.network.has_final_norm:
-            raise TokError(f"teacher {name}", "norm: false changes nothing", got="the network has no final norm")
+            raise TokError(f"teacher {name}", "norm: false changes nothing", why="the network has no final norm")
         self.layers: list[int | str] = list(self.network.resolve(layers))
         if image_size is not None and grid is not None:
             raise TokError("teacher.grid", f"image_size = {image_size} decides already", got=f"{grid[0]}x{grid[1]}",
-                           next="give one of the two: --set teacher.grid=null or --set teacher.image_size=null")  # fmt: skip
+                           next="Give one of the two: --set teacher.grid=null or --set teacher.image_size=null")  # fmt: skip
         self.norm = norm
         self.network.projects = projection
         self.projection = projection if norm and self.network.has_projection else None  # None: there is none to apply

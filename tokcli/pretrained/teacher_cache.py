@@ -58,7 +58,7 @@ class TeacherCache:
             lambda rows: [self._compute(rows, device, precision)],
             row_bytes=self.shape[0] * self.shape[1] * 2,
             where="data.cache_features",
-            next="set it to false, or TOK_CACHE to another disk",
+            next="Set it to false, or TOK_CACHE to another disk",
             desc="teacher features",
         )
 

@@ -111,7 +111,7 @@ class OpenCLIPText(TextTower):
             or text.get("vocab_size", VOCABULARY) != VOCABULARY
         ):
             raise TokError(f"condition.tower {name}", "reads other text tokens than OpenCLIP's byte pairs",
-                           next="choose a CLIP model, such as ViT-B-32/laion2b_s34b_b79k")  # fmt: skip
+                           next="Choose a CLIP model, such as ViT-B-32/laion2b_s34b_b79k")  # fmt: skip
         return config, pretrained
 
     @classmethod
@@ -201,7 +201,7 @@ def _word_pieces(path: Path, where: str) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise TokError(where, "its tokenizer's package is not installed", next="pip install tokenizers") from None
+        raise TokError(where, "its tokenizer's package is not installed", next="Run pip install tokenizers") from None
     if not path.is_file():
         raise TokError(
             where, f"{path} is missing", next="Put it beside the weights, or: " + MiniLM.source("").how_to_fetch()

@@ -53,7 +53,7 @@ class FeatureTable:
         """
         self.cache.fill(
             self._compute, row_bytes=self.length * self.dim * 2, where="condition.tower",
-            next="set TOK_CACHE to another disk", desc="text features",
+            next="Set TOK_CACHE to another disk", desc="text features",
         )  # fmt: skip
 
     def rows(self, numbers: Int64[Tensor, " b"]) -> Float[Tensor, "b length d"]:

@@ -36,7 +36,7 @@ class Timm(Network):
         except TypeError:
             body = library("timm").create_model(model, num_classes=0)
         if not hasattr(body, "forward_intermediates"):
-            raise TokError(name, "gives no feature maps", next="choose a model that has forward_intermediates")
+            raise TokError(name, "gives no feature maps", next="Choose a model that has forward_intermediates")
         super().__init__(name, body, mean=body.pretrained_cfg["mean"], std=body.pretrained_cfg["std"])
         if not self.model:
             self.image_size = self.extractor_size = body.pretrained_cfg["input_size"][-1]
@@ -60,7 +60,7 @@ class Timm(Network):
         model = cls.model or name.removeprefix("timm:")
         if not timm.is_model(model):
             close = difflib.get_close_matches(model, timm.list_models(), n=1)
-            advice = f"Did you mean 'timm:{close[0]}'?" if close else "timm.list_models() lists them"
+            advice = f"Did you mean 'timm:{close[0]}'?" if close else "Call timm.list_models() to list them"
             raise TokError(name, "timm has no such model", next=advice)
         return model
 
@@ -102,7 +102,7 @@ class Timm(Network):
                 intermediates_only=True,
             )
         except AssertionError as error:  # how timm refuses image sizes
-            raise TokError(self.name, "cannot take these images", got=str(error)) from None
+            raise TokError(self.name, "cannot take these images", why=str(error)) from None
         return {self.layer_names[n]: m for n, m in zip(numbers, maps, strict=True)}
 
     def _pooled(self, x: Tensor) -> Tensor:

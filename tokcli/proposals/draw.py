@@ -28,7 +28,7 @@ class Sampling(SamplerOptions):
         for key, one in declared(type(self)).items():
             fault = one.fault(getattr(self, key))
             if fault:
-                raise TokError(f"sample.{key}", f"must be {fault}", got=f"Got {getattr(self, key)}")
+                raise TokError(f"sample.{key}", f"must be {fault}", got=str(getattr(self, key)))
 
     @property
     def guided(self) -> bool:

@@ -118,7 +118,7 @@ class MaskedProposal(TransformerProposal):
     ) -> Judged:
         """Mean cross-entropy (nats) of each sample's masked tokens, ceil(ratio n) of them chosen by its seed, and their hits."""
         if not 0 < mask_ratio <= 1:
-            raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"Got {mask_ratio}")
+            raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"{mask_ratio}")
         count = max(1, math.ceil(mask_ratio * self.tokens))
         mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
         features = self._features(torch.where(mask, self.mask_row, indices), self._prefix(condition)).flatten(0, 1)

@@ -204,7 +204,7 @@ class Proposal(nn.Module):
             raise TokError(
                 "--cfg-scale",
                 f"the network {why} and cannot be guided",
-                got=f"Got {sampling.cfg_scale}",
+                got=f"{sampling.cfg_scale}",
                 next="Use --cfg-scale 1",
             )
 
@@ -222,8 +222,10 @@ class Proposal(nn.Module):
         else:
             outside = condition[(condition < -1) | (condition >= self.classes)]
             if len(outside):
-                some = f"0 to {self.classes - 1}" if self.classes else "none: the network is unconditional"
-                raise TokError("--classes", "no such class", got=f"Got {int(outside[0])}", next=f"Known: {some}")
+                some = (
+                    f"Choose 0 to {self.classes - 1}" if self.classes else "Leave it out: the network is unconditional"
+                )
+                raise TokError("--classes", "no such class", got=f"{int(outside[0])}", next=some)
         self.check_sampling(sampling, int(drawn[0].sum()))
 
     # what it takes, for plans

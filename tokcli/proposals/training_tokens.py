@@ -41,7 +41,7 @@ def check_captions(condition: Condition, where: str, *, captioned: bool) -> None
     if not captioned and isinstance(condition, TextCondition):
         raise TokError(
             where, "its images have no captions", got="condition.name: text",
-            next="tokenize a data set with captions, or set condition.name=none",
+            next="Tokenize a data set with captions, or set condition.name=none",
         )  # fmt: skip
 
 

@@ -80,13 +80,13 @@ class TransformerProposal(Proposal):
     ) -> None:
         super().__init__(codebook_size, grid, classes, text, label_drop=label_drop)
         if width % heads:
-            raise TokError("proposal.heads", f"must divide the width {width}", got=f"Got {heads}")
+            raise TokError("proposal.heads", f"must divide the width {width}", got=f"{heads}")
         embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
         of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(position, 1)
         if width // heads % of:
             raise TokError("proposal.heads", f"width / heads must be a multiple of {of} for position {position}",
-                           got=f"Got {width} / {heads}")  # fmt: skip
+                           got=f"{width} / {heads}")  # fmt: skip
         self.width, self.depth, self.heads = width, depth, heads
         self.null_row = codebook_size + self.classes
         shape = Shape(

@@ -42,4 +42,4 @@ class NoQuantizer(Quantizer):
         Raises:
             TokError: always.
         """
-        raise TokError("quantizer none", "has no codes", next="train a tokenizer with another quantizer")
+        raise TokError("quantizer none", "has no codes", next="Train a tokenizer with another quantizer")

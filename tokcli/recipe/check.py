@@ -116,7 +116,9 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
         elif item["type"] == "value_error":  # a validator of ours: its own words
             lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
         else:
-            message = item["msg"].removeprefix("Input ").rstrip(".")
+            message = (
+                item["msg"].removeprefix("Input ").removeprefix("List ").partition(" after validation")[0].rstrip(".")
+            )
             lines.append(f"{path}: {message}. Got {_shown(item['input'])}.")
     for path, items in tried.items():
         wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)

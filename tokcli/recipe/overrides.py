@@ -96,10 +96,10 @@ def parse_set(assignments: tuple[str, ...], flag: str = "") -> dict[str, Any]:
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not all(key.strip().split(".")):
-            raise TokError(f"--set {text}", "expected KEY=VALUE", next="for example --set optim.lr=1e-4")
+            raise TokError(f"--set {text}", "expected KEY=VALUE", next="Write for example --set optim.lr=1e-4")
         try:
             parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError as error:
             problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-            raise TokError(flag or f"--set {text}", "the value is not YAML", got=problem) from None
+            raise TokError(flag or f"--set {text}", "the value is not YAML", why=problem) from None
     return parsed

@@ -73,18 +73,18 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
             _say_fallback(home, folder, name)
         path = root / home / f"{name}.yaml"
         if not path.is_file():
-            raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="tok recipes lists them")
+            raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="Run tok recipes to list them")
         return path
     path = Path(choice)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise TokError(f"--recipe {choice}", "no such file", next="tok recipes lists those that come with tok")
+        raise TokError(f"--recipe {choice}", "no such file", next="Run tok recipes to list those that come with tok")
     for candidate in (root / f"{choice}.yaml", root / folder / f"{choice}.yaml"):
         if candidate.is_file():
             return candidate
     close = nearest(choice, [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")])
-    hint = close if close.startswith("Did") else "tok recipes lists them"
+    hint = close if close.startswith("Did") else "Run tok recipes to list them"
     raise TokError(f"--recipe {choice}", "no such recipe", next=hint)
 
 
@@ -104,14 +104,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
     except OSError as error:
-        raise TokError(str(path), "cannot be read", got=error.strerror or str(error)) from None
+        raise TokError(str(path), "cannot be read", why=error.strerror or str(error)) from None
     except RecursionError:
-        raise TokError(str(path), "is not a valid recipe", got="brackets nested too deeply") from None
+        raise TokError(str(path), "is not a valid recipe", why="brackets nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise TokError(where, "is not a valid recipe", got=problem) from None
+        raise TokError(where, "is not a valid recipe", why=problem) from None
     if not isinstance(loaded, dict):
         raise TokError(str(path), "is not a mapping of recipe keys", got=type(loaded).__name__)
     return loaded

@@ -51,7 +51,7 @@ def read_edit(
     if (mask is None) == (keep_top is None):
         raise Misuse("--edit", "needs --mask or --keep-top", got="both" if mask else "neither")
     if mask is not None and mode == "ar":
-        next_step = "--keep-top completes a picture, and --mode nar fills masks"
+        next_step = "Complete a picture with --keep-top, or fill masks with --mode nar"
         raise TokError(where, "an autoregressive network draws after what it knows, not between", next=next_step)
     original, crop = _pixels("--edit", image), CenterCrop(size)
     inputs = {"image": {"id": f"image-{sha256(image)[:12]}", "path": str(image.resolve())}}
@@ -70,8 +70,12 @@ def read_edit(
     if not drawn.any():
         outside = mask is not None and bool((grey > 127).any())
         got = "its light pixels lie outside of the centre crop" if outside else ""
-        known = "light pixels (over half white) are drawn anew"
-        raise TokError(where, "marks nothing to draw anew", got=got, next=known)
+        raise TokError(
+            where,
+            "marks nothing to draw anew",
+            why=got,
+            next="Mark with light pixels (over half white) what is drawn anew",
+        )
     return Edit(crop(original, torch.Generator()), anew, drawn, inputs)
 
 
@@ -84,7 +88,9 @@ def rows_kept(keep_top: int | float, rows: int) -> int:
     kept = round(keep_top * rows) if isinstance(keep_top, float) else keep_top  # 1.0 is all of them, not one
     if not 0 < kept < rows:
         known = f"1 to {rows - 1} rows of tokens, or a share such as 0.5"
-        raise TokError("--keep-top", f"must leave some of the {rows} rows and keep some", got=str(keep_top), next=known)
+        raise TokError(
+            "--keep-top", f"must leave some of the {rows} rows and keep some", got=str(keep_top), next=f"Give {known}"
+        )
     return kept
 
 

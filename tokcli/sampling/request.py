@@ -36,7 +36,7 @@ def with_prompts(options: Options, source: str | None) -> Options:
     if source is None:
         return options
     if source == "-" and distributed.world_size() > 1:
-        raise Misuse("--prompts -", "several processes cannot share standard input", next="give a file")
+        raise Misuse("--prompts -", "several processes cannot share standard input", next="Give a file")
     prompts = read_prompts(source)
     sets = {**options.sets, "sample.prompts": prompts}
     if not any(key in sets for key in NUMBERS):
@@ -50,12 +50,12 @@ def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
     if prompts is not None and not by_text:
         kind = "classes" if facts["classes"] else "nothing"
         raise TokError("--prompts", f"the proposal network is conditioned on {kind}, not on captions",
-                       next="--classes picks classes" if facts["classes"] else "leave it out")  # fmt: skip
+                       next="Pick classes with --classes" if facts["classes"] else "Leave it out")  # fmt: skip
     if by_text and not prompts:
         raise TokError("--prompts", "the proposal network draws what captions say, and there are none",
-                       next="give --prompts FILE, or - for standard input, one caption a line")  # fmt: skip
+                       next="Give --prompts FILE, or - for standard input, one caption a line")  # fmt: skip
     if prompts and not all(prompt.strip() for prompt in prompts):
-        raise TokError("sample.prompts", "an empty caption", next="leave it out")
+        raise TokError("sample.prompts", "an empty caption", next="Leave it out")
 
 
 class Unnamed(list[str]):
@@ -83,7 +83,7 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
         elif isinstance(names, Unnamed) and not text.lstrip("-").isdecimal():
             found.append(0)
         else:
-            known = f"numbers 0 to {len(names) - 1}" if text.lstrip("-").isdecimal() else nearest(text, names)
+            known = f"Choose 0 to {len(names) - 1}" if text.lstrip("-").isdecimal() else nearest(text, names)
             raise TokError("--classes", f"no such class '{text}'", next=known)
     return found
 
@@ -130,7 +130,7 @@ def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> l
     numbers = _trained(class_numbers(named, names), bool(named), names, counts)
     if per_class and not names:
         raise TokError(
-            "--per-class", "the proposal network was trained without classes", next="-n says how many images"
+            "--per-class", "the proposal network was trained without classes", next="Say how many images with -n"
         )
     number = number or (per_class or 1) * len(numbers)
     return [numbers[i % len(numbers)] for i in range(number)]
@@ -175,7 +175,7 @@ def request_of(
         settings, labels = _for_edit(settings, labels, picture, recipe, network)
     elif mask is not None or asked.keep_top is not None or asked.paste:
         flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
-        raise Misuse(flag, "is for editing a picture", next="name it: --edit IMAGE")
+        raise Misuse(flag, "is for editing a picture", next="Name it: --edit IMAGE")
     network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
     return Request(options, recipe, settings, labels, picture)
 
@@ -199,7 +199,7 @@ def _for_edit(
     if recipe.sample.classes is None and network.classes:
         if not network.label_drop:
             why = "the network was trained with every label, and needs the picture's class"
-            raise TokError("--classes", why, next="name it: --classes NAME")
+            raise TokError("--classes", why, next="Name it: --classes NAME")
         log.info("no --classes: the edit is drawn without class and guidance")
         settings, labels = dataclasses.replace(settings, cfg_scale=1.0), [-1] * len(labels)
     return settings, labels

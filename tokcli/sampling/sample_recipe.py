@@ -107,7 +107,7 @@ def sampling_of(section: Sample, network: Proposal | type[Proposal]) -> Sampling
             why = f"{of} {given.get(of, options[of].default)} does not read it"
         if why:
             off = json.dumps(one.unset)
-            raise TokError(f"sample.{key}", why, got=f"Got {value}", next=f"Leave it out, or --set sample.{key}={off}")
+            raise TokError(f"sample.{key}", why, got=f"{value}", next=f"Leave it out, or --set sample.{key}={off}")
     return Sampling(**given)
 
 

@@ -23,20 +23,24 @@ def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[
     for text in sweeps:
         key, sign, values = text.partition("=")
         if not sign or not key.strip() or not values.strip():
-            raise TokError(f"--sweep {text}", "expected KEY=VALUE,VALUE", next="for example --sweep cfg_scale=1,1.5,2")
+            raise TokError(
+                f"--sweep {text}", "expected KEY=VALUE,VALUE", next="Write for example --sweep cfg_scale=1,1.5,2"
+            )
         key = key.strip()
         key = key if "." in key or key == "seed" else f"sample.{key}"
         if key in axes:
-            raise TokError(f"--sweep {text}", "is given twice", next="list all values behind one --sweep")
+            raise TokError(f"--sweep {text}", "is given twice", next="List all values behind one --sweep")
         one = declared(SampleOptions).get(key.removeprefix("sample."))
         if one and not one.sweeps:
             known = ", ".join(key for key, one in declared(SampleOptions).items() if one.sweeps)
             raise TokError(f"--sweep {text}", f"{key} changes no image", next=f"Sweep one of {known}, seed")
         if key in sets:
-            raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="leave one of them out")
+            raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="Leave one of them out")
         axes[key] = found = parse_set((f"{key}=[{values}]",), flag=f"--sweep {text}")[key]
         if any(one in found[:i] for i, one in enumerate(found)):  # 1 and 1.0 are one
-            raise TokError(f"--sweep {text}", "names a value twice", next="each makes the same images once")
+            raise TokError(
+                f"--sweep {text}", "names a value twice, which would make the same images", next="Name it once"
+            )
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 

@@ -95,7 +95,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         log.info("ARTIFACT...: all %d of %s", len(given), options.workspace)
     if not given:
         raise TokError(
-            "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="name artifacts, or train some"
+            "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="Name artifacts, or train some"
         )
     recorded = given[0].inputs["data"]["path"]
     others = sorted({str(sibling(a.inputs["data"]["path"], "val")) for a in given})
@@ -104,14 +104,14 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
             "ARTIFACT...",
             "they are of different data",
             got=", ".join(others),
-            next="name the artifacts of one, or the held-out images for all: --data DIR",
+            next="Name the artifacts of one, or the held-out images for all: --data DIR",
         )
     spec = named_data(options) or sibling(recorded, "val")
     if spec is None and given[0].inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
         spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
         spec = None if spec == recorded else spec
     if spec is None:
-        raise TokError("--data", f"{recorded} has no held-out part beside it", next="name held-out images: --data DIR")
+        raise TokError("--data", f"{recorded} has no held-out part beside it", next="Name held-out images: --data DIR")
     recipe = load_recipe(options, EvalRecipe, "eval", recipe_folder(spec), {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
     found = {name for a in given for name in build.weights_read(a.recipe)}
@@ -122,7 +122,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError(
             f"--reference {references[0]}",
             "samples are compared with it, and the artifacts hold none",
-            next="leave it out; --data DIR names the images that reconstructions are measured on",
+            next="Leave it out; --data DIR names the images that reconstructions are measured on",
         )
     given = list({a.id: a for a in given}.values())
     check_extractors(recipe.eval.extractors, options.weights.get("inception"))

@@ -22,7 +22,7 @@ def listing(workspace: Path, as_json: bool) -> str:
         return json.dumps([{"id": a.id, "kind": a.kind, "path": str(a.path)} for a in found], indent=2)
     if not found:
         raise TokError(
-            f"--workspace {workspace}", "holds no complete artifacts", next="tok train-tokenizer makes the first"
+            f"--workspace {workspace}", "holds no complete artifacts", next="Run tok train-tokenizer to make the first"
         )
     width = max(len(a.id) for a in found)
     return "\n".join(f"{a.id:<{width}}  {a.path}" for a in found)

@@ -203,8 +203,8 @@ def _refuse_bad(source: ImageSource, skipped: int, max_bad: float) -> None:
     bad, listed = skipped + len(source.problems), len(source) + len(source.problems)
     if bad > math.ceil(max_bad * listed):
         raise TokError(
-            f"--data {source.name}", f"{bad} of {listed} images could not be read or are incomplete (named above)",
-            got=f"tokens.max_bad is {max_bad}", next="Mend them, or raise it: --set tokens.max_bad=0.1",
+            f"--data {source.name}", f'{bad} of {listed} images could not be read or are incomplete (named above), more than tokens.max_bad',
+            got=f'{max_bad}', next="Mend them, or raise it: --set tokens.max_bad=0.1",
         )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
     if size != facts["use_size"]:
         raise TokError(
             "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
-            next=f"--set data.size={facts['use_size']}",
+            next=f"Use it: --set data.size={facts['use_size']}",
         )  # fmt: skip
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
     check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))

@@ -106,7 +106,7 @@ def _check(
             f"--mode {mode}", "the recipe is of a network of another mode", got=f"proposal.name: {recipe.proposal.name}"
         )
     if init is not None and "language" in options.weights:
-        raise Misuse("--language-weights", "--init says where the weights come from", next="give one of the two")
+        raise Misuse("--language-weights", "--init says where the weights come from", next="Give one of the two")
     start = open_input(options, "--init", init, ["proposal"]) if init else None
     if made_by is None:
         return start
@@ -125,13 +125,13 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
     if val is None:
         if recipe.train.eval_every:
             raise TokError("train.eval_every", "there is nothing to measure on", got=str(recipe.train.eval_every), next=(
-                "give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
+                "Give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
         return None
     found = open_input(options, "--val", val, ["tokens"])
     ours, theirs = (a.input_id("tokenizer") for a in (tokens, found))
     if ours != theirs:
         raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=(
-            f"tok tokenize --tokenizer {tokens.inputs['tokenizer']['path']} --data SET/val"))  # fmt: skip
+            f"Make them: tok tokenize --tokenizer {tokens.inputs['tokenizer']['path']} --data SET/val"))  # fmt: skip
     if found.id == tokens.id:
         log.warning("--val %s: these are the tokens that it is trained on", val)
     return found
@@ -166,7 +166,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     if missing:
         raise TokError(
             "--dry-run", f"nobody knows {' and '.join(missing)}",
-            next="give --tokens of data on this machine, or --set expects." + "=N --set expects.".join(missing) + "=N",
+            next="Give --tokens of data on this machine, or --set expects." + "=N --set expects.".join(missing) + "=N",
         )  # fmt: skip
     size, grid = facts["codebook_size"], tuple(facts["grid"])
     classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])

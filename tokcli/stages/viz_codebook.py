@@ -71,7 +71,7 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
     if against is not None:
         drawn["against"] = choose(options, "--against", against, ["tokenizer"])
         if drawn["against"].id == made_by.id:
-            raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="name another one")
+            raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="Name another one")
     spec = data_spec(options, made_by.inputs["data"]["path"])
     recipe = load_recipe(options, VizRecipe, "viz", recipe_folder(spec), {})
     if options.dry_run:

@@ -93,9 +93,8 @@ def run(
                     save_state(folder, number, time.perf_counter() - started, parts)
                     raise TokError(
                         f"step {number + 1}",
-                        f"loss or gradient is not finite (last finite at {number})",
-                        got=f"State before it kept in {folder}",
-                        next="lower optim.lr or set optim.clip, and train into a new --out",
+                        f"loss or gradient is not finite (last finite at {number}), the state before it is kept in {folder}",
+                        next="Lower optim.lr or set optim.clip, and train into a new --out",
                     ) from None
                 done = number + 1
                 window_steps += 1
@@ -115,7 +114,7 @@ def run(
                 if stopping:
                     raise Interrupted(
                         f"{folder}", f"interrupted after step {done} of {train.steps}, state saved",
-                        next="repeat the command to go on",
+                        next="Repeat the command to go on",
                     )  # fmt: skip
         finally:
             if journal:

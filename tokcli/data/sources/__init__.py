@@ -105,7 +105,11 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
     if is_url(spec):
         raise TokError(where, "only local files are read: no URLs, no pipes", next="Download the data first")
     known = nearest(spec.partition("/")[0], EMBEDDED)
-    hint = known if known.startswith("Did") else f"Embedded: {', '.join(f'{name}/train' for name in EMBEDDED)}"
+    hint = (
+        known
+        if known.startswith("Did")
+        else f"Choose a folder, or one of {', '.join(f'{name}/train' for name in EMBEDDED)}"
+    )
     if not Path(spec).expanduser().exists():
         raise NotFound(where, "no such folder", next=hint)
     raise TokError(where, "not a folder or a tar", next=hint)

@@ -53,7 +53,7 @@ def class_numbers(names: Sequence[str | None], where: str) -> tuple[np.ndarray, 
     if known and all(_is_number(name) for name in known):
         numbers = {name: int(name) for name in known}
         if max(numbers.values()) >= MOST_CLASSES:
-            raise TokError(where, "class numbers must be under a million", got=f"found {max(numbers.values())}")
+            raise TokError(where, "class numbers must be under a million", got=str(max(numbers.values())))
         classes = [str(i) for i in range(max(numbers.values()) + 1)]
         return _numbered(names, numbers), classes
     return ranks(names)

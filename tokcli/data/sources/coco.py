@@ -123,5 +123,5 @@ def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
         for row in table["annotations"]:
             texts.setdefault(int(row["image_id"]), []).extend(captions_of(row) or [])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise TokError(str(path), "not COCO's captions", got=f"{type(error).__name__}: {error}") from None
+        raise TokError(str(path), "not COCO's captions", why=f"{type(error).__name__}: {error}") from None
     return names, texts

@@ -155,7 +155,7 @@ def _header(file: Any, path: Path, dims: int) -> tuple[int, ...]:
     try:
         head = file.read(4 + 4 * dims)
     except (OSError, EOFError) as error:
-        raise TokError(str(path), "cannot be read", got=str(error)) from None
+        raise TokError(str(path), "cannot be read", why=str(error)) from None
     shape = tuple(int(x) for x in np.frombuffer(head[4:], dtype=">u4")) if len(head) == 4 + 4 * dims else ()
     if head[:4] != bytes([0, 0, 8, dims]) or len(shape) != dims:  # 8: unsigned bytes
         raise TokError(str(path), f"not an idx file of bytes in {dims} dimensions")
@@ -170,7 +170,7 @@ def _read(path: Path, dims: int) -> np.ndarray:
         try:
             data = file.read(int(np.prod(shape)))
         except (OSError, EOFError) as error:
-            raise TokError(str(path), "cannot be read", got=str(error)) from None
+            raise TokError(str(path), "cannot be read", why=str(error)) from None
     if len(data) != int(np.prod(shape)):
-        raise TokError(str(path), f"its header claims {int(np.prod(shape)):,} bytes", got=f"it holds {len(data):,}")
+        raise TokError(str(path), f"its header claims {int(np.prod(shape)):,} bytes", got=f"{len(data):,}")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

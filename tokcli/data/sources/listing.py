@@ -112,4 +112,4 @@ def read_text(path: Path, where: str) -> str:
     except FileNotFoundError:
         raise TokError(where, "no such file", got=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TokError(where, "cannot be read as text", got=str(error)) from None
+        raise TokError(where, "cannot be read as text", why=str(error)) from None

@@ -119,8 +119,8 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
         raise NotFound(
             f"--data {name}",
             "its packages are not installed",
-            got=str(error),
-            next="pip install 'tokcli[demo]'",
+            why=str(error),
+            next="Run pip install 'tokcli[demo]'",
         ) from None
     drawn = {_bare(path.stem): path.stem for path in drawings.glob("*.svg")}
     found = []
@@ -180,6 +180,6 @@ def _render(emoji: Emoji, size: int) -> np.ndarray:
     try:
         png = resvg_py.svg_to_bytes(svg_path=path, width=size, height=size, background="white", skip_system_fonts=True)
     except Exception as error:
-        raise TokError("--data openmoji", f"{path} cannot be rendered", got=str(error)) from None
+        raise TokError("--data openmoji", f"{path} cannot be rendered", why=str(error)) from None
     with Image.open(io.BytesIO(bytes(png))) as image:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

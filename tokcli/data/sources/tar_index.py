@@ -96,7 +96,7 @@ def _build(path: Path, contents: bool) -> TarIndex:
             raise TokError(
                 f"--data {path}",
                 "not a plain tar",
-                got=str(error),
+                why=str(error),
                 next="Decompress it: samples are read in place",
             ) from None
         for key, parts in samples.items():

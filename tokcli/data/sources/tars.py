@@ -39,7 +39,7 @@ def expand(pattern: str) -> list[Path]:
     try:
         patterns = list(itertools.islice(braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError as error:
-        raise TokError(where, "the braces do not match", got=str(error)) from None
+        raise TokError(where, "the braces do not match", why=str(error)) from None
     paths: list[str] = []
     for one in patterns:
         fitting = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
@@ -76,7 +76,7 @@ class Tars:
         self.keys = [f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys]
         if not self.keys:
             why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
-            raise TokError(where, f"no images found{why}", next="Members are read by extension: " + " ".join(IMAGES))
+            raise TokError(where, f"no images found{why}", next="Name members by extension: " + " ".join(IMAGES))
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards])
         self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(-1, 2)
         self._texts = [text for shard in shards for text in shard.texts]
