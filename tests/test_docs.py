@@ -33,9 +33,14 @@ FLAGS = {
     if flag[:2] == "--"
 }
 STAGES = {  # command -> the recipe it reads by default
-    "train-tokenizer": "tokenizer-vqkd", "train-decoder": "decoder-conv", "tokenize": "tokens", "train-proposal": "proposal-{mode}",
-    "sample": "sample-{mode}", "eval": "eval", "viz-codebook": "viz",
-}  # fmt: skip
+    "train-tokenizer": "tokenizer-vqkd",
+    "train-decoder": "decoder-conv",
+    "tokenize": "tokens",
+    "train-proposal": "proposal-{mode}",
+    "sample": "sample-{mode}",
+    "eval": "eval",
+    "viz-codebook": "viz",
+}
 OPENMOJI = "creativecommons.org/licenses/by-sa/4.0/"
 
 
