@@ -76,7 +76,7 @@ def _mode(a: Artifact) -> str | None:
 
 
 def asked_for(sample: Mapping[str, Any]) -> str | None:
-    """What samples were asked to show, in words, where it is not each class in turn: others are not comparable."""
+    """What samples were asked to show, in words, unless it is all classes in rotation: only equal requests are comparable."""
     for key, called in (("prompts", "captions"), ("classes", "classes")):
         asked = sample.get(key)
         if isinstance(asked, str):

@@ -41,8 +41,8 @@ class ProposalHandle(Handle):
 
         Args:
             n: images; None: as many as the recipe says, or one for each of `prompts`.
-            classes: names or numbers, in turn; "data": at the training frequencies; None: all classes in turn.
-            prompts: captions, in turn, for a text-conditional network.
+            classes: names or numbers, drawn in rotation; "data": as often as in the training data; None: all classes in rotation.
+            prompts: captions for a text-conditional network; if there are more images, they are repeated in order.
             seed: of all images.
             recipe: file or name of a recipe of stage sample; None: that of the data set that the network was trained on.
             settings: keys of the recipe's section `sample`, such as cfg_scale=1.5, temperature=0.9, steps=12.

@@ -45,7 +45,7 @@ def adaptive_weight(
 class LeCam(nn.Module):
     """Holds a discriminator's logits near the running mean of the other side's (Tseng et al., arXiv 2104.03310, equation 3).
 
-    It keeps a discriminator that has seen few images from telling them by heart. The means are those of all ranks and
+    It keeps a discriminator that has seen few images from memorising them. The means are those of all ranks and
     move when `observe` is called, once an update.
     """
 

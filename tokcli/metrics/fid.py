@@ -1,6 +1,6 @@
 """Fréchet distance between two sets of features (Heusel et al. 2017, arXiv 1706.08500), all in float64.
 
-With Inception-v3 pool features it is FID; with any other extractor it goes by that extractor's name.
+On Inception-v3 pool features it is FID; on any other extractor it is named after the extractor.
 """
 
 from dataclasses import dataclass, replace

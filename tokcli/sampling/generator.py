@@ -48,7 +48,7 @@ class Generator:
     def conditions(
         self, numbers: range, labels: Sequence[int], prompts: Sequence[str] | None
     ) -> Shaped[Tensor, "b *c"]:
-        """What the images of those numbers are to show: their captions, which they take in turn, or their classes.
+        """What the images of those numbers are to show: their captions, repeated in order, or their classes.
 
         Args:
             labels: the class of every image, -1 for none.

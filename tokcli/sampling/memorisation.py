@@ -1,7 +1,7 @@
-"""Samples beside their nearest training images, so that a network that learned pictures by heart shows it.
+"""Samples beside their nearest training images: they show whether a network has memorised its training set.
 
-A short distance alone means little: some pictures are easy. So the same is measured of held-out images, which no network has
-seen: samples that lie much nearer to the training images than those do are copies.
+A short distance alone means little, because some pictures are simple. Therefore the same is measured for held-out images, which the
+network has not seen: samples that are much nearer to the training images than those are copies.
 """
 
 import logging

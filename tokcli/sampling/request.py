@@ -63,7 +63,7 @@ class Unnamed(list[str]):
 
 
 def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
-    """The classes that images take in turn, as numbers; [-1] where the network knows no classes.
+    """The classes that are drawn in rotation, as numbers; [-1] if the network has no classes.
 
     Raises:
         TokError: a class that does not exist.
@@ -113,7 +113,7 @@ def _trained(numbers: list[int], asked: bool, names: list[str], counts: list[int
 
 
 def image_labels(recipe: SampleRecipe, names: list[str], counts: list[int]) -> list[int]:
-    """The class of every image: those asked for in turn, or drawn at the training frequencies; -1 without classes.
+    """The class of every image: the requested ones in rotation, or drawn as often as in the training data; -1 without classes.
 
     Args:
         names: of the classes that the network knows.
