@@ -24,10 +24,11 @@ GUIDES = {"README.md": README, **PAGES}  # what a user reads to use tok
 DOCS = GUIDES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 PIPELINE = (ROOT / "scripts" / "pipeline.sh").read_text(encoding="utf-8")
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
+SUBCOMMANDS = [sub for group in COMMANDS.values() if isinstance(group, click.Group) for sub in group.commands.values()]
 OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini", "--markdown"}  # of torchrun and of scripts
 FLAGS = {
     flag
-    for command in COMMANDS.values()
+    for command in (*COMMANDS.values(), *SUBCOMMANDS)
     for p in command.params
     for flag in (*p.opts, *p.secondary_opts)
     if flag[:2] == "--"
@@ -97,7 +98,7 @@ def test_every_command_line_in_the_docs_parses(words: list[str]) -> None:
 
 
 def test_command_lines_were_found_and_name_known_commands() -> None:
-    assert {words[0] for words in USED} == {*STAGES, "recipes", "import", "--help"}
+    assert {words[0] for words in USED} == {*STAGES, "data", "recipes", "import", "--help"}
 
 
 def test_every_command_has_a_row_in_the_readme() -> None:
@@ -115,7 +116,7 @@ def test_commands_and_flags_named_in_prose_exist(name: str) -> None:
 def test_every_flag_is_in_the_docs() -> None:
     own = {
         p.opts[-1]
-        for c in COMMANDS.values()
+        for c in (*COMMANDS.values(), *SUBCOMMANDS)
         for p in c.params
         if isinstance(p, click.Option) and p.opts[-1].startswith("--")
     }

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from tokcli import __version__
-from tokcli.cli import inspect, pipeline
+from tokcli.cli import data_sets, inspect, pipeline
 from tokcli.errors import Interrupted, TokError
 
 
@@ -53,7 +53,7 @@ def cli() -> None:
     """
 
 
-for command in (*pipeline.COMMANDS, *inspect.COMMANDS):
+for command in (*pipeline.COMMANDS, *data_sets.COMMANDS, *inspect.COMMANDS):
     cli.add_command(command)
 
 

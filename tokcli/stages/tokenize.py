@@ -1,7 +1,6 @@
 """`tok tokenize`: images to token shards, once, so that proposal networks never see an image."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +20,11 @@ from tokcli.command.session import session, share_of
 from tokcli.data import token_store
 from tokcli.data.pixels import unit
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
-from tokcli.data.sources.summary import kinds, say_problems
+from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
 from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import tensor_cores
-from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import Area
@@ -154,13 +152,13 @@ def _write_shards(
     size = recipe.tokens.shard_size
     tokenizer: Tokenizer | None = None
     skipped = token_store.skipped(draft.path)
-    _refuse_bad(source, skipped, recipe.tokens.max_bad)
+    refuse_bad(source, skipped, recipe.tokens.max_bad, "tokens.max_bad")
     present = lambda: token_store.present(draft.path)  # noqa: E731
     for shard in claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
         tokenizer = tokenizer or loading.load_tokenizer(made_by, device)
         rows = range(shard * size, min((shard + 1) * size, len(source)))
         skipped += _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
-        _refuse_bad(source, skipped, recipe.tokens.max_bad)
+        refuse_bad(source, skipped, recipe.tokens.max_bad, "tokens.max_bad")
 
 
 @tensor_cores()
@@ -198,16 +196,6 @@ def _write_shard(
     return len(skipped)
 
 
-def _refuse_bad(source: ImageSource, skipped: int, max_bad: float) -> None:
-    """Stop as soon as too much is left out, before the rest is worked on; a higher share goes on from here."""
-    bad, listed = skipped + len(source.problems), len(source) + len(source.problems)
-    if bad > math.ceil(max_bad * listed):
-        raise TokError(
-            f"--data {source.name}", f'{bad} of {listed} images could not be read or are incomplete (named above), more than tokens.max_bad',
-            got=f'{max_bad}', next="Mend them, or raise it: --set tokens.max_bad=0.1",
-        )  # fmt: skip
-
-
 def _finish(
     draft: Draft, made_by: Artifact, source: ImageSource, views: CropViews, recipe: TokensRecipe, shards: int
 ) -> Artifact:
@@ -216,7 +204,7 @@ def _finish(
             log.info("%s: another job completes it", draft.path)
             return Artifact(draft.path, draft.manifest)
         merged = merge(draft.path, shards)
-        _refuse_bad(source, merged.skipped, recipe.tokens.max_bad)
+        refuse_bad(source, merged.skipped, recipe.tokens.max_bad, "tokens.max_bad")
         facts = _facts(recipe, made_by, source.classes, views, merged.rows) | {"shards": shards}  # some may be short
         if left_out := {**kinds(source.problems), **({"unreadable": merged.skipped} if merged.skipped else {})}:
             facts["left_out"] = dict(sorted(left_out.items()))

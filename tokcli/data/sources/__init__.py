@@ -22,7 +22,7 @@ from tokcli.data.sources.tars import Tars
 from tokcli.errors import NotFound, TokError
 from tokcli.registry import nearest
 
-__all__ = ["SOURCES", "BadImage", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
+__all__ = ["SOURCES", "BadImage", "Encoded", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
 
 
 @runtime_checkable
@@ -47,6 +47,14 @@ class ImageSource(Protocol):
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """An image source that has its images as files: what packs them need not encode them again."""
+
+    def encoded(self, i: int) -> tuple[str, bytes]:
+        """The extension, such as "jpg", and the bytes of sample i; raises BadImage."""
 
 
 class Source(ImageSource, Protocol):

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,21 @@ def ranks(names: Sequence[str | None]) -> tuple[np.ndarray, list[str]]:
     """Labels and the class list where every name is a name: 0, 1, 10, 2 are four classes, ranked as texts."""
     classes = sorted({name for name in names if name is not None})
     return _numbered(names, {name: i for i, name in enumerate(classes)}), classes
+
+
+def known_numbers(
+    names: Sequence[str | None], listed: Collection[tuple[str, ...]], where: str
+) -> tuple[np.ndarray, list[str]]:
+    """Labels and the class list that packed shards bring with them: it holds for all, whatever the names look like.
+
+    Raises:
+        TokError: shards with different lists, or a name that is not on it.
+    """
+    classes = list(next(iter(listed)))
+    numbers = {name: i for i, name in enumerate(classes)}
+    if len(listed) > 1 or not {*names} <= {None, *numbers}:
+        raise TokError(where, "its shards come from different packs: their lists of classes differ")
+    return _numbered(names, numbers), classes
 
 
 def _numbered(names: Sequence[str | None], numbers: dict[str, int]) -> np.ndarray:

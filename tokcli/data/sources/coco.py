@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.contents import State, digest_of, state_of
-from tokcli.data.sources.folder import read_image
+from tokcli.data.sources.folder import read_encoded, read_image
 from tokcli.data.sources.listing import bad_name, data_id, read_text, refuse_labels
 from tokcli.errors import TokError
 
@@ -113,6 +113,10 @@ class Coco:
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
         return read_image(self.root / self.keys[i], self.keys[i])
+
+    def encoded(self, i: int) -> tuple[str, bytes]:
+        """The extension and the bytes of sample i; raises BadImage."""
+        return read_encoded(self.root / self.keys[i], self.keys[i])
 
 
 def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:

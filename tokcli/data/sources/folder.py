@@ -48,6 +48,9 @@ class Folder:
         self.problems = list(found.problems)
         _refuse_splits(where, self.root, found)
         keys = self._named(found, where)
+        pictures = {os.path.splitext(key)[0] for key in keys}
+        if loose := sum(stem not in pictures for stem in found.sidecars):
+            self.ignored["text without image"] += loose
         self._captions: dict[str, list[str]] | None = None
         names: list[str | None] = [key.split("/")[0] if "/" in key else None for key in keys]
         said = self._tables(keys, names)
@@ -92,6 +95,10 @@ class Folder:
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
         return read_image(self.root / self.keys[i], self.keys[i])
+
+    def encoded(self, i: int) -> tuple[str, bytes]:
+        """The extension and the bytes of sample i; raises BadImage."""
+        return read_encoded(self.root / self.keys[i], self.keys[i])
 
     def _named(self, found: Found, where: str) -> list[str]:
         """The keys of all images whose names can be written down."""
@@ -193,6 +200,14 @@ class Folder:
         )
         which = "\n".join(name for _, name, _ in texts)
         return data_id("folder", "2", self.keys, self.labels, images + written.astype("<i8").tobytes(), which)
+
+
+def read_encoded(path: Path, key: str) -> tuple[str, bytes]:
+    """A file's extension in lower case, and its bytes; raises BadImage."""
+    try:
+        return path.suffix[1:].lower(), path.read_bytes()
+    except OSError as error:
+        raise BadImage(key, error.strerror or "cannot be read") from None
 
 
 def _refuse_splits(where: str, root: Path, found: Found) -> None:

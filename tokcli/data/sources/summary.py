@@ -1,6 +1,7 @@
 """What a source found, in one line; and what is wrong with its samples, the first by name and all by kind."""
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 from tokcli.data.decode import BadImage
 from tokcli.data.sources.subset import evenly
-from tokcli.errors import printable
+from tokcli.errors import TokError, printable
 
 if TYPE_CHECKING:
     from tokcli.data.sources import ImageSource
@@ -25,6 +26,33 @@ log = logging.getLogger("tok")
 def kinds(problems: Iterable[tuple[str, str]]) -> Counter[str]:
     """How many problems there are of each kind: of their reason, up to its details."""
     return Counter(re.split(r"[:(]", printable(why))[0].strip() for _, why in problems)
+
+
+def too_many(source: "ImageSource", unreadable: int, max_bad: float) -> bool:
+    """Whether more images are left out than the share that is put up with, rounded up to a whole image."""
+    return unreadable + len(source.problems) > math.ceil(max_bad * (len(source) + len(source.problems)))
+
+
+def refuse_bad(source: "ImageSource", unreadable: int, max_bad: float, key: str) -> None:
+    """Stop as soon as too much is left out, before the rest is worked on.
+
+    Args:
+        unreadable: images so far, beside the source's `problems`.
+        max_bad: share that is put up with.
+        key: the flag or recipe key that says so.
+
+    Raises:
+        TokError: more is left out.
+    """
+    if too_many(source, unreadable, max_bad):
+        bad, listed = unreadable + len(source.problems), len(source) + len(source.problems)
+        flag = f"{key} 0.1" if key.startswith("--") else f"--set {key}=0.1"
+        raise TokError(
+            f"--data {source.name}",
+            f"{bad} of {listed} images could not be read or are incomplete (named above), more than {key}",
+            got=str(max_bad),
+            next=f"Mend them, or raise it: {flag}",
+        )
 
 
 def say_problems(source: "ImageSource") -> None:

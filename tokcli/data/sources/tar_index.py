@@ -19,7 +19,7 @@ from tokcli.files import cache_dir, write_text
 IMAGES = ("jpg", *(end[1:] for end in IMAGE_EXTENSIONS if end != ".jpg"))  # the first that a sample has is its image
 TEXTS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
-VERSION = 2
+VERSION = 3
 BLOCK = 512
 
 
@@ -28,7 +28,7 @@ class TarIndex:
     """One tar's samples: keys, (offset, bytes) of images, class names, (extension, offset, bytes) of texts.
 
     `ignored` counts members by extension, or as "link" or "device"; `problems` are (key, why). `contents` is a digest of
-    what is read, "" where nobody asked for one.
+    what is read, "" where nobody asked for one. `ends` are the images' extensions, `classes` all that the pack knows ([]: no pack).
     """
 
     keys: list[str] = field(default_factory=list)
@@ -38,6 +38,8 @@ class TarIndex:
     ignored: dict[str, int] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     contents: str = ""
+    ends: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
@@ -55,6 +57,8 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
         state = path.stat()
     except OSError:
         raise NotFound(f"--data {path}", "no such file") from None
+    if (packed := _packed(path, state)) is not None:
+        return packed
     identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
@@ -73,6 +77,35 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
     except (OSError, TokError):
         pass  # a cache that cannot be written costs time and nothing else
     return index
+
+
+def packed_index(path: Path) -> Path:
+    """Where the index of a shard lies that `tok data pack` wrote."""
+    return path.with_suffix(".index.json")
+
+
+def write_index(path: Path, classes: list[str]) -> None:
+    """Index a shard beside it, for starts that then read no headers."""
+    index = _build(path, contents=True)
+    index.classes = classes
+    state = path.stat()
+    said = {"version": VERSION, "bytes": state.st_size, "time": int(state.st_mtime), "index": vars(index)}
+    write_text(packed_index(path), json.dumps(said))
+
+
+def _packed(path: Path, state: os.stat_result) -> TarIndex | None:
+    """The index beside a shard; None where there is none, or the shard was changed (or copied without its time) since."""
+    try:
+        said = json.loads(packed_index(path).read_text(encoding="utf-8"))
+        if (said["version"], said["bytes"], said["time"]) != (VERSION, state.st_size, int(state.st_mtime)):
+            return None
+        index = TarIndex(**said["index"])
+        index.problems = [(key, why) for key, why in index.problems]
+        each = (index.images, index.names, index.texts, index.ends)
+        fits = all(len(part) == len(index.keys) for part in each) and not any(bad_name(key) for key in index.keys)
+        return index if fits else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 @dataclass
@@ -179,7 +212,8 @@ def _end(tar: tarfile.TarFile, path: Path, index: TarIndex) -> None:
 
 def _add(index: TarIndex, path: Path, fd: int, key: str, sample: _Parts) -> None:
     parts, name = sample.read, f"{path.name}/{key}"
-    image = next((parts[extension] for extension in IMAGES if extension in parts), None)
+    end = next((extension for extension in IMAGES if extension in parts), "")
+    image = parts.get(end)
     for member, extension in sample.unread:
         if image is not None:  # another picture of the sample, such as a mask
             index.ignored[f".{extension}"] = index.ignored.get(f".{extension}", 0) + 1
@@ -197,6 +231,7 @@ def _add(index: TarIndex, path: Path, fd: int, key: str, sample: _Parts) -> None
     text, row = (read_member(fd, *parts[end]) if end in parts else b"" for end in ("txt", "json"))
     index.keys.append(key)
     index.images.append(image)
+    index.ends.append(end)
     index.texts.append([(end, *parts[end]) for end in ("txt", "json") if end in parts])
     try:
         index.names.append(_class_name(fd, parts, row))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
 from tokcli.data.sources.caption_files import captions_beside, usable
-from tokcli.data.sources.classes import class_numbers
+from tokcli.data.sources.classes import class_numbers, known_numbers
 from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refuse_labels
 from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
@@ -80,8 +80,17 @@ class Tars:
         self._shard = np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards])
         self._place = np.array([place for shard in shards for place in shard.images], dtype=np.int64).reshape(-1, 2)
         self._texts = [text for shard in shards for text in shard.texts]
-        self.labels, self.classes = class_numbers([name for shard in shards for name in shard.names], where)
-        said = [shard.contents for shard in shards] if whole else [str(state and state[:2]) for state in states]
+        self._ends = [end for shard in shards for end in shard.ends]
+        listed = {tuple(shard.classes) for shard in shards}
+        names = [name for shard in shards for name in shard.names]
+        self.labels, self.classes = (
+            class_numbers(names, where) if listed == {()} else known_numbers(names, listed, where)
+        )
+        said = (
+            [shard.contents for shard in shards]
+            if all(shard.contents for shard in shards)
+            else [str(state and state[:2]) for state in states]
+        )
         self.id = data_id("tar", "2", self.keys, self.labels, "\n".join(said).encode())
 
     @classmethod
@@ -117,14 +126,17 @@ class Tars:
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
+        return decode(self.encoded(i)[1], self.keys[i])
+
+    def encoded(self, i: int) -> tuple[str, bytes]:
+        """The extension and the bytes of sample i; raises BadImage."""
         offset, size = self._place[i].tolist()
         try:
             with open(self.shards[self._shard[i]], "rb") as file:
                 file.seek(offset)
-                data = file.read(size)
+                return self._ends[i], file.read(size)
         except OSError as error:
             raise BadImage(self.keys[i], error.strerror or "cannot be read") from None
-        return decode(data, self.keys[i])
 
 
 def _only_tars(folder: Path) -> bool:

@@ -1,0 +1,59 @@
+"""Commands on data sets: check one, pack one into shards."""
+
+import json
+from pathlib import Path
+
+import click
+
+from tokcli.cli.flags import PATH, quiet_stdout, with_options
+
+SPEC = click.argument("spec", metavar="SET/SPLIT|DIR|TAR")
+SHARED = [
+    click.option("--labels", type=PATH, metavar="FILE", help="A file of lines `path class`."),
+    click.option("--size", type=click.IntRange(1), default=256, show_default=True, metavar="PIXELS",
+                 help="Side of the images that will be trained on."),
+    click.option("--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="SHARE",
+                 help="Share of images that may be left out."),
+]  # fmt: skip
+
+
+@click.group(short_help="check a data set, pack it into shards")
+def data() -> None:
+    """Check a data set before work starts, or pack it into shards."""
+
+
+@data.command()
+@SPEC
+@with_options(SHARED)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.pass_context
+def check(ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad: float, as_json: bool) -> None:
+    """Decode every image and report sizes, classes, captions, duplicates and faults.
+
+    The exit code is 1 where a training would stop.
+    """
+    from tokcli.stages import check_data as stage
+
+    with quiet_stdout():
+        found = stage.examine(spec, labels=labels, size=size, max_bad=max_bad)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else stage.text(found))
+    ctx.exit(1 if found["stops"] else 0)
+
+
+@data.command()
+@SPEC
+@with_options(SHARED)
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
+@click.option(
+    "--shard-megabytes", type=click.IntRange(1), default=1000, show_default=True, metavar="N", help="Size of a shard."
+)
+def pack(spec: str, out: Path, labels: Path | None, size: int, max_bad: float, shard_megabytes: int) -> None:
+    """Write a data set as webdataset shards with classes, captions and an index; --data DIR reads them."""
+    from tokcli.stages import pack_data as stage
+
+    with quiet_stdout():
+        made = stage.main(spec, out, labels=labels, size=size, shard_bytes=shard_megabytes * 10**6, max_bad=max_bad)
+    click.echo(made)
+
+
+COMMANDS = [data]

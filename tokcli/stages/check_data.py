@@ -1,0 +1,140 @@
+"""`tok data check`: everything that is to be known of a data set before work starts; every image is decoded."""
+
+import hashlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from tokcli.data.sources import BadImage, ImageSource, open_source, sibling
+from tokcli.data.sources.split_names import NAMES
+from tokcli.data.sources.summary import class_counts, kinds, too_many
+
+MOST_NAMED = 20  # of each kind, in the text
+CHUNK = 256
+
+
+class _Seen(NamedTuple):
+    """One image: its sides, or why there are none, and a digest of its pixels."""
+
+    width: int
+    height: int
+    digest: bytes
+    why: str
+
+
+def examine(spec: str, *, labels: Path | None, size: int, max_bad: float) -> dict[str, Any]:
+    """What a data set holds, and what is wrong with it; `stops` says whether a training would refuse it.
+
+    Args:
+        size: in pixels; smaller images are counted, and vector images are rendered for it.
+        max_bad: share of images that may be left out.
+    """
+    source = open_source(spec, size=size, labels=labels)
+    seen = list(_look(source))
+    sides = sorted(((s.width, s.height) for s in seen if not s.why), key=lambda side: (side[0] * side[1], side))
+    unreadable = [[source.key(i), s.why] for i, s in enumerate(seen) if s.why]
+    captioned = sum(bool(source.captions(i)) for i in range(len(source)))
+    return {
+        "name": source.name,
+        "id": source.id,
+        "images": len(source),
+        "classes": _classes(source, size),
+        "captions": {"images_with": captioned, "images_without": len(source) - captioned},
+        "sizes": _sizes(sides, size),
+        "duplicates": _duplicates(source, seen),
+        "unreadable": unreadable,
+        "left_out": {"by_kind": dict(kinds(source.problems)), "each": [list(one) for one in source.problems]},
+        "other_files": dict(getattr(source, "ignored", {})),
+        "stops": not sides or too_many(source, len(unreadable), max_bad),
+    }
+
+
+def _look(source: ImageSource) -> list[_Seen]:
+    def one(i: int) -> _Seen:
+        try:
+            image = source.image(i)
+        except BadImage as error:
+            return _Seen(0, 0, b"", error.why)
+        digest = hashlib.blake2b(image.permute(1, 2, 0).contiguous().numpy().tobytes(), digest_size=16)
+        return _Seen(image.shape[2], image.shape[1], digest.digest(), "")
+
+    if len(source):
+        one(0)  # embedded sets are rendered once, not once in each thread
+    found: list[_Seen] = []
+    bar = tqdm(total=len(source), unit="image", desc="check", file=sys.stderr, delay=2)
+    with bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(source), CHUNK):
+            found += pool.map(one, range(start, min(start + CHUNK, len(source))))
+            bar.update(len(found) - start)
+    return found
+
+
+def _classes(source: ImageSource, size: int) -> dict[str, Any]:
+    counts = class_counts(source)
+    held = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
+    found: dict[str, Any] = {
+        "number": len(held),
+        "smallest": int(counts[counts > 0].min()) if held else 0,
+        "largest": int(counts.max(initial=0)),
+        "images_without": len(source) - int(counts.sum()),
+    }
+    for split in NAMES:
+        other = sibling(source.name, split)
+        if other is not None and held:
+            theirs = open_source(other, size=size)
+            have = {name for name, count in zip(theirs.classes, class_counts(theirs).tolist(), strict=True) if count}
+            found[f"not_in_{split}"] = sorted({*held} - have)
+            found[f"only_in_{split}"] = sorted(have - {*held})
+    return found
+
+
+def _sizes(sides: list[tuple[int, int]], size: int) -> dict[str, Any]:
+    if not sides:
+        return {}
+    named = {"smallest": sides[0], "median": sides[len(sides) // 2], "largest": sides[-1]}
+    return {
+        **{name: list(side) for name, side in named.items()},
+        "landscape": sum(w > h for w, h in sides),
+        "portrait": sum(w < h for w, h in sides),
+        "square": sum(w == h for w, h in sides),
+        f"smaller_than_{size}": sum(min(side) < size for side in sides),
+    }
+
+
+def _duplicates(source: ImageSource, seen: list[_Seen]) -> list[list[str]]:
+    """Keys of images with equal pixels, together."""
+    alike: dict[tuple[int, bytes], list[str]] = {}
+    for i, one in enumerate(seen):
+        if not one.why:
+            alike.setdefault((one.width, one.digest), []).append(source.key(i))
+    return [keys for keys in alike.values() if len(keys) > 1]
+
+
+def text(found: dict[str, Any]) -> str:
+    """The same as lines, with the first of each list."""
+    lines = [f"{found['name']} ({found['id']}): {found['images']:,} images"]
+    for part in ("classes", "captions", "sizes", "other_files"):
+        lines += [f"  {part}"] if found[part] else []
+        lines += [f"    {name.replace('_', ' ')}: {_short(value)}" for name, value in found[part].items()]
+    lists = {
+        "equal pixels": [" = ".join(keys) for keys in found["duplicates"]],
+        "cannot be read": [": ".join(one) for one in found["unreadable"]],
+        "left out or incomplete": [": ".join(one) for one in found["left_out"]["each"]],
+    }
+    for name, items in lists.items():
+        lines += [f"  {name}: {len(items):,}"] + [f"    {item}" for item in items[:MOST_NAMED]]
+        lines += [f"    and {len(items) - MOST_NAMED:,} more"] if len(items) > MOST_NAMED else []
+    lines.append("  a training would stop: too much is left out" if found["stops"] else "  a training would go on")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return "x".join(map(str, value))
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:MOST_NAMED])) + ("" if len(value) <= MOST_NAMED else ", ...") or "none"
+    return f"{value:,}"

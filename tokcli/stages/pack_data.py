@@ -1,0 +1,126 @@
+"""`tok data pack`: any source as webdataset shards of about a gigabyte, with classes, captions and an index."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from tokcli.data.shard_writer import shard_writer
+from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
+from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
+from tokcli.data.sources.tar_index import write_index
+from tokcli.errors import TokError
+from tokcli.files import atomic_write, disk_error, write_text
+
+LISTING = "dataset.json"  # written last: with it the pack is whole
+log = logging.getLogger("tok")
+
+
+def main(spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: int, max_bad: float) -> Path:
+    """Pack the images of a spec into `out`; where they are there already, nothing is done.
+
+    Args:
+        size: in pixels; what vector images are rendered for.
+        shard_bytes: a shard ends with the sample that reaches so many.
+        max_bad: share of images that may be left out.
+
+    Raises:
+        TokError: `out` holds something else, the disk is full, or too much is left out.
+    """
+    source = open_source(spec, size=size, labels=labels)
+    if _there(out, source):
+        log.info("%s is complete already", out)
+        return out
+    say_problems(source)
+    refuse_bad(source, 0, max_bad, "--max-bad")
+    samples = _Samples(source, max_bad)
+    shards = []
+    try:
+        for path in _shards(samples, out, shard_bytes):
+            write_index(path, source.classes)
+            shards.append(path.name)
+    except OSError as error:
+        raise disk_error(out, error) from error
+    left_out = kinds(source.problems) + kinds(samples.bad)
+    listing = {
+        "source": {"id": source.id, "name": source.name},
+        "images": len(source) - len(samples.bad),
+        "classes": source.classes,
+        "shards": len(shards),
+        "left_out": dict(sorted(left_out.items())),
+    }
+    write_text(out / LISTING, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
+    return out
+
+
+def _there(out: Path, source: ImageSource) -> bool:
+    """Whether this source is packed in `out`; raises TokError where something else is."""
+    out.mkdir(parents=True, exist_ok=True)
+    held = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+    if not held:
+        return False
+    try:
+        packed = json.loads((out / LISTING).read_text(encoding="utf-8"))["source"]["id"]
+    except FileNotFoundError:
+        if all(name.startswith("shard-") for name in held):
+            return False  # a pack that was interrupted: it is written anew
+        packed = "other files"
+    except (OSError, ValueError, TypeError, KeyError):
+        packed = "a damaged listing"
+    if packed != source.id:
+        raise TokError(f"--out {out}", "holds something else", got=str(packed), next="Choose another folder")
+    return True
+
+
+class _Samples:
+    """What goes into a tar for each image; those that cannot be read are left out, and bounded."""
+
+    def __init__(self, source: ImageSource, max_bad: float) -> None:
+        self.source, self.max_bad = source, max_bad
+        self.bad: list[tuple[str, str]] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        numbers = range(len(self.source))
+        for i in tqdm(numbers, unit="image", desc="pack", file=sys.stderr, delay=2):
+            try:
+                yield self._sample(i)
+            except BadImage as error:
+                log.warning("%s: left out: %s", error.key, error.why)
+                self.bad.append((error.key, error.why))
+                refuse_bad(self.source, len(self.bad), self.max_bad, "--max-bad")
+
+    def _sample(self, i: int) -> dict[str, Any]:
+        source = self.source
+        end, data = source.encoded(i) if isinstance(source, Encoded) else ("png", _png(source, i))
+        sample: dict[str, Any] = {"__key__": f"{i:09d}", end: data}
+        if source.label(i) >= 0:
+            sample["cls"] = source.classes[source.label(i)].encode()
+        row = {"key": source.key(i), "captions": source.captions(i)}
+        return sample | {"json": json.dumps(row, ensure_ascii=False).encode()}
+
+
+def _png(source: ImageSource, i: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(source.image(i).permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def _shards(samples: _Samples, out: Path, shard_bytes: int) -> Iterator[Path]:
+    """Write shards, each whole or not at all; yields their paths."""
+    left, number = iter(samples), 0
+    sample = next(left, None)
+    while sample is not None:
+        path = out / f"shard-{number:05d}.tar"
+        with atomic_write(path) as tmp, shard_writer(tmp) as write:
+            written = 0
+            while sample is not None and written < shard_bytes:
+                written += write(sample)
+                sample = next(left, None)
+        yield path
+        number += 1
