@@ -97,7 +97,7 @@ def test_the_log_tells_it_every_so_many_steps_and_training_is_the_same(family: d
 
 def test_what_cannot_be_measured_is_one_line(family: dict[str, Path], tmp_path: Path) -> None:
     command = [*training(family, "ar", "condition.name=class"), "--workspace", tmp_path]
-    assert "give --val" in refusal(*command, "--set", "train.eval_every=2")
+    assert "Give --val" in refusal(*command, "--set", "train.eval_every=2")
     assert "another tokenizer's" in refusal(*command, "--val", family["others"])
     assert "wanted: tokens" in refusal(*command, "--val", family["tokenizer"])
     assert not list(tmp_path.iterdir())

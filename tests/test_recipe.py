@@ -137,6 +137,12 @@ def test_names_outside_the_family_are_resolved() -> None:
     assert check(ToyRecipe, tree, "", FAMILIES, lambda name: Codes if ":" in name else None).codes.keys["size"] == 2
 
 
+def test_a_name_that_is_resolved_to_another_family_s_component_is_refused() -> None:
+    tree = valid() | {"codes": {"name": "timm:x", "size": 2}}
+    with pytest.raises(InvalidRecipe, match="codes: no such codes 'timm:x'"):
+        check(ToyRecipe, tree, "", FAMILIES, lambda name: Term)
+
+
 def test_a_number_is_short_for_the_weight_of_a_term() -> None:
     assert checked(loss={"l1": 1.0}).loss == checked(loss={"l1": {"weight": 1.0}}).loss == {
         "l1": {"weight": 1.0, "network": "small"}

@@ -152,7 +152,9 @@ def _check_component(
     Args:
         others: keys that are not its constructor's: their types and defaults.
     """
-    factory = table.get(name) or resolve(name)
+    factory = table.get(name)
+    if factory is None and (other := resolve(name)) in table.values():  # a teacher's name is no quantizer's
+        factory = other
     if factory is None:
         kind = path.removesuffix(f".{name}").split(".")[-1]
         return _Checked({}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"], {})
