@@ -99,7 +99,7 @@ def test_what_cannot_be_measured_is_one_line(family: dict[str, Path], tmp_path: 
     command = [*training(family, "ar", "condition.name=class"), "--workspace", tmp_path]
     assert "Give --val" in refusal(*command, "--set", "train.eval_every=2")
     assert "another tokenizer's" in refusal(*command, "--val", family["others"])
-    assert "wanted: tokens" in refusal(*command, "--val", family["tokenizer"])
+    assert "is not of kind tokens. Got tokenizer" in refusal(*command, "--val", family["tokenizer"])
     assert not list(tmp_path.iterdir())
 
 
