@@ -1,6 +1,6 @@
 """Time the samplers: AR with cache, without, and Hugging Face's `generate`; NAR beside them; images/s end to end.
 
-    OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--compile] [--full] [--side 16] [--what ar,llama,gpt2,nar,images]
+    OMP_WAIT_POLICY=passive python scripts/bench_sampling.py [--bf16] [--compile] [--side 16] [--what ar,llama,gpt2,nar,images]
 
 6 layers of width 384, side x side tokens, 1,024 codes, random weights, one thread. `transformers` (extra `bench`) is compared: a
 Llama on the very same weights, whose greedy tokens must equal ours, and a GPT-2 of equal size. Medians of --repeats after a
@@ -171,7 +171,6 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also the compiled samplers; compiling is in the warm-up"
     )
-    parser.add_argument("--full", action="store_true", help="also the cache-less path at batch 16 (minutes)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", type=int, default=16, help="tokens along a side")
     parser.add_argument("--batches", default="1,16")
@@ -212,12 +211,6 @@ def main() -> None:
                     if network.mode in what
                 }
             bench(runs, batch, dtype, args.repeats)
-            if dtype == "float32" and "ar" in what and (batch == 1 or args.full):
-                wall, cpu = time.perf_counter(), time.process_time()
-                slow = ar.generate_uncached(labels, seeds, Sampling())
-                took = time.perf_counter() - wall, time.process_time() - cpu
-                report("AR, no cache (one run)", batch, dtype, took, took)
-                print(f"{'':28} equal tokens: {torch.equal(slow, ar.generate(labels, seeds))}")
             if dtype == "float32" and "nar" in what:
                 print(f"NAR, outside the network {batch:9} float32  {100 * nar_overhead(nar, batch):8.1f} %")
     if "images" in what:

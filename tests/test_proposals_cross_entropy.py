@@ -10,7 +10,7 @@ from torch import Tensor
 from tokcli.data.token_batches import TokenBatches
 from tokcli.data.token_store import TokenStore, merge, write_shard
 from tokcli.proposals import PROPOSALS, cross_entropy
-from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
+from tokcli.proposals.cross_entropy import LARGEST, head_cross_entropy, likeliest
 
 M, D, K = 23, 8, 31
 
@@ -24,11 +24,14 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [1, 5, 22])
-def test_chunks_have_the_value_and_gradients_of_the_whole(rows: int, smoothing: float) -> None:
+def test_chunks_have_the_value_and_gradients_of_the_whole(
+    rows: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for largest in (rows * K, M * K):
+        monkeypatch.setitem(LARGEST, "cpu", largest)
         features, head, targets, weights = inputs(torch.float32)
-        loss, plain = head_cross_entropy(features, head, targets, weights, smoothing=smoothing, largest=largest)
+        loss, plain = head_cross_entropy(features, head, targets, weights, smoothing=smoothing)
         (3 * loss).backward()
         found.append((loss.detach(), plain, features.grad, head.grad))
     for chunked, whole in zip(*found, strict=True):
@@ -37,9 +40,10 @@ def test_chunks_have_the_value_and_gradients_of_the_whole(rows: int, smoothing: 
 
 
 @pytest.mark.parametrize("largest", [4 * K, M * K])
-def test_it_is_the_smoothed_cross_entropy_of_torch(largest: int) -> None:
+def test_it_is_the_smoothed_cross_entropy_of_torch(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LARGEST, "cpu", largest)
     features, head, targets, weights = inputs(torch.float32)
-    loss, plain = head_cross_entropy(features, head, targets, weights, smoothing=0.1, largest=largest)
+    loss, plain = head_cross_entropy(features, head, targets, weights, smoothing=0.1)
     theirs = torch.nn.functional.cross_entropy(features @ head.T, targets, reduction="none", label_smoothing=0.1)
     assert torch.allclose(loss, (theirs * weights).sum(), rtol=1e-5)
     assert torch.allclose(
@@ -65,22 +69,24 @@ def test_a_large_codebook_is_never_held_as_logits(monkeypatch: pytest.MonkeyPatc
     assert 0 < largest <= cross_entropy.LARGEST["cpu"] < 64 * k
 
 
-def test_no_gradients_are_made_where_none_are_wanted() -> None:
+def test_no_gradients_are_made_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LARGEST, "cpu", 2 * K)
     features, head, targets, weights = inputs(torch.float32)
     with torch.no_grad():
-        loss, plain = head_cross_entropy(features, head, targets, weights, largest=2 * K)
+        loss, plain = head_cross_entropy(features, head, targets, weights)
     assert not loss.requires_grad and torch.isfinite(plain).all()
     fixed = head.detach()
-    loss, _ = head_cross_entropy(features, fixed, targets, weights, largest=2 * K)
+    loss, _ = head_cross_entropy(features, fixed, targets, weights)
     loss.backward()
     assert features.grad is not None and fixed.grad is None
 
 
-def test_under_bf16_it_is_computed_in_float32() -> None:
+def test_under_bf16_it_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LARGEST, "cpu", 2 * K)
     features, head, targets, weights = inputs(torch.float32)
-    exact = head_cross_entropy(features, head, targets, weights, largest=2 * K).loss
+    exact = head_cross_entropy(features, head, targets, weights).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(head_cross_entropy(features, head, targets, weights, largest=2 * K).loss, exact)
+        assert torch.equal(head_cross_entropy(features, head, targets, weights).loss, exact)
 
 
 @pytest.mark.parametrize("mode", ["ar", "nar"])
@@ -101,22 +107,23 @@ def test_networks_over_2_to_the_18_codes_learn_from_uint32_shards(mode: str, tmp
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_the_likeliest_rows_do_not_depend_on_how_many_logits_are_held():
+def test_the_likeliest_rows_do_not_depend_on_how_many_logits_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     features, head = torch.randn(9, 4), torch.randn(7, 4)
     expected = (features @ head.T).argmax(-1)
-    assert all(torch.equal(likeliest(features, head, largest=n), expected) for n in (1, 14, 1000))
+    for held in (1, 14, 1000):
+        monkeypatch.setitem(LARGEST, "cpu", held)
+        assert torch.equal(likeliest(features, head), expected)
 
 
 def test_chunks_stay_eager_where_the_rest_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "_in_chunks", cross_entropy._in_chunks)  # so that it is put back
+    monkeypatch.setitem(LARGEST, "cpu", 16)
     draw = torch.Generator().manual_seed(0)
     features, head = torch.randn(6, 4, generator=draw), torch.randn(8, 4, generator=draw)
     targets, weights = torch.arange(6), torch.full((6,), 1 / 6)
-    eager = head_cross_entropy(features, head, targets, weights, largest=16).loss
+    eager = head_cross_entropy(features, head, targets, weights).loss
     cross_entropy.keep_eager()
-    compiled = torch.compile(
-        lambda x: 2 * head_cross_entropy(x, head, targets, weights, largest=16).loss, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda x: 2 * head_cross_entropy(x, head, targets, weights).loss, backend="aot_eager")
     features.requires_grad_()
     compiled(features).backward()
     assert torch.allclose(compiled(features), 2 * eager) and features.grad is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_proposals_ar import uncached
 from torch import Tensor
 
 from tokcli.artifact.weights import save_tensors
@@ -46,14 +47,14 @@ def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_cache_equals_no_cache_with_every_option(option: str) -> None:
     network, (_, labels, seeds) = build("ar", **OPTIONS[option]), batch(40)
-    assert torch.equal(network.generate(labels, seeds, GUIDED), network.generate_uncached(labels, seeds, GUIDED))
+    assert torch.equal(network.generate(labels, seeds, GUIDED), uncached(network, labels, seeds, GUIDED))
 
 
 @pytest.mark.parametrize("order", [None, (0.2, 0.4)])
 def test_cache_equals_no_cache_after_random_orders_and_for_gpt2(order: Any) -> None:
     _, labels, seeds = batch(40)
     for network in (build("ar", random_order=order, position="learned"), build("gpt2")):
-        assert torch.equal(network.generate(labels, seeds, GUIDED), network.generate_uncached(labels, seeds, GUIDED))
+        assert torch.equal(network.generate(labels, seeds, GUIDED), uncached(network, labels, seeds, GUIDED))
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_proposals_ar import uncached
 from torch import Tensor
 
 from tokcli import distributed
@@ -77,7 +78,7 @@ def test_another_caption_is_another_picture(mode: str, tower: str | None) -> Non
 def test_cache_equals_no_cache_with_captions(tower: str | None, depth: int) -> None:
     network: Any = build("ar", tower, depth)
     seeds, given = torch.arange(40), conditions(tower).repeat(14, *[1] * (1 if tower is None else 2))[:40]
-    assert torch.equal(network.generate(given, seeds, GUIDED), network.generate_uncached(given, seeds, GUIDED))
+    assert torch.equal(network.generate(given, seeds, GUIDED), uncached(network, given, seeds, GUIDED))
 
 
 @pytest.mark.parametrize("tower", [None, "letters"])

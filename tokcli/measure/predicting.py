@@ -39,9 +39,14 @@ def class_numbers(known: Sequence[str], names: Sequence[str]) -> Int64[Tensor, "
 
 @torch.no_grad()
 def held_out_tokens(
-    tokenizer: Tokenizer, source: ImageSource, device: torch.device, *, size: int, classes: Sequence[str] = (),
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    device: torch.device,
+    *,
+    size: int,
+    classes: Sequence[str] = (),
     captions: Callable[[Sequence[str]], Tensor] | None = None,
-) -> Iterator[HeldOut]:  # fmt: skip
+) -> Iterator[HeldOut]:
     """Held-out images as a proposal network reads them.
 
     Args:

@@ -14,5 +14,12 @@ PROPOSALS: dict[str, type[Proposal]] = {
 }
 
 __all__ = [
-    "CONDITIONS", "PROPOSALS", "ClassCondition", "Condition", "NoCondition", "Proposal", "Sampling", "TextCondition",
-]  # fmt: skip
+    "CONDITIONS",
+    "PROPOSALS",
+    "ClassCondition",
+    "Condition",
+    "NoCondition",
+    "Proposal",
+    "Sampling",
+    "TextCondition",
+]

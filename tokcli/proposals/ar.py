@@ -69,11 +69,24 @@ class AutoregressiveProposal(TransformerProposal):
         random_order: Span | None = None,
     ) -> None:
         super().__init__(
-            codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
-            position=position, qk_norm=qk_norm, head=head, dropout=dropout, embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
+            codebook_size,
+            grid,
+            classes,
+            text,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_width=mlp_width,
+            position=position,
+            qk_norm=qk_norm,
+            head=head,
+            dropout=dropout,
+            embedding_dropout=embedding_dropout,
+            attention_dropout=attention_dropout,
+            checkpointing=checkpointing,
+            scale_residual=scale_residual,
             label_drop=label_drop,
-        )  # fmt: skip
+        )
         self.random_order = random_order
         self.target_position = nn.Parameter(torch.empty(self.tokens, width)) if random_order else None
         if self.target_position is not None:
@@ -94,9 +107,7 @@ class AutoregressiveProposal(TransformerProposal):
             indices = indices.gather(1, order)
         features = self._features(indices[:, :-1], self._prefix(condition, seeds), order)
         weights = torch.full_like(features[..., 0], 1 / indices.numel(), dtype=torch.float32).flatten()
-        found = head_cross_entropy(
-            features.flatten(0, 1), self.head_weight(self.head_rows), indices.flatten(), weights
-        )  # fmt: skip
+        found = head_cross_entropy(features.flatten(0, 1), self.head_weight(self.head_rows), indices.flatten(), weights)
         return {"loss": found.loss}
 
     def _order(self, seeds: Tensor, progress: Tensor) -> Int64[Tensor, "b n"]:
@@ -230,21 +241,6 @@ class AutoregressiveProposal(TransformerProposal):
         """Logits of what follows codes at a place; see `FixedSteps`."""
         x = self._run(self.embedding(codes), by, place, Window(slots, place))
         return self._logits(x[:, -1], self.codebook_size)
-
-    @torch.no_grad()
-    def generate_uncached(
-        self, condition: Shaped[Tensor, "b *c"], seeds: Int64[Tensor, " b"], sampling: Sampling
-    ) -> Int64[Tensor, "b n"]:
-        """`generate`, in eval mode, by running the whole prefix for every token: the cache's reference."""
-        prefix, noise = self._prefixes(condition, sampling), self._noise(seeds)
-        indices = torch.empty(len(seeds), 0, dtype=torch.int64, device=seeds.device)
-        for i, scale in enumerate(sampling.scales(self.tokens)):
-            before = indices.repeat(2, 1) if sampling.guided else indices
-            logits = self._logits(self._features(before, prefix)[:, -1], self.codebook_size)
-            if sampling.guided:
-                logits = guide(logits, scale)
-            indices = torch.cat([indices, draw(logits, noise[:, i], sampling)[:, None]], dim=1)
-        return indices
 
     def _noise(self, seeds: Tensor) -> Tensor:
         positions = torch.arange(self.tokens, device=seeds.device)[None]

@@ -30,7 +30,6 @@ def head_cross_entropy(
     weights: Float[Tensor, " m"],
     *,
     smoothing: float = 0.0,
-    largest: int | None = None,
 ) -> CrossEntropy:
     """Sum of weights times the cross-entropy of softmax(features head^T), its targets smoothed.
 
@@ -39,24 +38,24 @@ def head_cross_entropy(
         targets: rows of the head.
         weights: of each token, without a gradient.
         smoothing: probability that a target spreads over all rows, in [0, 1).
-        largest: logits held at once; None: LARGEST of the device.
     """
-    largest = largest or LARGEST.get(features.device.type, LARGEST["cpu"])
-    rows = max(1, largest // len(head))
+    rows = _rows(features, head)
     with torch.autocast(features.device.type, enabled=False):
         if len(features) <= rows:
             return _plain(features.float(), head.float(), targets, weights, smoothing)
         return CrossEntropy(*_in_chunks(features, head, targets, weights, smoothing, rows))
 
 
-def likeliest(
-    features: Float[Tensor, "m d"], head: Float[Tensor, "k d"], *, largest: int | None = None
-) -> Int64[Tensor, " m"]:
+def likeliest(features: Float[Tensor, "m d"], head: Float[Tensor, "k d"]) -> Int64[Tensor, " m"]:
     """The row of the head with the largest logit for each feature; arguments as for `head_cross_entropy`."""
-    largest = largest or LARGEST.get(features.device.type, LARGEST["cpu"])
     with torch.autocast(features.device.type, enabled=False):
-        parts = features.float().split(max(1, largest // len(head)))
+        parts = features.float().split(_rows(features, head))
         return torch.cat([F.linear(part, head.float()).argmax(-1) for part in parts])
+
+
+def _rows(features: Tensor, head: Tensor) -> int:
+    """So many features at once that their logits may be held."""
+    return max(1, LARGEST.get(features.device.type, LARGEST["cpu"]) // len(head))
 
 
 def _plain(features: Tensor, head: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> CrossEntropy:

@@ -57,10 +57,21 @@ class GPT2Proposal(AutoregressiveProposal):
         language: str | None = None,
     ) -> None:
         super().__init__(
-            codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
-            position="learned", head="tied", dropout=dropout, attention_dropout=attention_dropout,
-            checkpointing=checkpointing, label_drop=label_drop,
-        )  # fmt: skip
+            codebook_size,
+            grid,
+            classes,
+            text,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_width=mlp_width,
+            position="learned",
+            head="tied",
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            checkpointing=checkpointing,
+            label_drop=label_drop,
+        )
         self.language = language
 
     def load_published(self, given: Path | None) -> None:

@@ -23,9 +23,13 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 def scales(
-    steps: int, scale: float, schedule: str = "constant", power: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0), done: Literal["before", "after"] = "before",
-) -> list[float]:  # fmt: skip
+    steps: int,
+    scale: float,
+    schedule: str = "constant",
+    power: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    done: Literal["before", "after"] = "before",
+) -> list[float]:
     """The guidance scale of each step: 1 + share * (scale - 1), and 1 (off) where a step's middle is outside the interval.
 
     Args:

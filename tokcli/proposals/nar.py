@@ -74,11 +74,24 @@ class MaskedProposal(TransformerProposal):
         mask_ratio: RatioName = "cosine",
     ) -> None:
         super().__init__(
-            codebook_size, grid, classes, text, width=width, depth=depth, heads=heads, mlp_width=mlp_width,
-            position=position, qk_norm=qk_norm, head=head, dropout=dropout, embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout, checkpointing=checkpointing, scale_residual=scale_residual,
+            codebook_size,
+            grid,
+            classes,
+            text,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_width=mlp_width,
+            position=position,
+            qk_norm=qk_norm,
+            head=head,
+            dropout=dropout,
+            embedding_dropout=embedding_dropout,
+            attention_dropout=attention_dropout,
+            checkpointing=checkpointing,
+            scale_residual=scale_residual,
             label_drop=label_drop,
-        )  # fmt: skip
+        )
         self.label_smoothing = label_smoothing
         self.ratio = RATIOS[mask_ratio]
         self.mask_row = self.null_row + 1
@@ -101,9 +114,12 @@ class MaskedProposal(TransformerProposal):
         features = self._features(torch.where(mask, self.mask_row, indices), self._prefix(condition, seeds))
         weights = mask.flatten().float()
         found = head_cross_entropy(
-            features.flatten(0, 1), self.head_weight(self.codebook_size), indices.flatten(), weights,
+            features.flatten(0, 1),
+            self.head_weight(self.codebook_size),
+            indices.flatten(),
+            weights,
             smoothing=self.label_smoothing,
-        )  # fmt: skip
+        )
         return {
             "loss": found.loss / (mask.numel() * self.ratio.mean),
             "masked_ce": (found.plain * weights).sum() / weights.sum(),

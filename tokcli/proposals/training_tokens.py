@@ -40,9 +40,11 @@ def check_captions(condition: Condition, where: str, *, captioned: bool) -> None
     """
     if not captioned and isinstance(condition, TextCondition):
         raise TokError(
-            where, "its images have no captions", got="condition.name: text",
+            where,
+            "its images have no captions",
+            got="condition.name: text",
             next="Tokenize a data set with captions, or set condition.name=none",
-        )  # fmt: skip
+        )
 
 
 class CaptionTables:

@@ -66,9 +66,9 @@ class Rotation(NamedTuple):
         return Rotation(self.cos[slots][:, None], self.sin[slots][:, None])
 
 
-def rotation(positions: Real[Tensor, " n"], head_dim: int, base: float = 10_000.0) -> Rotation:
+def rotation(positions: Real[Tensor, " n"], head_dim: int) -> Rotation:
     """Rotary angles of positions on a line (arXiv 2104.09864), made per call: meta devices lose buffers."""
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)
     angles = positions.float()[..., None] * frequencies
     return Rotation(angles.cos(), angles.sin())
 

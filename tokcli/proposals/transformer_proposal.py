@@ -85,15 +85,26 @@ class TransformerProposal(Proposal):
         shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
         of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(position, 1)
         if width // heads % of:
-            raise TokError("proposal.heads", f"width / heads must be a multiple of {of} for position {position}",
-                           got=f"{width} / {heads}")  # fmt: skip
+            raise TokError(
+                "proposal.heads",
+                f"width / heads must be a multiple of {of} for position {position}",
+                got=f"{width} / {heads}",
+            )
         self.width, self.depth, self.heads = width, depth, heads
         self.null_row = codebook_size + self.classes
         shape = Shape(
-            width=width, depth=depth, heads=heads, mlp_width=mlp_width, causal=self.causal, gated=self.gated,
-            biased=self.biased, qk_norm=qk_norm, checkpointing=checkpointing,
-            scale_residual=scale_residual, **shares,
-        )  # fmt: skip
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_width=mlp_width,
+            causal=self.causal,
+            gated=self.gated,
+            biased=self.biased,
+            qk_norm=qk_norm,
+            checkpointing=checkpointing,
+            scale_residual=scale_residual,
+            **shares,
+        )
         self.text = TextPrefix(text, shape) if text else None
         self.prefix = text.length if text else 1
         """Embeddings before the tokens."""

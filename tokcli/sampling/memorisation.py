@@ -154,8 +154,10 @@ def compare(samples: Artifact, name: str, beside: Beside) -> dict[str, float]:
         queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
     found = nearest(
         torch.cat([beside.features(part) for batch in queries for part in batch.split(BATCH)]),
-        beside.training, beside.features, size,
-    )  # fmt: skip
+        beside.training,
+        beside.features,
+        size,
+    )
     ours, theirs = found[:number], found[number:]
     shown = ours.distances.argsort(stable=True)[: 4 * COLUMNS]
     pictures.save_png(neighbour_sheet(images[shown], ours[shown]), samples.path / "neighbours.png")

@@ -49,11 +49,17 @@ def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
     by_text = facts.get("condition") == "text"
     if prompts is not None and not by_text:
         kind = "classes" if facts["classes"] else "nothing"
-        raise TokError("--prompts", f"the proposal network is conditioned on {kind}, not on captions",
-                       next="Pick classes with --classes" if facts["classes"] else "Leave it out")  # fmt: skip
+        raise TokError(
+            "--prompts",
+            f"the proposal network is conditioned on {kind}, not on captions",
+            next="Pick classes with --classes" if facts["classes"] else "Leave it out",
+        )
     if by_text and not prompts:
-        raise TokError("--prompts", "the proposal network draws what captions say, and there are none",
-                       next="Give --prompts FILE, or - for standard input, one caption a line")  # fmt: skip
+        raise TokError(
+            "--prompts",
+            "the proposal network draws what captions say, and there are none",
+            next="Give --prompts FILE, or - for standard input, one caption a line",
+        )
     if prompts and not all(prompt.strip() for prompt in prompts):
         raise TokError("sample.prompts", "an empty caption", next="Leave it out")
 

@@ -43,9 +43,17 @@ AHEAD = 2  # batches whose pixels may be waiting
 
 
 def main(
-    options: Options, *, mode: str | None, proposal: Path | None, decoder: Path | None, share: tuple[int, int] | None,
-    prompts: str | None = None, sweep: Sequence[str] = (), edit: Path | None = None, mask: Path | None = None,
-) -> Artifact | Plan | list[Artifact] | list[Plan]:  # fmt: skip
+    options: Options,
+    *,
+    mode: str | None,
+    proposal: Path | None,
+    decoder: Path | None,
+    share: tuple[int, int] | None,
+    prompts: str | None = None,
+    sweep: Sequence[str] = (),
+    edit: Path | None = None,
+    mask: Path | None = None,
+) -> Artifact | Plan | list[Artifact] | list[Plan]:
     """Generate images; see `tok sample --help`."""
     options, points = with_prompts(options, prompts), sweep_points(sweep, options.sets)
     proposal_artifact = choose(
@@ -93,10 +101,15 @@ def _plan(request: Request, proposal: Artifact, decoder: Artifact) -> Plan:
     if request.recipe.sample.neighbours:
         reads["training images"] = proposal.inputs["data"]["path"]
     return plan.describe(
-        request.options, request.recipe, {}, reads=reads, writes="samples",
-        facts=_facts(request, proposal), inputs=_inputs(request, proposal, decoder),
+        request.options,
+        request.recipe,
+        {},
+        reads=reads,
+        writes="samples",
+        facts=_facts(request, proposal),
+        inputs=_inputs(request, proposal, decoder),
         compute=_compute(request, proposal, decoder),
-    )  # fmt: skip
+    )
 
 
 def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute.Compute:
@@ -142,9 +155,14 @@ def _facts(request: Request, proposal: Artifact) -> dict[str, Any]:
 
 
 def _sample(
-    draft: Draft, request: Request, proposal: Artifact, generator: Any, beside: Mapping[str, Beside], share: tuple[int, int],
+    draft: Draft,
+    request: Request,
+    proposal: Artifact,
+    generator: Any,
+    beside: Mapping[str, Beside],
+    share: tuple[int, int],
     device: torch.device,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     recipe, asked = request.recipe, request.recipe.sample
     number, size = len(request.labels), asked.batch_size
     batches = -(-number // size)
@@ -179,9 +197,14 @@ def _sample(
 
 
 def _write(
-    folder: Path, batch: int, numbers: range, tokens: torch.Tensor, networks: Generator, request: Request,
+    folder: Path,
+    batch: int,
+    numbers: range,
+    tokens: torch.Tensor,
+    networks: Generator,
+    request: Request,
     held: dict[int, contextlib.ExitStack],
-) -> None:  # fmt: skip
+) -> None:
     with held.pop(batch):  # only now may another job look for it
         images = networks.pixels(tokens)
         if request.edit is not None and request.recipe.sample.paste:
@@ -203,10 +226,15 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
             log.info("%s: another job completes it", folder)
             return Artifact(folder, draft.manifest)
         payload = store.merge(
-            folder, len(labels), per_file=asked.shard_size, codebook_size=proposal.facts["codebook_size"],
-            form=asked.format, labels=labels, classes=proposal.facts["classes"],
+            folder,
+            len(labels),
+            per_file=asked.shard_size,
+            codebook_size=proposal.facts["codebook_size"],
+            form=asked.format,
+            labels=labels,
+            classes=proposal.facts["classes"],
             captions=[prompts[i % len(prompts)] for i in range(len(labels))] if prompts else [],
-        )  # fmt: skip
+        )
         if asked.format == "png":
             files = [str(store.image_path(folder, i).relative_to(folder)) for i in range(len(labels))]
             write_listing(folder, "images.sha256", files)

@@ -123,15 +123,16 @@ def _check(
 def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens: Artifact) -> Artifact | None:
     """The tokens to measure on, which must be of the tokenizer whose tokens the network learns."""
     if val is None:
-        if recipe.train.eval_every:
-            raise TokError("train.eval_every", "there is nothing to measure on", got=str(recipe.train.eval_every), next=(
-                "Give --val, tokens of held-out images: tok tokenize --data SET/val"))  # fmt: skip
+        every = recipe.train.eval_every
+        if every:
+            how = "Give --val, tokens of held-out images: tok tokenize --data SET/val"
+            raise TokError("train.eval_every", "there is nothing to measure on", got=str(every), next=how)
         return None
     found = open_input(options, "--val", val, ["tokens"])
     ours, theirs = (a.input_id("tokenizer") for a in (tokens, found))
     if ours != theirs:
-        raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=(
-            f"Make them: tok tokenize --tokenizer {tokens.inputs['tokenizer']['path']} --data SET/val"))  # fmt: skip
+        how = f"Make others: tok tokenize --tokenizer {tokens.inputs['tokenizer']['path']} --data SET/val"
+        raise TokError(f"--val {val}", "its tokens are another tokenizer's", got=f"{theirs}, not {ours}", next=how)
     if found.id == tokens.id:
         log.warning("--val %s: these are the tokens that it is trained on", val)
     return found
@@ -155,7 +156,8 @@ def rehearse(recipe: ProposalRecipe) -> None:
         build.build_proposal(resolved(recipe), *sizes)
 
 
-def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, start: Artifact | None) -> Plan:
+def _planned(recipe: ProposalRecipe, tokens: Artifact | None) -> dict[str, Any]:
+    """The facts of the tokens, where they are at hand, or else those that the recipe expects."""
     expected = recipe.expects.planned()
     facts = dict(tokens.facts) if tokens else expected | {"name": None, "use_size": None}
     if facts["classes"] is None:
@@ -164,10 +166,13 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         facts["classes"] = []  # whatever they are, the network does not read them
     missing = [key for key in ("codebook_size", "grid", "classes") if facts[key] is None]
     if missing:
-        raise TokError(
-            "--dry-run", f"nobody knows {' and '.join(missing)}",
-            next="Give --tokens of data on this machine, or --set expects." + "=N --set expects.".join(missing) + "=N",
-        )  # fmt: skip
+        how = "Give --tokens of data on this machine, or --set expects." + "=N --set expects.".join(missing) + "=N"
+        raise TokError("--dry-run", f"nobody knows {' and '.join(missing)}", next=how)
+    return facts
+
+
+def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, start: Artifact | None) -> Plan:
+    facts, train = _planned(recipe, tokens), recipe.train
     size, grid = facts["codebook_size"], tuple(facts["grid"])
     classes = facts["classes"] if isinstance(facts["classes"], int) else len(facts["classes"])
     with on_meta():
@@ -175,23 +180,27 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
     if tokens and captioned(tokens) is False:
         check_captions(_condition(recipe), f"--tokens {tokens.path}", captioned=False)
     step = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
-    batch, texts = recipe.train.batch_size, isinstance(_condition(recipe), TextCondition) and ["features of captions"]
-    computed = compute.Compute(
-        "step", network.flops() * batch, recipe.train.steps, network.flops() * batch * recipe.train.steps,
-        compute.ON_GPUS[recipe.train.precision], uncounted=[*(texts or []), *compute.BESIDES],
-    )  # fmt: skip
+    texts = ["features of captions"] if isinstance(_condition(recipe), TextCondition) else []
+    flop = network.flops() * train.batch_size
+    precision, uncounted = compute.ON_GPUS[train.precision], [*texts, *compute.BESIDES]
+    computed = compute.Compute("step", flop, train.steps, flop * train.steps, precision, uncounted=uncounted)
 
     def seconds() -> str:
         with session(options) as device:
-            return plan.step_time(recipe.train, device, _trial(recipe, size, grid, classes, device))
+            return plan.step_time(train, device, _trial(recipe, size, grid, classes, device))
 
     return plan.describe(
-        options, recipe, {"proposal": network}, writes="proposal",
+        options,
+        recipe,
+        {"proposal": network},
+        writes="proposal",
         reads={"tokens": tokens or "(as the recipe expects)"} | ({"init": start} if start else {}),
-        facts=_facts(recipe, facts, network), inputs=_inputs(tokens, start),
+        facts=_facts(recipe, facts, network),
+        inputs=_inputs(tokens, start),
         seconds=str if tokens is None or isinstance(tokens, Planned) else seconds,
-        compute=computed, activations=step.activations,
-    )  # fmt: skip
+        compute=computed,
+        activations=step.activations,
+    )
 
 
 def _inputs(made_by: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
@@ -247,9 +256,13 @@ def _random(proposal: Proposal, samples: int) -> list[Tensor]:
 
 
 def _train(
-    options: Options, recipe: ProposalRecipe, made_by: Artifact, held_out: Artifact | None, start: Artifact | None,
+    options: Options,
+    recipe: ProposalRecipe,
+    made_by: Artifact,
+    held_out: Artifact | None,
+    start: Artifact | None,
     device: torch.device,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
     inputs = _inputs(made_by, start)
@@ -305,9 +318,16 @@ def _train(
             return measure_proposal(proposal, tokens, device, mask_ratio=MASK_RATIO)
 
     seconds = loop.run(
-        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts={"updater": updater},
-        evaluate=evaluate, epoch=batches.epoch, rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
-    )  # fmt: skip
+        draft.path,
+        recipe.train,
+        recipe.seed,
+        batches=batches.from_step,
+        step=step,
+        parts={"updater": updater},
+        evaluate=evaluate,
+        epoch=batches.epoch,
+        rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
+    )
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     with updater.weights():
