@@ -19,7 +19,7 @@ from tokcli.cli import cli, main
 from tokcli.errors import Interrupted, Misuse, TokError
 
 PIPELINE = ["train-tokenizer", "train-decoder", "tokenize", "train-proposal", "sample", "eval", "viz-codebook"]
-BESIDE = ["import", "show", "recipes", "verify"]
+BESIDE = ["data", "import", "show", "recipes", "verify"]
 EVERY = PIPELINE + BESIDE
 
 HELP_IMPORTS_NOTHING_HEAVY = """

@@ -58,9 +58,11 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
     size = recipe["data"]["size"]
     if recipe["encoder"].get("image_size", size) != size:
         raise TokError(
-            "encoder.image_size", f"must be data.size = {size}", got=str(recipe["encoder"]["image_size"]),
+            "encoder.image_size",
+            f"must be data.size = {size}",
+            got=str(recipe["encoder"]["image_size"]),
             next=f"Set one to the other: --set encoder.image_size={size}, or --set data.size={recipe['encoder']['image_size']}",
-        )  # fmt: skip
+        )
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
     encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
     grid, section = encoder.grid(size), recipe["decoder"]
@@ -90,9 +92,11 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
     width = recipe["quantizer"].get("code_dim")
     if width not in (None, encoder.code_dim):
         raise TokError(
-            "quantizer.code_dim", f"must be the width of the teacher's features, {encoder.code_dim}", got=str(width),
+            "quantizer.code_dim",
+            f"must be the width of the teacher's features, {encoder.code_dim}",
+            got=str(width),
             next="Leave it out: --set quantizer.code_dim=null",
-        )  # fmt: skip
+        )
     quantizer = component("quantizer", QUANTIZERS, {**recipe["quantizer"], "code_dim": encoder.code_dim})
     return Tokenizer(encoder, quantizer, CodesAsFeatures())
 

@@ -27,9 +27,11 @@ def _recorded(artifact: Artifact) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TokError(
-            str(artifact.path / MANIFEST), "its recipe or facts do not describe a network", why=repr(error).splitlines()[0],
+            str(artifact.path / MANIFEST),
+            "its recipe or facts do not describe a network",
+            why=repr(error).splitlines()[0],
             next=RESTORE,
-        ) from None  # fmt: skip
+        ) from None
 
 
 def tokenizer_of(artifact: Artifact) -> Tokenizer:
@@ -135,7 +137,9 @@ def load_caption_encoder(
     tower = build_text_tower(condition.tower, weights).to(device)
     if tower.sha256 != recorded:
         raise TokError(
-            f"text tower {condition.tower}", f"has other weights than {artifact.path} was trained with",
-            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}", next="Give the same file: --text-weights PATH",
-        )  # fmt: skip
+            f"text tower {condition.tower}",
+            f"has other weights than {artifact.path} was trained with",
+            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}",
+            next="Give the same file: --text-weights PATH",
+        )
     return lambda captions: tower.encode(captions, length)

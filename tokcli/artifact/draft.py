@@ -159,9 +159,13 @@ def begin(
     except OSError as error:
         raise disk_error(path, error) from None
     started: dict[str, Any] = {
-        "schema": SCHEMA, "kind": kind, "status": "running", "inputs": {r: dict(i) for r, i in inputs.items()},
-        "recipe": dict(recipe), "provenance": dict(provenance),
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "kind": kind,
+        "status": "running",
+        "inputs": {r: dict(i) for r, i in inputs.items()},
+        "recipe": dict(recipe),
+        "provenance": dict(provenance),
+    }
     try:
         if (path / MANIFEST).exists():
             manifest = read_manifest(path, where)

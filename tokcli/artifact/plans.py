@@ -136,6 +136,9 @@ def open_planned(path: Path, flag: str, kinds: Iterable[str], *, dry_run: bool) 
         return None
     found = read_plan(path, flag, kinds)
     if found is not None and not dry_run:
-        raise TokError(f"{flag} {path}".strip(), "is a plan, which only dry runs read",
-                       next="Name the artifact's folder, or add --dry-run")  # fmt: skip
+        raise TokError(
+            f"{flag} {path}".strip(),
+            "is a plan, which only dry runs read",
+            next="Name the artifact's folder, or add --dry-run",
+        )
     return found

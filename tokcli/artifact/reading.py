@@ -112,9 +112,11 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
         raise TokError(where, "is not complete yet", next=f"Repeat the command that makes it: {command}")
     if content_id(manifest) != manifest["id"]:
         raise TokError(
-            str(path / MANIFEST), "facts or inputs were changed: the id does not match", got=manifest["id"],
+            str(path / MANIFEST),
+            "facts or inputs were changed: the id does not match",
+            got=manifest["id"],
             next=RESTORE,
-        )  # fmt: skip
+        )
     return Artifact(path, manifest)
 
 

@@ -100,8 +100,10 @@ def ranking_sheet(
     ]
     places = choose_patches(indices, codebook_size, patches)
     total = int(counts.sum())
-    boards = [_ranking_side(title, codes, counts, total, crop_patches(images, places[codes], grid, context), context)
-              for title, codes in sides]  # fmt: skip
+    boards = [
+        _ranking_side(title, codes, counts, total, crop_patches(images, places[codes], grid, context), context)
+        for title, codes in sides
+    ]
     width, height = sum(b.width for b in boards), max(b.height for b in boards)
     sheet = Image.fromarray(blank(height, width))
     for i, board in enumerate(boards):

@@ -43,9 +43,16 @@ def pack(values: Int[np.ndarray, "*n"] | Sequence[int]) -> dict[str, str]:
 
 
 def write_page(
-    folder: Path, books: Sequence[Codebook], labels: Int[Tensor, " N"], names: Sequence[str], classes: Sequence[str],
-    *, perplexities: Sequence[float], context: int, title: str,
-) -> list[str]:  # fmt: skip
+    folder: Path,
+    books: Sequence[Codebook],
+    labels: Int[Tensor, " N"],
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    perplexities: Sequence[float],
+    context: int,
+    title: str,
+) -> list[str]:
     """Write the page of one codebook, or of two that saw the same images.
 
     Args:

@@ -93,8 +93,12 @@ def method_of(options: Options, folder: str, given: str | None) -> str:
     path = find_recipe(options.recipe, folder=folder, name="")
     recorded = str(read_yaml(path).get("method", given or "vqkd"))
     if given not in (None, recorded):
-        raise TokError(f"--method {given}", f"is not that of {path}", got=f"method: {recorded}",
-                       next=f"Choose a recipe of {given}, or leave the method out")  # fmt: skip
+        raise TokError(
+            f"--method {given}",
+            f"is not that of {path}",
+            got=f"method: {recorded}",
+            next=f"Choose a recipe of {given}, or leave the method out",
+        )
     return recorded
 
 
@@ -203,9 +207,10 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
         chosen = open_input(options, "--decoder", given, kinds)
         if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
             raise TokError(
-                f"--decoder {given}", "is a tokenizer without a pixel decoder",
+                f"--decoder {given}",
+                "is a tokenizer without a pixel decoder",
                 next=f"Train one: tok train-decoder --tokenizer {given}",
-            )  # fmt: skip
+            )
         return chosen
     found = scan(options.workspace)
     chosen = decoder_among(found, tokenizer_id, "--decoder", where=f"in {options.workspace}")

@@ -142,9 +142,13 @@ def _memory(
 
 
 def _text(
-    options: Options, recipe: Recipe, reads: Mapping[str, Artifact | str], document: Mapping[str, Any], seconds: str,
+    options: Options,
+    recipe: Recipe,
+    reads: Mapping[str, Artifact | str],
+    document: Mapping[str, Any],
+    seconds: str,
     compute: Compute | None,
-) -> str:  # fmt: skip
+) -> str:
     writes, parameters, memory = document["kind"], document["parameters"], document["memory"]
     lines = [to_yaml(recipe).rstrip(), ""]
     lines += [f"# reads   {role}: {path.path if isinstance(path, Artifact) else path}" for role, path in reads.items()]

@@ -52,8 +52,12 @@ def tell_if_emulated(key: str, device: torch.device) -> None:
         key: of the recipe, such as `train.precision`.
     """
     if emulated_bfloat16(device):
-        log.warning("%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=float32 is faster, "
-                    "and makes another artifact", key, key)  # fmt: skip
+        log.warning(
+            "%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=float32 is faster, "
+            "and makes another artifact",
+            key,
+            key,
+        )
 
 
 def settings() -> dict[str, str]:

@@ -79,8 +79,13 @@ def tokenizer_preview(
 
 
 def decoder_preview(
-    network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, size: int, path: Path,
-) -> None:  # fmt: skip
+    network: Tokenizer,
+    pixel_decoder: nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    size: int,
+    path: Path,
+) -> None:
     """A sheet of originals and their reconstructions."""
     chosen = evenly(len(source), COLUMNS)
     _, images = next(read_batches(source, evaluation_transform(size), chosen))

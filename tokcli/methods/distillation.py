@@ -120,9 +120,14 @@ class TeacherFeatures:
 def teacher_facts(teacher: Teacher) -> dict[str, Any]:
     """What a manifest says of a teacher."""
     return {
-        "name": teacher.name, "sha256": teacher.sha256, "image_size": teacher.image_size, "layers": teacher.layers,
-        "norm": teacher.norm, "projection": teacher.projection, "feature_dim": teacher.feature_dim,
-    }  # fmt: skip
+        "name": teacher.name,
+        "sha256": teacher.sha256,
+        "image_size": teacher.image_size,
+        "layers": teacher.layers,
+        "norm": teacher.norm,
+        "projection": teacher.projection,
+        "feature_dim": teacher.feature_dim,
+    }
 
 
 def short(teacher: str) -> str:

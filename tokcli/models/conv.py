@@ -24,9 +24,10 @@ def halved(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if height % stride or width % stride or min(height, width) < 1:
         raise TokError(
-            "encoder.widths", f"stages halve the image to 1/{stride}, which must divide its size",
+            "encoder.widths",
+            f"stages halve the image to 1/{stride}, which must divide its size",
             got=f"{height}x{width} px",
-        )  # fmt: skip
+        )
     return height // stride, width // stride
 
 
@@ -41,9 +42,11 @@ def check_doubling(grid: tuple[int, int], image_size: int | tuple[int, int], wid
     if (grid[0] * factor, grid[1] * factor) != size:
         made = f"{grid[0] * factor}x{grid[1] * factor} px"
         raise TokError(
-            "decoder.widths", f'{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}, which is not the size of the image',
-            got=f'{size[0]}x{size[1]} px', next="Give one width for each doubling, and one more",
-        )  # fmt: skip
+            "decoder.widths",
+            f"{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}, which is not the size of the image",
+            got=f"{size[0]}x{size[1]} px",
+            next="Give one width for each doubling, and one more",
+        )
 
 
 class ResidualBlock(nn.Module):

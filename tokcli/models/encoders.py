@@ -184,9 +184,11 @@ class TeacherEncoder(nn.Module):
         if height % self._grid[0] or width % self._grid[1]:
             rows, columns = self._grid
             raise TokError(
-                "grid", f"{rows}x{columns} tokens do not cut the image into equal patches", got=f"{height}x{width} px",
+                "grid",
+                f"{rows}x{columns} tokens do not cut the image into equal patches",
+                got=f"{height}x{width} px",
                 next=f"Make data.size and data.use_size multiples of {math.lcm(rows, columns)}, or set another teacher.grid",
-            )  # fmt: skip
+            )
         return self._grid
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:

@@ -40,23 +40,35 @@ TAMING_RESIZE: dict[type[nn.Module], str] = {Downsample: "downsample.conv", Upsa
 LAYOUTS = {
     "taming": Names(
         {"encoder": "down.{}.block.{}", "decoder": "up.{}.block.{}"},
-        ("mid.block_1", "mid.attn_1", "mid.block_2"), TAMING_RESIZE, True,
+        ("mid.block_1", "mid.attn_1", "mid.block_2"),
+        TAMING_RESIZE,
+        True,
     ),
     "llamagen": Names(
         {"encoder": "conv_blocks.{}.res.{}", "decoder": "conv_blocks.{}.res.{}"},
-        ("mid.0", "mid.1", "mid.2"), TAMING_RESIZE, False,
+        ("mid.0", "mid.1", "mid.2"),
+        TAMING_RESIZE,
+        False,
     ),
     "maskgit": Names(
         {"encoder": "down.{}.block.{}", "decoder": "up.{}.block.{}"},
-        ("mid.0", "mid.1"), {Upsample: "upsample_conv"}, True,
+        ("mid.0", "mid.1"),
+        {Upsample: "upsample_conv"},
+        True,
     ),
-}  # fmt: skip
+}
 RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "nin_shortcut"}
 # what training left beside the tokenizer
 IGNORED = (
-    "loss.", "quantize.codebook_used", "quantize.cluster_size", "quantize.embedding.cluster_size",
-    "quantize.embedding.embed_avg", "quantize.embedding.initted", "scaling_layer.", "teacher_model.",
-)  # fmt: skip
+    "loss.",
+    "quantize.codebook_used",
+    "quantize.cluster_size",
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+    "quantize.embedding.initted",
+    "scaling_layer.",
+    "teacher_model.",
+)
 Pair = tuple[str, tuple[str, ...]]  # our tensor, and theirs that make it when joined
 
 
@@ -88,8 +100,11 @@ def convert(state: Mapping[str, Tensor], layout: str, tokenizer: Tokenizer, wher
         ],
     }
     if any(unlike.values()):
-        parts = [f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-                 for what, names in unlike.items() if names]  # fmt: skip
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+            for what, names in unlike.items()
+            if names
+        ]
         raise TokError(where, f"is not a checkpoint of layout {layout}", why="; ".join(parts))
     found = {ours: torch.cat([state[name] for name in theirs]).reshape(wanted[ours].shape) for ours, theirs in pairs}
     found["quantizer.initialised"] = torch.tensor(True)

@@ -54,9 +54,11 @@ class Bert(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embeddings = _Parts(
-            word_embeddings=nn.Embedding(WORDS, WIDTH), position_embeddings=nn.Embedding(LONGEST, WIDTH),
-            token_type_embeddings=nn.Embedding(2, WIDTH), LayerNorm=nn.LayerNorm(WIDTH, eps=EPS),
-        )  # fmt: skip
+            word_embeddings=nn.Embedding(WORDS, WIDTH),
+            position_embeddings=nn.Embedding(LONGEST, WIDTH),
+            token_type_embeddings=nn.Embedding(2, WIDTH),
+            LayerNorm=nn.LayerNorm(WIDTH, eps=EPS),
+        )
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer() for _ in range(LAYERS))})
 
     def forward(self, numbers: Int64[Tensor, "b t"], given: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:

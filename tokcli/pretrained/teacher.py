@@ -58,15 +58,23 @@ class Teacher(nn.Module):
             raise TokError(f"teacher {name}", "norm: false changes nothing", why="the network has no final norm")
         self.layers: list[int | str] = list(self.network.resolve(layers))
         if image_size is not None and grid is not None:
-            raise TokError("teacher.grid", f"image_size = {image_size} decides already", got=f"{grid[0]}x{grid[1]}",
-                           next="Give one of the two: --set teacher.grid=null or --set teacher.image_size=null")  # fmt: skip
+            raise TokError(
+                "teacher.grid",
+                f"image_size = {image_size} decides already",
+                got=f"{grid[0]}x{grid[1]}",
+                next="Give one of the two: --set teacher.grid=null or --set teacher.image_size=null",
+            )
         self.norm = norm
         self.network.projects = projection
         self.projection = projection if norm and self.network.has_projection else None  # None: there is none to apply
         found = self._size_of(grid) if grid else None
         if grid and found is None and weights != "random":  # not in plans, nor where weights are loaded later
-            log.warning("teacher %s: takes no images that give it %dx%d patches: its features at %d px are resized to them",
-                        name, *grid, self.network.image_size)  # fmt: skip
+            log.warning(
+                "teacher %s: takes no images that give it %dx%d patches: its features at %d px are resized to them",
+                name,
+                *grid,
+                self.network.image_size,
+            )
         self.image_size = image_size or found or self.network.image_size
         self.feature_dim, largest = self._shape(self.image_size)
         self._grid = grid or largest

@@ -110,8 +110,11 @@ class OpenCLIPText(TextTower):
             or text.get("hf_model_name")
             or text.get("vocab_size", VOCABULARY) != VOCABULARY
         ):
-            raise TokError(f"condition.tower {name}", "reads other text tokens than OpenCLIP's byte pairs",
-                           next="Choose a CLIP model, such as ViT-B-32/laion2b_s34b_b79k")  # fmt: skip
+            raise TokError(
+                f"condition.tower {name}",
+                "reads other text tokens than OpenCLIP's byte pairs",
+                next="Choose a CLIP model, such as ViT-B-32/laion2b_s34b_b79k",
+            )
         return config, pretrained
 
     @classmethod

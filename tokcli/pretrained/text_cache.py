@@ -52,9 +52,12 @@ class FeatureTable:
             TokError: the disk cannot hold the cache.
         """
         self.cache.fill(
-            self._compute, row_bytes=self.length * self.dim * 2, where="condition.tower",
-            next="Set TOK_CACHE to another disk", desc="text features",
-        )  # fmt: skip
+            self._compute,
+            row_bytes=self.length * self.dim * 2,
+            where="condition.tower",
+            next="Set TOK_CACHE to another disk",
+            desc="text features",
+        )
 
     def rows(self, numbers: Int64[Tensor, " b"]) -> Float[Tensor, "b length d"]:
         """Conditions of captions by number, float32; -1 is the empty one."""

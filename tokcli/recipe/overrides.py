@@ -60,9 +60,13 @@ def override(
 
 
 def _succeed(
-    section: str, node: dict[str, Any], name: Any, fields: Mapping[str, Any], given: Collection[str],
+    section: str,
+    node: dict[str, Any],
+    name: Any,
+    fields: Mapping[str, Any],
+    given: Collection[str],
     say: Callable[..., None],
-) -> None:  # fmt: skip
+) -> None:
     """Clear a section for another component but for what it shares with the one before.
 
     Args:

@@ -42,6 +42,8 @@ def check_compiler(where: str, device: torch.device) -> None:
         said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
         needed = "a C++ compiler (Debian: g++)" if device.type == "cpu" else "a C compiler (Debian: gcc) and Triton"
         raise TokError(
-            where, "PyTorch cannot compile here", why=said[0] if said else type(error).__name__,
+            where,
+            "PyTorch cannot compile here",
+            why=said[0] if said else type(error).__name__,
             next=f"Install {needed}, or leave it out",
-        ) from None  # fmt: skip
+        ) from None

@@ -70,9 +70,15 @@ def run(
         log.info("%s: goes on at step %d of %d", folder, first, train.steps)
     source = batches(first)
     bar = tqdm(
-        total=train.steps, initial=first, unit="step", file=sys.stderr, disable=not distributed.is_main(),
-        mininterval=0.5 if sys.stderr.isatty() else 15, dynamic_ncols=True, smoothing=0.1,
-    )  # fmt: skip
+        total=train.steps,
+        initial=first,
+        unit="step",
+        file=sys.stderr,
+        disable=not distributed.is_main(),
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )
     window_start, window_steps = time.perf_counter(), 0
     with StopSignal() as stop, bar:
         try:
@@ -113,9 +119,10 @@ def run(
                     save_state(folder, done, time.perf_counter() - started, parts)
                 if stopping:
                     raise Interrupted(
-                        f"{folder}", f"interrupted after step {done} of {train.steps}, state saved",
+                        f"{folder}",
+                        f"interrupted after step {done} of {train.steps}, state saved",
                         next="Repeat the command to go on",
-                    )  # fmt: skip
+                    )
         finally:
             if journal:
                 journal.close()

@@ -41,9 +41,10 @@ def save_state(folder: Path, step: int, seconds: float, parts: dict[str, Statefu
                 )
             except RuntimeError as error:  # torch's zip writer reports a full disk this way
                 raise TokError(
-                    str(folder / STATE), "could not be written, the disk may be full",
+                    str(folder / STATE),
+                    "could not be written, the disk may be full",
                     next="Free some space and repeat the command: it resumes from the last state",
-                ) from error  # fmt: skip
+                ) from error
     distributed.barrier()
 
 
@@ -62,9 +63,11 @@ def load_state(folder: Path, parts: dict[str, Stateful]) -> tuple[int, float]:
         return int(state["step"]), float(state["seconds"])
     except (TokError, zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise TokError(
-            str(path), "is damaged", why=f"{type(error).__name__}: {error}"[:160].splitlines()[0],
+            str(path),
+            "is damaged",
+            why=f"{type(error).__name__}: {error}"[:160].splitlines()[0],
             next=f"Delete {folder} and repeat the command to start again",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def started(folder: Path) -> bool:

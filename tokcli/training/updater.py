@@ -62,16 +62,20 @@ class Updater:
         pieces = distributed.world_size() * train.accumulate
         if train.batch_size % pieces:
             raise TokError(
-                "train.batch_size", f"cannot be divided by {distributed.world_size()} ranks x {train.accumulate} micro-batches",
+                "train.batch_size",
+                f"cannot be divided by {distributed.world_size()} ranks x {train.accumulate} micro-batches",
                 got=str(train.batch_size),
-            )  # fmt: skip
+            )
         if train.precision == "bfloat16":
             tell_if_emulated("train.precision", device)
         self.module, self.optim, self.train, self.device = module, optim, train, device
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps,
+            parameter_groups(module, optim),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
             fused=device.type in ("cpu", "cuda"),
-        )  # fmt: skip
+        )
         self.average = Average(module, train.ema) if train.ema else None
         compiled: Callable[..., Any] = compile_module(module) if train.compile else module
         self.forward = compiled
