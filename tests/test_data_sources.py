@@ -1,11 +1,14 @@
 """Every source keeps the same promises, and a new one is used as soon as it is registered."""
 
+import functools
 import gzip
+import http.server
 import io
 import json
 import pickle
 import struct
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,10 +87,27 @@ def the_emoji(root: Path) -> str:
     return "openmoji/val"
 
 
+def a_url(root: Path) -> str:
+    a_tar(root)
+    return f"{served(root)}/a.tar"
+
+
+def served(root: Path) -> str:
+    """The address of a server of a folder, which ends with the tests."""
+    handler = functools.partial(Quiet, directory=str(root))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: Any) -> None: ...
+
+
 CASES: dict[str, Callable[[Path], str]] = {
-    "folder": a_folder, "tar": a_tar, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
+    "folder": a_folder, "tar": a_tar, "url": a_url, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
 }  # fmt: skip
-DAMAGED = ("folder", "tar", "coco")  # their third image is none, and one more sample is missing
+DAMAGED = ("folder", "tar", "url", "coco")  # their third image is none, and one more sample is missing
 
 
 def test_every_source_has_a_case() -> None:

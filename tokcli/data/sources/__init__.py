@@ -15,6 +15,7 @@ from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.idx import FashionMnist, Idx
 from tokcli.data.sources.listing import is_url
 from tokcli.data.sources.openmoji import OpenMoji
+from tokcli.data.sources.remote_tars import RemoteTars
 from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.summary import say_found
@@ -83,6 +84,7 @@ SOURCES: dict[str, type[Source]] = {
     "openmoji": OpenMoji,
     "fashion-mnist": FashionMnist,
     "tar": Tars,
+    "url": RemoteTars,
     "coco": Coco,
     "idx": Idx,
     "folder": Folder,
@@ -111,7 +113,7 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         return source
     where = f"--data {spec}"
     if is_url(spec):
-        raise TokError(where, "only local files are read: no URLs, no pipes", next="Download the data first")
+        raise TokError(where, "is not the https address of a tar, and no other is read", next="Download the data first")
     known = nearest(spec.partition("/")[0], EMBEDDED)
     hint = (
         known

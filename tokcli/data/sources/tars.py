@@ -5,6 +5,8 @@ import itertools
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,16 @@ MOST_KINDS = 8  # of members not read that are named
 log = logging.getLogger("tok")
 
 
+def braces(pattern: str) -> Iterator[str]:
+    """The names that a pattern such as `a-{000..009}.tar` stands for; raises TokError where its braces do not match."""
+    from braceexpand import braceexpand
+
+    try:
+        yield from braceexpand(pattern)
+    except ValueError as error:
+        raise TokError(f"--data {pattern}", "the braces do not match", why=str(error)) from None
+
+
 def expand(pattern: str) -> list[Path]:
     """The files that `a-{000..009}.tar`, `a-*.tar` or a folder of tars stand for, in order.
 
@@ -31,15 +43,10 @@ def expand(pattern: str) -> list[Path]:
         NotFound: none fits.
         TokError: a broken pattern, or one of more than a million files.
     """
-    from braceexpand import braceexpand
-
     where = f"--data {pattern}"
     if os.path.isdir(pattern):
         return sorted(path for path in Path(pattern).glob("*.tar") if not path.name.startswith("."))
-    try:
-        patterns = list(itertools.islice(braceexpand(pattern), MOST_SHARDS + 1))
-    except ValueError as error:
-        raise TokError(where, "the braces do not match", why=str(error)) from None
+    patterns = itertools.islice(braces(pattern), MOST_SHARDS + 1)
     paths: list[str] = []
     for one in patterns:
         fitting = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
@@ -65,11 +72,9 @@ class Tars:
 
     def __init__(self, pattern: str) -> None:
         where = f"--data {pattern}"
-        self.name = os.path.abspath(pattern)
-        self.shards = expand(self.name)
-        states = [state_of(path.stat()) if path.exists() else None for path in self.shards]
-        whole = sum(state[0] for state in states if state) <= CONTENTS_UP_TO
-        shards = [index_tar(path, contents=whole) for path in self.shards]
+        self._locate(pattern)
+        states = self._states()
+        shards = self._indexes(sum(size for size, _ in states) <= CONTENTS_UP_TO)
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
         self.ignored = _report(where, shards)
         prefixes = _shard_names(self.shards)
@@ -89,9 +94,25 @@ class Tars:
         said = (
             [shard.contents for shard in shards]
             if all(shard.contents for shard in shards)
-            else [str(state and state[:2]) for state in states]
+            else [str(state) for state in states]
         )
         self.id = data_id("tar", "2", self.keys, self.labels, "\n".join(said).encode())
+
+    def _locate(self, pattern: str) -> None:
+        """Set `name`, and `shards`, by which keys are named."""
+        self.name = os.path.abspath(os.path.expanduser(pattern))
+        self.shards = expand(self.name)
+
+    def _states(self) -> list[tuple[int, object]]:
+        """Bytes of each shard, and what changes with it; a missing one is named when it is indexed."""
+        return [state_of(path.stat())[:2] if path.exists() else (0, 0) for path in self.shards]
+
+    def _indexes(self, contents: bool) -> list[TarIndex]:
+        return [index_tar(path, contents=contents) for path in self.shards]
+
+    def _using(self, shard: int) -> AbstractContextManager[Path]:
+        """Where a shard lies, for as long as it is used."""
+        return nullcontext(self.shards[shard])
 
     @classmethod
     def claims(cls, spec: str) -> bool:
@@ -105,7 +126,7 @@ class Tars:
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Tars":
         """The samples of all shards; raises TokError as the class does, and with labels."""
         refuse_labels(labels, spec)
-        return cls(os.path.expanduser(spec))
+        return cls(spec)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -120,7 +141,7 @@ class Tars:
 
     def captions(self, i: int) -> list[str]:
         """The captions of sample i, [] for none."""
-        with open(self.shards[self._shard[i]], "rb") as file:
+        with self._using(int(self._shard[i])) as path, open(path, "rb") as file:
             parts = {end: read_member(file.fileno(), offset, size) for end, offset, size in self._texts[i]}
         return usable(captions_beside(parts.get("txt", b""), parts.get("json", b"")))
 
@@ -132,7 +153,7 @@ class Tars:
         """The extension and the bytes of sample i; raises BadImage."""
         offset, size = self._place[i].tolist()
         try:
-            with open(self.shards[self._shard[i]], "rb") as file:
+            with self._using(int(self._shard[i])) as path, open(path, "rb") as file:
                 file.seek(offset)
                 return self._ends[i], file.read(size)
         except OSError as error:

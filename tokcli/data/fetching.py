@@ -1,0 +1,215 @@
+"""Files from the web in a cache of bounded size: whole or not at all, checked by length and ETag."""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from tokcli.errors import NotFound, TokError
+from tokcli.files import atomic_write, cache_dir, write_text
+
+DEFAULT_GB = 100.0
+TRIES = 3
+TIMEOUT = 30  # seconds without a byte
+CHUNK = 1 << 20
+META, COMING, LOCK = "meta.json", "coming", ".lock"
+log = logging.getLogger("tok")
+
+
+class Remote(NamedTuple):
+    """A file on a server as it was when it was looked at; `tag` is its ETag, else its time of change, else ""."""
+
+    url: str
+    bytes: int
+    tag: str
+
+
+class _Broken(Exception):
+    """A connection that ended early: worth another try."""
+
+
+def look(url: str) -> Remote:
+    """What a server says about a file; what is in the cache where the server cannot be reached.
+
+    Raises:
+        NotFound: the server cannot be reached, or does not have it.
+        TokError: it does not say how long the file is.
+    """
+    try:
+        with _open(url, "HEAD") as answer:
+            return _described(url, answer)
+    except NotFound as error:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = Remote(**json.loads((_folder(url) / META).read_text(encoding="utf-8")))
+            if _file(url).stat().st_size == known.bytes:
+                log.warning("%s The copy in the cache is read.", error)
+                return known
+        raise
+
+
+@contextlib.contextmanager
+def using(remote: Remote) -> Iterator[Path]:
+    """Yields the file in the cache, fetched where it is not there; while it is used, nobody removes it.
+
+    Several processes may ask at once: one fetches, the others wait.
+
+    Raises:
+        TokError: the file has changed on the server, is larger than the cache, or does not arrive whole; the disk is full.
+    """
+    folder, file = _folder(remote.url), _file(remote.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not _is_there(remote):  # again, for no lock is held while it is changed for another
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_there(remote):
+                _fetch(remote)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield file
+
+
+def _is_there(remote: Remote) -> bool:
+    folder = _folder(remote.url)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = Remote(**json.loads((folder / META).read_text(encoding="utf-8")))
+        if known == remote and _file(remote.url).stat().st_size == remote.bytes:
+            os.utime(folder / META)  # used last
+            return True
+    return False
+
+
+def _fetch(remote: Remote) -> None:
+    folder, file = _folder(remote.url), _file(remote.url)
+    (folder / META).unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+    try:
+        _make_room(remote)
+        with atomic_write(file) as tmp, open(tmp, "wb") as out:
+            _download(remote, out)
+        write_text(folder / META, json.dumps(remote._asdict()))
+    finally:
+        (folder / COMING).unlink(missing_ok=True)
+
+
+def _folder(url: str) -> Path:
+    return cache_dir() / "shards" / hashlib.blake2b(url.encode(), digest_size=12).hexdigest()
+
+
+def _file(url: str) -> Path:
+    return _folder(url) / (Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "file")
+
+
+def _described(url: str, answer: Any) -> Remote:
+    length = answer.headers.get("Content-Length", "")
+    if not length.isdigit():
+        raise TokError(f"--data {url}", "the server does not say how long it is", next="Download the data first")
+    return Remote(url, int(length), answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+
+
+def _open(url: str, method: str = "GET", start: int = 0, tag: str = "") -> Any:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-", "If-Range": tag} if start and tag else {})
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        what = f"HTTP {error.code} {error.reason}"
+        error.close()
+        raise NotFound(f"--data {url}", "the server does not give it", got=what, next="Check the address") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = str(getattr(error, "reason", "") or error) or type(error).__name__
+        raise NotFound(f"--data {url}", "the server cannot be reached", why=why) from None
+
+
+def _download(remote: Remote, out: IO[bytes]) -> None:
+    """Write all bytes; after a break go on where it was, if the file is still the same."""
+    for attempt in range(TRIES):
+        time.sleep(attempt)
+        try:
+            for data in _rest(remote, out):
+                out.write(data)
+            if out.tell() == remote.bytes:
+                return
+        except _Broken:
+            continue
+    raise TokError(
+        f"--data {remote.url}", f"did not arrive whole in {TRIES} tries",
+        got=f"{out.tell():,} of {remote.bytes:,} bytes", next="Repeat the command: whole shards stay in the cache",
+    )  # fmt: skip
+
+
+def _rest(remote: Remote, out: IO[bytes]) -> Iterator[bytes]:
+    with _open(remote.url, start=out.tell(), tag=remote.tag) as answer:
+        if answer.status != 206:
+            if _described(remote.url, answer) != remote:
+                raise TokError(
+                    f"--data {remote.url}", "has changed on the server since the start", next="Repeat the command"
+                )
+            out.seek(0)
+            out.truncate()
+        while True:
+            try:
+                data = answer.read(CHUNK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _Broken from error
+            if not data:
+                return
+            yield data
+
+
+def _make_room(remote: Remote) -> None:
+    """Remove the files that were used longest ago and that nobody uses now, until another fits; then keep its place."""
+    limit = int(float(os.environ.get("TOK_CACHE_GB") or DEFAULT_GB) * 10**9)
+    if remote.bytes > limit:
+        size = f"{remote.bytes / 10**9:.1f} GB"
+        raise TokError(f"--data {remote.url}", "is larger than the cache", got=size, next="Raise TOK_CACHE_GB")
+    root = cache_dir() / "shards"
+    while True:
+        with open(root / LOCK, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _fits(root, limit - remote.bytes):
+                (_folder(remote.url) / COMING).write_text(str(remote.bytes))
+                return
+        time.sleep(0.2)  # all that is there is in use, or still arrives
+
+
+def _fits(root: Path, room: int) -> bool:
+    """Whether at most `room` bytes are taken, after removing what can be removed."""
+    kept = []
+    for meta in root.glob(f"*/{META}"):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            kept.append((meta.stat().st_mtime_ns, Remote(**json.loads(meta.read_text(encoding="utf-8")))))
+    taken = sum(known.bytes for _, known in kept)
+    for coming in root.glob(f"*/{COMING}"):
+        with contextlib.suppress(OSError, ValueError), _free(coming.parent) as free:
+            taken += 0 if free else int(coming.read_text())  # free: who wanted it is gone
+    for _, known in sorted(kept):
+        if taken <= room:
+            break
+        folder = _folder(known.url)
+        with contextlib.suppress(OSError), _free(folder) as free:
+            if free:
+                (folder / META).unlink()
+                _file(known.url).unlink(missing_ok=True)
+                taken -= known.bytes
+    return taken <= room
+
+
+@contextlib.contextmanager
+def _free(folder: Path) -> Iterator[bool]:
+    """Whether nobody uses a file of the cache; while it is so, nobody begins to."""
+    with open(folder / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
