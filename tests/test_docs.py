@@ -24,11 +24,17 @@ GUIDES = {"README.md": README, **PAGES}  # what a user reads to use tok
 DOCS = GUIDES | {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 PIPELINE = (ROOT / "scripts" / "pipeline.sh").read_text(encoding="utf-8")
 COMMANDS: dict[str, click.Command] = dict(cli.commands)
-SUBCOMMANDS = [sub for group in COMMANDS.values() if isinstance(group, click.Group) for sub in group.commands.values()]
+LEAVES = {  # every command that does something, those of groups by two words
+    name: command
+    for one, group in COMMANDS.items()
+    for name, command in (
+        {f"{one} {n}": c for n, c in group.commands.items()} if isinstance(group, click.Group) else {one: group}
+    ).items()
+}
 OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini", "--markdown"}  # of torchrun and of scripts
 FLAGS = {
     flag
-    for command in (*COMMANDS.values(), *SUBCOMMANDS)
+    for command in LEAVES.values()
     for p in command.params
     for flag in (*p.opts, *p.secondary_opts)
     if flag[:2] == "--"
@@ -94,7 +100,8 @@ def test_the_readme_has_at_most_10_kilobytes() -> None:
 
 @pytest.mark.parametrize("words", [w for w in USED if w[0] in COMMANDS], ids=" ".join)
 def test_every_command_line_in_the_docs_parses(words: list[str]) -> None:
-    COMMANDS[words[0]].make_context(words[0], list(words[1:]))
+    depth = 1 if words[0] in LEAVES else 2
+    LEAVES[" ".join(words[:depth])].make_context(words[0], list(words[depth:]))
 
 
 def test_command_lines_were_found_and_name_known_commands() -> None:
@@ -110,22 +117,23 @@ def test_every_command_has_a_row_in_the_readme() -> None:
 def test_commands_and_flags_named_in_prose_exist(name: str) -> None:
     text = DOCS[name]
     assert set(re.findall(r"`tok ([a-z][\w-]*)", text)) <= set(COMMANDS)
+    assert set(re.findall(r"`tok (data [a-z][\w-]*)", text)) <= set(LEAVES)
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) - OTHERS_FLAGS <= FLAGS | {"--help"}
 
 
 def test_every_flag_is_in_the_docs() -> None:
     own = {
         p.opts[-1]
-        for c in (*COMMANDS.values(), *SUBCOMMANDS)
+        for c in LEAVES.values()
         for p in c.params
         if isinstance(p, click.Option) and p.opts[-1].startswith("--")
     }
     assert own - set(re.findall(r"--[a-z][\w-]+", "\n".join(GUIDES.values()))) <= {"--number"}, "said as -n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", LEAVES)
 def test_every_flag_has_a_help_text(command: str) -> None:
-    options = [p for p in COMMANDS[command].params if isinstance(p, click.Option)]
+    options = [p for p in LEAVES[command].params if isinstance(p, click.Option)]
     assert [p.name for p in options if not p.help and p.name != "workspace"] == []
 
 
