@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from tokcli import distributed
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
 from tokcli.training.updater import NonFinite, Updater, learning_rate, parameter_groups
@@ -117,9 +119,12 @@ def test_micro_batches_add_up_to_the_whole_batch() -> None:
     torch.testing.assert_close(copy(pieces.module), copy(whole.module), atol=1e-6, rtol=0)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(TokError, match=r"^train.batch_size: cannot be divided by 1 ranks x 3 micro-batches"):
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="accumulate must divide batch_size"):
         updater(accumulate=3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(TokError, match=r"^train.batch_size: cannot be divided by 3 ranks x 2 micro-batches"):
+        updater(accumulate=2)
 
 
 def gradient_after_update(clip: float | None) -> tuple[float, float]:
