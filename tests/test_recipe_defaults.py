@@ -13,6 +13,7 @@ from tokcli.cli.recipes import check_file
 from tokcli.command import output
 from tokcli.command.options import Options
 from tokcli.errors import TokError
+from tokcli.pretrained.teachers import TEACHERS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import check, resolved
 from tokcli.recipe.overrides import override
@@ -61,6 +62,11 @@ def test_layers_and_size_of_pretrained_networks_are_recorded(tmp_path: Path) -> 
     assert (recipe["teacher"]["layers"], recipe["teacher"]["image_size"]) == (["head"], 256)
     recipe = resolved(check_file(recipes_root() / "toy" / "tokenizer-vqgan.yaml"))
     assert recipe["loss"]["perceptual"]["layers"] == ["stem", "blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+
+
+def test_a_teachers_image_size_stays_null_beside_a_grid() -> None:
+    keys = {"layers": None, "image_size": None, "grid": [2, 2], "norm": True, "projection": True}
+    assert TEACHERS["efflite0"].settled("efflite0", keys) == keys | {"layers": ["head"]}
 
 
 @pytest.mark.parametrize("method", ["vqkd", "vqgan", "cluster"])
