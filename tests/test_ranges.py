@@ -24,6 +24,7 @@ OUTSIDE: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     *((PROPOSALS[name], SIZES, bad) for name in PROPOSALS for bad in ({"dropout": 1.0}, {"label_drop": 1.5})),
     *((PROPOSALS["ar"], SIZES, {"random_order": shares}) for shares in ([0.5, 0.5], [-0.1, 0.5], [0.5, 1.1])),
     (PROPOSALS["nar"], SIZES, {"label_smoothing": 1.0}),
+    (PROPOSALS["gpt2"], SIZES, {"language": "gpt3"}),
     (CONDITIONS["text"], {}, {"length": 0}),
     (CONDITIONS["text"], {}, {"depth": -1}),
     *((QUANTIZERS[name], CODES, {key: 0}) for name in ("vq", "simvq", "ibq") for key in CODES),

@@ -6,6 +6,7 @@ first rows of the table of words instead.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import PositiveInt
 from torch import Tensor
@@ -17,6 +18,7 @@ from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.conditions import TextCondition
 from tokcli.recipe.ranges import Probability, Share
 
+Language = Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices are stored input x output
     "ln_1": ("attention_norm", False),
     "attn.c_attn": ("attention.qkv", True),
@@ -54,7 +56,7 @@ class GPT2Proposal(AutoregressiveProposal):
         attention_dropout: Share = 0.0,
         checkpointing: bool = False,
         label_drop: Probability = 0.1,
-        language: str | None = None,
+        language: Language | None = None,
     ) -> None:
         super().__init__(
             codebook_size,

@@ -68,16 +68,26 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
     method = method_class(form.method)
     options = replace(options, sets={**form.sets, **(sets or {}), **options.sets}, recipe=options.recipe)
     recipe = load_recipe(
-        options, method.recipe_model, f"tokenizer-{form.method}", "imagenet", method.families, resolve,
+        options,
+        method.recipe_model,
+        f"tokenizer-{form.method}",
+        "imagenet",
+        method.families,
+        resolve,
         say=log.debug,  # the recipe's own components were never meant
-    )  # fmt: skip
+    )
     if options.dry_run:
         tokenizer = build.build_tokenizer(resolved(recipe), form.feature_dim)
         modules = dict(tokenizer.named_children())
         return plan.describe(
-            options, recipe, modules, reads={kind: str(file)}, writes="tokenizer",
-            facts=_facts(kind, form, recipe, tokenizer, None), inputs=_inputs(options, file, "checkpoint-unknown"),
-        )  # fmt: skip
+            options,
+            recipe,
+            modules,
+            reads={kind: str(file)},
+            writes="tokenizer",
+            facts=_facts(kind, form, recipe, tokenizer, None),
+            inputs=_inputs(options, file, "checkpoint-unknown"),
+        )
     with session(options) as device:
         state = load_tensors(file)
         tokenizer = build.build_tokenizer(resolved(recipe), form.feature_dim)

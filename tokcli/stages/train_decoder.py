@@ -110,9 +110,11 @@ def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
     loading.check_discrete(tokenizer)
     if size != facts["use_size"]:
         raise TokError(
-            "data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size),
+            "data.size",
+            f"the tokenizer is used at {facts['use_size']} px",
+            got=str(size),
             next=f"Use it: --set data.size={facts['use_size']}",
-        )  # fmt: skip
+        )
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
     check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
 
@@ -178,18 +180,28 @@ def _plan(
             return plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
 
     return plan.describe(
-        options, recipe, modules, writes="decoder",
+        options,
+        recipe,
+        modules,
+        writes="decoder",
         reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)"} | ({"init": start} if start else {}),
-        facts=_facts(recipe, facts, decoder, frozen), inputs=_inputs(images.entry, tokenizer, start),
+        facts=_facts(recipe, facts, decoder, frozen),
+        inputs=_inputs(images.entry, tokenizer, start),
         seconds=str if tokenizer is None or isinstance(tokenizer, Planned) else seconds,
-        compute=counted[0] if counted else None, activations=counted[1] if counted else None,
-    )  # fmt: skip
+        compute=counted[0] if counted else None,
+        activations=counted[1] if counted else None,
+    )
 
 
 def _compute(
-    recipe: DecoderRecipe, made_by: Artifact, tokenizer: Tokenizer, decoder: Any, losses: Losses,
-    adversary: Adversary | None, images: plan.Images,
-) -> tuple[compute.Compute, float]:  # fmt: skip
+    recipe: DecoderRecipe,
+    made_by: Artifact,
+    tokenizer: Tokenizer,
+    decoder: Any,
+    losses: Losses,
+    adversary: Adversary | None,
+    images: plan.Images,
+) -> tuple[compute.Compute, float]:
     """What the training computes, see `compute.training`; all networks are on the meta device."""
     size, number = recipe.data.size, len(images.source) if images.source else None
     kept = build.build_transform(recipe.data).deterministic and (number or 0) * math.prod(made_by.facts["grid"]) <= KEPT
@@ -200,9 +212,14 @@ def _compute(
 
     with compute.quantizer_aside(tokenizer.quantizer, dict(made_by.recipe["quantizer"])):
         return compute.training(
-            recipe.train, Reconstruction(decoder, PixelLoss(losses, adversary)), inputs,
-            gan=recipe.gan, adversary=adversary, once="the images' tokens" if kept else "", images=number,
-        )  # fmt: skip
+            recipe.train,
+            Reconstruction(decoder, PixelLoss(losses, adversary)),
+            inputs,
+            gan=recipe.gan,
+            adversary=adversary,
+            once="the images' tokens" if kept else "",
+            images=number,
+        )
 
 
 def trial(
@@ -282,9 +299,15 @@ def _train(
     adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder, losses, adversary, device)
     batches = TrainBatches(
-        source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
-        max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
-    )  # fmt: skip
+        source,
+        transform,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        workers=recipe.data.workers,
+        max_bad=recipe.data.max_bad,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
 
     encode = Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
 
@@ -301,9 +324,16 @@ def _train(
 
     parts: dict[str, Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
-        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=step, parts=parts,
-        evaluate=evaluate, epoch=batches.epoch, live=("loss", *recipe.loss),
-    )  # fmt: skip
+        draft.path,
+        recipe.train,
+        recipe.seed,
+        batches=batches.from_step,
+        step=step,
+        parts=parts,
+        evaluate=evaluate,
+        epoch=batches.epoch,
+        live=("loss", *recipe.loss),
+    )
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     measured = {}

@@ -82,10 +82,17 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
             return plan.step_time(recipe.train, device, trial(kind(recipe, None, device), recipe, device))
 
     return plan.describe(
-        options, recipe, method.modules(), reads={"data": spec} | ({"init": start} if start else {}), writes="tokenizer",
-        facts=facts, inputs=_inputs(images.entry, start), compute=computed, activations=activations,
+        options,
+        recipe,
+        method.modules(),
+        reads={"data": spec} | ({"init": start} if start else {}),
+        writes="tokenizer",
+        facts=facts,
+        inputs=_inputs(images.entry, start),
+        compute=computed,
+        activations=activations,
         seconds=seconds if options.data is not None and images.source is not None else str,
-    )  # fmt: skip
+    )
 
 
 def _compute(recipe: TokenizerRecipe, method: Method, images: int | None) -> tuple[compute.Compute, float]:
@@ -94,10 +101,14 @@ def _compute(recipe: TokenizerRecipe, method: Method, images: int | None) -> tup
     size, quantizer = recipe.data.size, method.tokenizer.quantizer
     with compute.quantizer_aside(quantizer, resolved(recipe)["quantizer"]):
         return compute.training(
-            recipe.train, method.objective, lambda: method.trial(torch.empty(compute.MICRO, 3, size, size)),
-            gan=getattr(recipe, "gan", None), adversary=method.adversary,
-            once="the teacher's features" if cached else "", images=images,
-        )  # fmt: skip
+            recipe.train,
+            method.objective,
+            lambda: method.trial(torch.empty(compute.MICRO, 3, size, size)),
+            gan=getattr(recipe, "gan", None),
+            adversary=method.adversary,
+            once="the teacher's features" if cached else "",
+            images=images,
+        )
 
 
 def _inputs(data: dict[str, str], start: Artifact | None) -> dict[str, dict[str, str]]:
@@ -173,9 +184,15 @@ def _train(
     method.begin(source, transform)
     updater = Updater(method.objective, recipe.optim, recipe.train, device)
     batches = TrainBatches(
-        source, transform, batch_size=recipe.train.batch_size, seed=recipe.seed, workers=recipe.data.workers,
-        max_bad=recipe.data.max_bad, rank=distributed.rank(), world=distributed.world_size(),
-    )  # fmt: skip
+        source,
+        transform,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+        workers=recipe.data.workers,
+        max_bad=recipe.data.max_bad,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+    )
     held_out = _held_out(source, size, recipe.train.eval_images)
 
     def evaluate(_: int) -> dict[str, float]:
@@ -186,9 +203,16 @@ def _train(
     if method.adversary is not None:
         parts["adversary"] = method.adversary
     seconds = loop.run(
-        draft.path, recipe.train, recipe.seed, batches=batches.from_step, step=_step(method, recipe, updater, batches),
-        parts=parts, evaluate=evaluate, epoch=batches.epoch, live=method.live,
-    )  # fmt: skip
+        draft.path,
+        recipe.train,
+        recipe.seed,
+        batches=batches.from_step,
+        step=_step(method, recipe, updater, batches),
+        parts=parts,
+        evaluate=evaluate,
+        epoch=batches.epoch,
+        live=method.live,
+    )
     measured = {}
     with updater.weights():
         if distributed.is_main():

@@ -196,13 +196,25 @@ def _draw(
     }
     codes = as_compared(quantizer, quantizer.codes(torch.arange(k, device=device))).cpu()
     book = see(
-        name, seen.images, seen.indices, seen.labels, seen.grid, codes, seen.distances,
-        perplexity=viz.perplexity, seed=recipe.seed,
-    )  # fmt: skip
+        name,
+        seen.images,
+        seen.indices,
+        seen.labels,
+        seen.grid,
+        codes,
+        seen.distances,
+        perplexity=viz.perplexity,
+        seed=recipe.seed,
+    )
     sheets, tables, drawn = write_pictures(
-        folder, book, source.classes, columns=viz.columns, context=viz.context,
-        usage=measured["codebook_usage"], perplexity=measured["codebook_perplexity"],
-    )  # fmt: skip
+        folder,
+        book,
+        source.classes,
+        columns=viz.columns,
+        context=viz.context,
+        usage=measured["codebook_usage"],
+        perplexity=measured["codebook_perplexity"],
+    )
     at = folder.relative_to(root)
     write_listing(root, str(at / "codes.sha256"), [str(at / name) for name in sheets])
     owners = None if book.purity is None else torch.from_numpy(book.purity.owner)
@@ -228,7 +240,12 @@ def _write_page(folder: Path, views: list[_View], source: ImageSource, recipe: V
     seen = views[0].seen
     names = [next(iter(source.captions(i)), "") or source.key(i) for i in seen.numbers]
     return write_page(
-        folder, [view.book for view in views], seen.labels, names, source.classes,
-        perplexities=[view.metrics["codebook_perplexity"] for view in views], context=recipe.viz.context,
+        folder,
+        [view.book for view in views],
+        seen.labels,
+        names,
+        source.classes,
+        perplexities=[view.metrics["codebook_perplexity"] for view in views],
+        context=recipe.viz.context,
         title=" and ".join(view.book.name for view in views) + f" on {source.name}",
-    )  # fmt: skip
+    )
