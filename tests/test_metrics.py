@@ -2,7 +2,6 @@
 
 import csv
 import math
-from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
-from tokcli.evaluation.judge import check_served
 from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_markdown, as_text
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
@@ -123,12 +121,6 @@ def test_only_inception_s_published_weights_lend_their_name_to_a_metric(metric, 
 def test_an_unknown_metric_names_the_nearest_one():
     with pytest.raises(TokError, match="Did you mean 'psnr'"):
         Reported("psnrr")
-
-
-def test_a_metric_that_nothing_is_given_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setitem(METRICS, "x", SimpleNamespace(takes="image"))
-    with pytest.raises(TokError, match="metric 'x': takes what no evaluation gives. Got image. Take one of: counts"):
-        check_served()
 
 
 def test_the_evaluation_gives_all_that_metrics_may_take():

@@ -4,10 +4,11 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_faults import family, made  # noqa: F401  the fixture
+from test_faults import family, made, refusal  # noqa: F401  the fixture
 
 from tokcli.metrics import METRICS, KnownAs, Metric
 
@@ -16,7 +17,7 @@ MADE = {  # what it takes: the key it gets, its reported name in an artifact, it
     "images": ("worst_pixel", "worst_pixel", "worst_pixel", "worst pixel"),
     "reconstruction_moments": ("shift", "shift_efflite0", "shift_efflite0", "shift efflite0"),
     "moments": ("gap", "mean_gap", "mean_gap_ar", "mean gap_AR"),
-    "sets": ("nearest", "nearest_efflite0", "nearest_efflite0_ar", "nearest_AR efflite0"),
+    "sets": ("ratio", "ratio_efflite0", "ratio_efflite0_ar", "real per generated_AR efflite0"),
     "nll": ("bits", "bits", "bits", "bits a token"),
 }
 NEVER = ("other judge", "other mode")  # registered for an extractor and a mode that are not here
@@ -35,7 +36,7 @@ def report(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
             lambda a, b: float(abs(a.mean.numpy() - b.mean).max()), "moments", "lower", "gap",
             known_as=KnownAs("efflite0", "mean_gap", "mean gap"), error=lambda features, real, replicates: 1.0,
         ),
-        "sets": Metric(lambda a, b: torch.cdist(a, b).min(1).values.double(), "sets", "lower", "nearest"),
+        "sets": Metric(lambda a, b: torch.full((len(a),), len(b) / len(a)), "sets", "lower", "real per generated"),
         "nll": Metric(lambda total, tokens: total / tokens / 0.6931471805599453, "nll", "lower", "bits a token"),
         "other judge": Metric(lambda a, b: 0.0, "moments", "lower", "other judge", extractors=("vits14",)),
         "other mode": Metric(lambda total, tokens: 0.0, "nll", "lower", "other mode", modes=("nar",)),
@@ -69,6 +70,11 @@ def test_its_interval_comes_from_its_own_standard_error(report: Path) -> None:
     assert one["interval"] == [max(0.0, one["value"] - 1.96), one["value"] + 1.96]
 
 
+def test_generated_images_come_first(report: Path) -> None:
+    (samples,) = (a for a in json.loads((report / "metrics.json").read_text())["artifacts"] if a["kind"] == "samples")
+    assert samples["metrics"]["ratio_efflite0"] == 12 / 6
+
+
 def test_bits_are_the_logarithm_of_the_perplexity(report: Path) -> None:
     found = json.loads((report / "metrics.json").read_text())["artifacts"]
     (proposal,) = (a["metrics"] for a in found if a["kind"] == "proposal")
@@ -78,3 +84,12 @@ def test_bits_are_the_logarithm_of_the_perplexity(report: Path) -> None:
 @pytest.mark.parametrize("key", NEVER)
 def test_a_metric_of_another_extractor_or_mode_is_not_asked(report: Path, key: str) -> None:
     assert key not in (report / "metrics.json").read_text()
+
+
+def test_a_metric_that_nothing_is_given_stops_the_evaluation_at_once(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.setitem(METRICS, "x", SimpleNamespace(takes="image"))  # type: ignore[arg-type]
+    told = ["--recipe", "toy/eval", family["tokenizer"], "--data", family["photos"], "--workspace", tmp_path]
+    assert "metric 'x': takes what no evaluation gives" in refusal("eval", *told)
+    assert list(tmp_path.glob("*")) == []
