@@ -52,6 +52,21 @@ def test_a_family_is_one_row_with_the_paper_s_columns_in_its_order():
     assert headings(found.more) == ["top code % ↓"]
 
 
+def test_numbers_of_patches_with_content_are_in_no_table():
+    nonblank = Measurement(Reported("codebook_usage", nonblank=True), 0.4, 3200, "tokens", VAL)
+    found = measured("tokenizer", usage(0.5), nonblank)
+    assert [set(row.cells) for row in build_tables([found]).whole.rows] == [{"codebook_usage"}]
+    assert found.metrics == {"codebook_usage": 0.5, "codebook_usage_nonblank": 0.4}
+
+
+def test_other_columns_stand_in_the_order_of_metrics_and_those_of_an_extractor_last():
+    drawn = measured("samples", number("kd", 0.1, extractor="vits14"), mode="ar")
+    found = build_tables(
+        [drawn, measured("proposal", number("token_accuracy", 0.1)), measured("decoder", number("psnr", 20.0))]
+    )
+    assert [column.key for column in found.more.columns] == ["psnr", "token_accuracy", "kd_vits14_ar"]
+
+
 def test_sets_too_small_for_a_distance_are_listed_once_each():
     few = measured("samples", fd(9.0, count=18), fd(8.0, count=18, extractor="efflite0"), usage(0.5), id="few")
     many = measured("samples", fd(9.0, count=5000), fd(9.0, count=5000, against=TRAIN), id="many")

@@ -267,6 +267,18 @@ def test_samples_equal_to_the_reference_are_perfect(tmp_path, pictures, samples)
     assert values == {"precision_tiny": 1.0, "recall_tiny": 1.0, "coverage_tiny": 1.0}
 
 
+def test_samples_of_half_of_the_data_are_precise_and_miss_the_rest(tmp_path, pictures, samples):
+    files = sorted((samples.path / "images").iterdir())
+    for number, file in enumerate(files):  # the darker half, each picture twice
+        file.write_bytes(files[number // 2].read_bytes())
+    references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 100, CPU)
+    found = judge_samples(
+        samples, [tiny()], lambda e: references.of(e, SIZE), lambda e: (), CPU, manifold=100, bootstrap=0
+    )
+    values = {m.name: m.value for m in found}
+    assert values["precision_tiny"] == 1 > values["recall_tiny"]
+
+
 def test_few_images_for_neighbours_are_recorded_as_so_many(tmp_path, pictures, samples):
     references = References(Options(workspace=tmp_path / "ws"), [str(pictures)], 8, CPU)
     found = judge_samples(

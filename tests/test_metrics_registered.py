@@ -70,6 +70,14 @@ def test_its_interval_comes_from_its_own_standard_error(report: Path) -> None:
     assert one["interval"] == [max(0.0, one["value"] - 1.96), one["value"] + 1.96]
 
 
+def test_patches_with_content_are_counted_apart_for_metrics_that_say_so(report: Path) -> None:
+    (tokenizer,) = (
+        a for a in json.loads((report / "metrics.json").read_text())["artifacts"] if a["kind"] == "tokenizer"
+    )
+    apart = {name for name in tokenizer["metrics"] if name.endswith("_nonblank")}
+    assert apart == {f"{key}_nonblank" for key, metric in METRICS.items() if metric.nonblank}
+
+
 def test_generated_images_come_first(report: Path) -> None:
     (samples,) = (a for a in json.loads((report / "metrics.json").read_text())["artifacts"] if a["kind"] == "samples")
     assert samples["metrics"]["ratio_efflite0"] == 12 / 6

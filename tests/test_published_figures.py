@@ -41,6 +41,17 @@ def test_the_paper_s_columns_with_lpips_last_where_it_is_measured():
     assert headings(build_tables(family[:1]).paper)[3:] == ["FID_AR ↓", "FID_NAR ↓", "IS ↑", "LPIPS ↓"]
 
 
+def test_a_published_fid_of_masked_sampling_has_its_column_beside_samples_of_captions():
+    family = [measured("tokenizer", usage(0.5)), samples(fid(9.0), mode="t2i")]
+    assert "FID_NAR ↓" in headings(build_tables(family, AIMS).paper)
+    assert "FID_NAR ↓" not in headings(build_tables(family).paper)
+
+
+def test_a_published_share_is_at_most_one():
+    with pytest.raises(ValueError, match=r"x.codebook_usage: must be a share in \[0, 1\]"):
+        Published(source="a paper", rows={"x": {"codebook_usage": 1.5}})
+
+
 def test_an_inception_score_with_other_weights_stands_in_the_paper_s_column():
     score = number("inception_score", 3.0, extractor="inception-ab12cd34")
     assert headings(build_tables([samples(score)]).paper)[-1] == "IS_AR inception-ab12cd34 ↑"

@@ -139,6 +139,15 @@ def test_samples_of_one_network_are_drawn_as_sweeps(shown, report):
     assert best == 3  # 3.0 has less of both than 2.0
 
 
+def test_precision_and_recall_of_two_extractors_are_not_on_one_chart():
+    both = [
+        {"metric": f"{m}_{e}", "fields": {"metric": m, "extractor": e}} for m in ("precision", "recall") for e in "xy"
+    ]
+    drawn = [{"id": i, "metrics": {m["metric"]: 0.5 for m in both}, "measurements": both} for i in "ab"]
+    titles = re.findall('aria-label="([^"]+)"', "".join(pages._pareto(drawn, ["1", "2"])))
+    assert titles == ["recall_x against precision_x", "recall_y against precision_y"]
+
+
 def test_the_lineage_names_every_artifact_and_draws_each_input_once(shown, report):
     artifacts = report[0]["artifacts"]
     told = shown.texts(".lineage title")
