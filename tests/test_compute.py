@@ -96,6 +96,7 @@ def test_a_proposal_networks_own_count_is_the_counters(mode: str) -> None:
         return [torch.zeros(2, 16, dtype=torch.int64), network.null(2), torch.zeros(2).long(), torch.zeros(2)]
 
     assert compute.training_step(Likelihood(network), inputs).update == pytest.approx(network.flops(), rel=0.02)
+    assert network.judging_flops() == pytest.approx(network.flops() / 3, rel=0.05)  # but for the head's classes
 
 
 PUBLISHED = [
@@ -139,6 +140,7 @@ def test_what_drawing_takes_is_what_really_runs(
     with FlopCounterMode(display=False, custom_mapping={ATTENTION: keys}) as counter:
         network.generate(torch.tensor([0, 2]), torch.arange(2), sampling)
     assert network.drawing(sampling, 16).flop == pytest.approx(counter.get_total_flops() / 2, rel=0.02)
+    assert network.drawing(sampling, 16).weights == sum(p.numel() for p in network.transformer.parameters())
 
 
 def method_of(name: str, device: torch.device, **sets: Any) -> tuple[Any, Any]:

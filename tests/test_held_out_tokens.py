@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_what_cannot_be_measured_is_one_line(family: dict[str, Path], tmp_path: 
     assert "another tokenizer's" in refusal(*command, "--val", family["others"])
     assert "is not of kind tokens. Got tokenizer" in refusal(*command, "--val", family["tokenizer"])
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_which_a_bit_flipped_are_refused(family: dict[str, Path], tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(family["tokens"], tmp_path / "k"))
+    file = damaged / "indices-00000.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    command = ["train-proposal", "--recipe", "toy/proposal-ar", "--workspace", tmp_path / "ws"]
+    assert "indices-00000.npy" in refusal(*command, "--tokens", damaged)
 
 
 def test_measuring_leaves_dropout_as_it_was() -> None:

@@ -269,3 +269,14 @@ def test_the_batch_size_changes_no_picture_of_1000(mode: str) -> None:
     for size in (1, 16, 37):
         parts = zip(labels.split(size), seeds.split(size), strict=True)
         assert torch.equal(torch.cat([network.generate(c, s, sampling) for c, s in parts]), together)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_rounds_the_transformers_matrices_once_and_draws_as_under_autocast(mode: str) -> None:
+    network, (_, labels, seeds) = build(mode), batch(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network.generate(labels, seeds, WARM["guided"])
+    network.to_precision("bfloat16")
+    assert torch.equal(network.generate(labels, seeds, WARM["guided"]), expected)
+    rounded = {m.weight.dtype for m in network.transformer.modules() if isinstance(m, torch.nn.Linear)}
+    assert rounded == {torch.bfloat16} and network.head_weight(1).dtype == torch.float32

@@ -122,7 +122,8 @@ def test_chunks_stay_eager_where_the_rest_is_compiled(monkeypatch: pytest.Monkey
     features, head = torch.randn(6, 4, generator=draw), torch.randn(8, 4, generator=draw)
     targets, weights = torch.arange(6), torch.full((6,), 1 / 6)
     eager = head_cross_entropy(features, head, targets, weights).loss
-    cross_entropy.keep_eager()
+    PROPOSALS["ar"](8, (1, 2), 0, width=4, depth=1, heads=1, mlp_width=4).prepare_compile()
+    assert cross_entropy._in_chunks is not cross_entropy._chunked
     compiled = torch.compile(lambda x: 2 * head_cross_entropy(x, head, targets, weights).loss, backend="aot_eager")
     features.requires_grad_()
     compiled(features).backward()

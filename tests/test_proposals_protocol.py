@@ -136,3 +136,27 @@ def test_a_dry_run_counts_it(family: dict[str, Path]) -> None:
 def test_captions_are_refused_by_a_network_that_reads_none() -> None:
     with pytest.raises(TokError, match="does not read captions"):
         Recurrent(8, (2, 2), 2, TextCondition(length=4), width=4)
+
+
+class Watched(Recurrent):
+    """It keeps whether it was run under autocast."""
+
+    def draw_tokens(self, *given: Any) -> Tensor:
+        self.rounded = torch.is_autocast_enabled("cpu")
+        return super().draw_tokens(*given)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_tokens_are_drawn_in_the_precision_that_is_asked_for(precision: Any) -> None:
+    network = Watched(8, (2, 2), 2, width=4)
+    network.to_precision(precision)
+    network.generate(torch.tensor([0, 1]), torch.arange(2))
+    assert network.rounded == (precision == "bfloat16") and not torch.is_autocast_enabled("cpu")
+
+
+def test_what_it_takes_is_two_operations_a_weight_and_token_twice_with_guidance() -> None:
+    network = Recurrent(8, (2, 2), 2, width=4)
+    weights = sum(p.numel() for p in network.parameters())
+    assert network.drawing(Sampling(), 3) == (2 * weights * 3, 3, 0.0, weights)
+    assert network.drawing(Sampling(cfg_scale=2.0), 3).flop == 2 * weights * 6
+    assert network.judging_flops() == 2 * weights * 4 and network.flops() == 6 * weights * 4

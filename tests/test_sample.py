@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tokcli import distributed, loading
 from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.reading import Artifact, open_artifact
 from tokcli.command import output
 from tokcli.command.session import share_of
@@ -371,6 +372,18 @@ def test_the_sheet_has_the_asked_rows_and_columns(flags: Any) -> None:
         with Image.open(made(*flags("nar"), "--per-class", 4, "--grid", grid) / "sheet.png") as image:
             sizes.append(image.size)
     assert sizes[1][0] - sizes[0][0] == 2 * (128 + 4)  # two more columns of tiles twice 64 px
+
+
+def test_samples_whose_recipe_recorded_null_are_found_again(flags: Any) -> None:
+    made_now = made(*flags("nar"), "-n", 2)
+    manifest = json.loads((made_now / "manifest.json").read_text())
+    assert manifest["recipe"]["sample"]["order"] == "confidence"
+    manifest["recipe"]["sample"]["order"] = None  # as versions before did
+    (made_now / "manifest.json").write_text(json.dumps(manifest))
+    ids = {role: entry["id"] for role, entry in manifest["inputs"].items()}
+    before = made_now.with_name(f"{made_now.name[:-6]}{canonical_hash([manifest['recipe'], ids])[:6]}")
+    made_now.rename(before)
+    assert made(*flags("nar"), "-n", 2) == before
 
 
 # sweeps
