@@ -56,6 +56,11 @@ def test_every_key_has_a_meaning(name: str) -> None:
     assert [key.name for key in TOPICS[name].keys if not key.meaning] == []
 
 
+@pytest.mark.parametrize("name", TOPICS)
+def test_a_key_that_may_be_null_says_what_null_means(name: str) -> None:
+    assert [key.name for key in TOPICS[name].keys if "null" in key.type and "null" not in key.meaning] == []
+
+
 def test_a_key_is_explained_by_its_annotation_and_the_docstring() -> None:
     assert keys(component_model(Part), Part) == [
         Key("size", "integer or null", "at least 1", "null", "of it, in pixels; null: any."),

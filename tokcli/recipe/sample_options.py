@@ -88,7 +88,7 @@ class Option:
     @property
     def meaning(self) -> str:
         """The help, and what else the docs say: who reads it, what stands for null, its flags."""
-        notes = []
+        notes = ["null: not given."] if self.default is None and "Default: " not in self.help else []
         if self.modes != MODES:
             notes.append(f"Only networks of mode {' or '.join(self.modes)} read it.")
         if self.needs:
@@ -97,7 +97,7 @@ class Option:
             notes.append(f"null means {self.default} if it is read.")
         if self.flags:
             notes.append(f"Flag `{', '.join(self.flags)}`.")
-        return " ".join([self.help, *notes])
+        return " ".join([self.help.replace("Default: ", "null: "), *notes])
 
     def fault(self, value: Any) -> str | None:
         """What a value of the right type should be, if it is not that."""
