@@ -212,6 +212,6 @@ def test_a_full_disk_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch
 )
 def test_nothing_else_is_opened(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TokError, match="is not the https address of a tar"):
+    with pytest.raises(TokError, match="only tars at https addresses are read, no pipes and no other URLs"):
         open_source(spec, size=8)
     assert not list(tmp_path.iterdir())

@@ -137,14 +137,15 @@ def aged(*files: Path) -> np.ndarray:
     return np.array([(s := state_of(f.stat()))[:1] + (old, old) + s[3:] for f in files], np.int64)
 
 
-def test_a_later_start_reads_only_what_has_changed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", range(5), ids=["bytes", "mtime", "ctime", "inode", "device"])
+def test_a_later_start_reads_only_what_has_changed(tmp_path: Path, what: int) -> None:
     files = [tmp_path / name for name in ("1", "2", "3")]
     for file in files:
         file.write_bytes(file.name.encode())
     states, read = aged(*files), list[int]()
     look = lambda number, data: read.append(number) or True  # noqa: E731
     first = file_digests(files, states, "x", remember=look)
-    states[1, 1] += 1
+    states[1, what] += 1
     assert np.array_equal(file_digests(files, states, "x", remember=look), first) and read == [0, 1, 2, 1]
     assert np.array_equal(file_digests(files[::-1], states[::-1], "x", remember=look), first[::-1]) and len(read) == 4
 

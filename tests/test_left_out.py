@@ -56,6 +56,7 @@ def test_a_raised_bound_goes_on_with_the_same_artifact(tokenizer: Path, tmp_path
     written = {p: p.stat().st_mtime_ns for folder in first for p in folder.glob("indices-*")}
     made = Path(tokenize(tokenizer, tmp_path / "d", *flags, "--set", "tokens.max_bad=0.5").stdout.strip())
     assert len(written) == 1 and all(p.parent == made and p.stat().st_mtime_ns == then for p, then in written.items())
+    assert open_artifact(made).recipe["tokens"]["max_bad"] == 0.5  # what is stored repeats the run
     again = tokenize(tokenizer, tmp_path / "d", *flags, "--set", "tokens.max_bad=0.9")
     assert Path(again.stdout.strip()) == made
     assert open_artifact(made).facts["left_out"] == {"unreadable": 2} and open_artifact(made).facts["rows"] == 2

@@ -113,7 +113,9 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         return source
     where = f"--data {spec}"
     if is_url(spec):
-        raise TokError(where, "is not the https address of a tar, and no other is read", next="Download the data first")
+        raise TokError(
+            where, "only tars at https addresses are read, no pipes and no other URLs", next="Download the data first"
+        )
     known = nearest(spec.partition("/")[0], EMBEDDED)
     hint = (
         known
