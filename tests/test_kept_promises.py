@@ -1,0 +1,56 @@
+"""Small promises that nothing else would notice: each test fails when its line is broken."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tokcli.proposals.protocol import Proposal
+from tokcli.sampling.generator import Generator
+from tokcli.training.average import Average
+from tokcli.training.journal import LOG, RATE, Journal
+
+
+def test_the_average_of_weights_warms_up() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.zero_()
+    average = Average(module, 0.9999)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    average.update(0)  # (1 + 0) / (10 + 0) of the old remains
+    assert torch.allclose(average.shadow["weight"], torch.tensor(0.9))
+    with torch.no_grad():
+        module.weight.fill_(0.0)
+    average.update(90)  # 91 / 100 of it
+    assert torch.allclose(average.shadow["weight"], torch.tensor(0.9 * 0.91))
+
+
+def test_images_take_the_captions_in_turn() -> None:
+    generator = object.__new__(Generator)
+    generator.encode = lambda captions: torch.tensor([[float(len(captions[0]))]])
+    generator._captions = {}
+    found = generator.conditions(range(1, 6), [-1] * 6, ["a", "bb", "ccc"])
+    assert found.flatten().tolist() == [2, 3, 1, 2, 3]
+
+
+def test_a_journal_that_is_continued_has_one_evaluation_a_step(tmp_path: Path) -> None:
+    lines = [
+        {"step": 3, RATE: 1.0},
+        {"step": 3, "val/x": 1.0},
+        {"step": 4, RATE: 1.0},
+        {"step": 4, "val/x": 1.0},
+        {"step": 5, RATE: 1.0},
+    ]
+    (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal = Journal(tmp_path, 4)
+    journal.write(4, {"val/x": 1.0})  # state is saved before the evaluation, which is made again
+    journal.close()
+    assert [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()] == lines[:4]
+
+
+def test_the_share_of_labels_that_the_recipe_says_is_dropped_and_none_when_judged() -> None:
+    network = Proposal(8, (2, 2), 3, label_drop=0.1)
+    assert 0.08 < network.dropped(torch.arange(4000)).float().mean() < 0.12
+    assert not network.eval().dropped(torch.arange(4000)).any()
