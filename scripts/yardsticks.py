@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from tokcli import loading
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.data.randomness import generator
 from tokcli.data.sources import open_source, sibling
 from tokcli.data.transforms import CenterCrop

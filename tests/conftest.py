@@ -68,7 +68,7 @@ def photos(tmp_path: Path) -> Path:
 def make_artifact() -> Callable[..., Any]:
     """Write a small complete artifact: `make_artifact(folder, weights=b"1", kind="tokenizer", ...)`."""
     from tokcli.artifact.draft import Draft, begin
-    from tokcli.artifact.reading import Artifact
+    from tokcli.artifact.opening import Artifact
 
     def make(
         path: Path, weights: bytes = b"weights", kind: str = "tokenizer", facts: Any = None, inputs: Any = None,

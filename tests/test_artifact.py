@@ -19,7 +19,7 @@ import pytest
 from tokcli.artifact import draft as drafts
 from tokcli.artifact.draft import Draft, begin, write_manifest
 from tokcli.artifact.manifest import MANIFEST, read_manifest
-from tokcli.artifact.reading import Artifact, open_artifact, scan
+from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, write_text

@@ -10,7 +10,7 @@ import pytest
 
 from tokcli.artifact.draft import Draft, begin, write_listing
 from tokcli.artifact.manifest import MANIFEST
-from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact, scan
+from tokcli.artifact.opening import Artifact, check_lineage, locate, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.stages.show import describe, verify

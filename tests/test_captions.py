@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.data.prompts import read_prompts
 from tokcli.data.token_batches import TokenBatches

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
 from tokcli.evaluation.captions import Captions
 from tokcli.metrics.clip_score import clip_score

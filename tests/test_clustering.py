@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from tokcli import build, loading
+from tokcli.artifact.opening import open_artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import open_artifact
 from tokcli.artifact.weights import save_tensors
 from tokcli.cli import cli
 from tokcli.command.inputs import check_expected, load_recipe

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.data.sources import SOURCES, BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.listing import refuse_labels

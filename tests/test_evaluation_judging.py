@@ -11,7 +11,7 @@ from test_faults import draw, made
 from test_references import Tiny
 
 from tokcli import loading
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.data.sources import open_source
 from tokcli.evaluation.extractors import Extractor

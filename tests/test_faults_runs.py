@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_faults import BRIEF, SMALL, draw, made, refusal, run
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError, printable
 from tokcli.training.journal import Journal
 from tokcli.training.state import STATE, load_state

@@ -12,7 +12,7 @@ from test_captions import TEXT
 from test_faults import draw, made, refusal
 
 from tokcli import loading
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.data.sources import open_source
 from tokcli.data.sources.subset import evenly

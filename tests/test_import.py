@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokcli import build, loading
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.models.foreign import convert

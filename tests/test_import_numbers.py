@@ -11,7 +11,7 @@ from test_import import Shapes, published_beit, published_conv, published_maskgi
 from torch import Tensor
 
 from tokcli import loading
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.models import MaskGITDecoder, MaskGITEncoder, Tokenizer
 from tokcli.stages.import_tokenizer import FORMATS, main

@@ -6,10 +6,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import tokcli
 from tokcli.proposals.protocol import Proposal
 from tokcli.sampling.generator import Generator
 from tokcli.training.average import Average
 from tokcli.training.journal import LOG, RATE, Journal
+
+PACKAGE = Path(tokcli.__file__).parent
+
+
+def test_no_two_modules_share_a_name_and_none_is_longer_than_a_page_or_two() -> None:
+    files = [file for file in PACKAGE.rglob("*.py") if file.name not in ("__init__.py", "__main__.py")]
+    assert len({file.name for file in files}) == len(files)
+    assert [file.name for file in files if len(file.read_text(encoding="utf-8").splitlines()) > 350] == []
 
 
 def test_the_average_of_weights_warms_up() -> None:

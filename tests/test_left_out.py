@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.data.sources import open_source
 from tokcli.data.sources.summary import MOST_NAMED, kinds, one_line, say_problems

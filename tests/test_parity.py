@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.command.options import Options
 from tokcli.evaluation.extractors import load_extractors
 from tokcli.evaluation.generated import judge_samples

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_faults import draw, made, refusal, run
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 
 Planner = Callable[..., Path]
 LATER = {"text_sha256", "class_counts", "labels", "captions"}  # facts that only the run or only the plan knows

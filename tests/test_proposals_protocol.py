@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from test_faults import draw, made, refusal
 from torch import Tensor, nn
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
 from tokcli.proposals.draw import draw as draw_codes

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.evaluation import published

@@ -26,7 +26,7 @@ from tokcli import loading
 from tokcli.artifact import draft as drafts
 from tokcli.artifact.draft import Draft
 from tokcli.artifact.manifest import read_manifest
-from tokcli.artifact.reading import open_artifact, scan
+from tokcli.artifact.opening import open_artifact, scan
 from tokcli.artifact.weights import load_tensors, read_checkpoint, save_tensors
 from tokcli.cli import cli
 from tokcli.errors import Interrupted, TokError

@@ -22,7 +22,7 @@ from torch import Tensor
 from tokcli import distributed, loading
 from tokcli.artifact.draft import Draft, locked
 from tokcli.artifact.manifest import canonical_hash
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command import output
 from tokcli.command.session import share_of
 from tokcli.data import sample_store as store

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.artifact.manifest import MANIFEST, RESTORE
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import load_strict, load_tensors
 from tokcli.build import build_clustering, build_decoder, build_proposal, build_tokenizer, condition_of, frozen_on
 from tokcli.errors import TokError

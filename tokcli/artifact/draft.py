@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tokcli.artifact.manifest import MANIFEST, SCHEMA, content_id, identity, read_manifest
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.errors import TokError
 from tokcli.files import disk_error, sha256, write_text
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokcli.artifact.manifest import FORMS, KINDS, canonical_hash
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
 
 SCHEMA = 1

@@ -16,8 +16,8 @@ import click
 from tokcli.recipe.sample_options import Option, declared
 
 if TYPE_CHECKING:
+    from tokcli.artifact.opening import Artifact
     from tokcli.artifact.plans import Plan
-    from tokcli.artifact.reading import Artifact
     from tokcli.command.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])

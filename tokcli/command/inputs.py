@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokcli.artifact import plans
-from tokcli.artifact.reading import Artifact, open_artifact, scan
+from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.command.options import EMBEDDED, Options
 from tokcli.errors import TokError
 from tokcli.recipe.check import check

@@ -17,7 +17,7 @@ from tokcli import __version__, distributed
 from tokcli.artifact import draft
 from tokcli.artifact.draft import Draft, replaced
 from tokcli.artifact.manifest import canonical_hash, identity, read_manifest
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 

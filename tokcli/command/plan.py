@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, plan_document
-from tokcli.artifact.reading import Artifact
 from tokcli.command.compute import GPUS, Compute
 from tokcli.command.options import Options
 from tokcli.data.sources import ImageSource, evenly, limited, open_source

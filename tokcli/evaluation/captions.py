@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.evaluation.extractors import BATCH
 from tokcli.evaluation.records import Measurement
 from tokcli.measure.previews import read_samples

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from tokcli import loading
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.command import compute
 from tokcli.command.compute import MICRO, Compute
 from tokcli.device.meta import on_meta

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.evaluation.extractors import BATCH, Extractor, Seen, chosen, look
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokcli import loading
 from tokcli.artifact.manifest import canonical_hash
-from tokcli.artifact.reading import Artifact, locate
+from tokcli.artifact.opening import Artifact, locate
 from tokcli.command.options import Options
 from tokcli.command.output import reference
 from tokcli.data.sources import ImageSource, limited, open_source

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tokcli.artifact.reading import Artifact, locate
+from tokcli.artifact.opening import Artifact, locate
 from tokcli.errors import TokError
 from tokcli.pretrained import READY
 

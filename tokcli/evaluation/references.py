@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokcli.artifact.manifest import MANIFEST
-from tokcli.artifact.reading import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
 from tokcli.evaluation.html import Picture, write_report
 from tokcli.recipe.sample_options import charted

@@ -9,7 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tokcli import pictures
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.data.reading import first_readable
 from tokcli.data.sources import evenly
 from tokcli.evaluation.judge import Judge

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tokcli.artifact.reading import open_artifact
+from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError
 from tokcli.handles.networks import DecoderHandle, Handle, TokenizerHandle
 from tokcli.handles.proposal import ProposalHandle

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from tokcli import loading, pictures
-from tokcli.artifact.reading import Artifact, check_lineage, locate, open_artifact, scan
+from tokcli.artifact.opening import Artifact, check_lineage, locate, open_artifact, scan
 from tokcli.command.inputs import decoder_among
 from tokcli.data.pixels import unit
 from tokcli.device.precision import tensor_cores

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.handles.networks import Handle

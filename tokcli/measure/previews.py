@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokcli import distributed, pictures
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.data import sample_store as store
 from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches

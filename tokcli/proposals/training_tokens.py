@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from tokcli import distributed
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Planned
-from tokcli.artifact.reading import Artifact
 from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
 from tokcli.pretrained.text import build_text_tower

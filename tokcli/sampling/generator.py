@@ -8,7 +8,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from tokcli import loading, pictures
-from tokcli.artifact.reading import Artifact, locate
+from tokcli.artifact.opening import Artifact, locate
 from tokcli.data.pixels import unit
 from tokcli.data.randomness import seed_of
 from tokcli.device.precision import tell_if_emulated, tensor_cores

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from tokcli import pictures
-from tokcli.artifact.reading import Artifact, locate
+from tokcli.artifact.opening import Artifact, locate
 from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource, evenly, limited, open_source, sibling

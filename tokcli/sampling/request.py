@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tokcli import distributed, loading
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.command.inputs import load_recipe, recipe_folder
 from tokcli.command.options import Options
 from tokcli.data.prompts import read_prompts

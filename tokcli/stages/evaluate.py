@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, field_validator
 
 from tokcli import build, pictures
+from tokcli.artifact.opening import Artifact, locate, scan
 from tokcli.artifact.plans import Plan, Planned, read_plan
-from tokcli.artifact.reading import Artifact, locate, scan
 from tokcli.command import plan
 from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input, recipe_folder
 from tokcli.command.options import Options

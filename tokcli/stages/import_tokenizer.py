@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tokcli import build, loading
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import plan
 from tokcli.command.inputs import load_recipe

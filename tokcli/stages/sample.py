@@ -17,8 +17,8 @@ import torch
 from tokcli import build, loading, pictures
 from tokcli.artifact.draft import Draft, locked, write_listing
 from tokcli.artifact.manifest import read_manifest
+from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact, check_lineage, open_artifact
 from tokcli.command import compute, plan
 from tokcli.command.bulk import claimed
 from tokcli.command.inputs import check_weights, choose, choose_decoder

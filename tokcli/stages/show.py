@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokcli.artifact.manifest import content_id, read_manifest
-from tokcli.artifact.reading import Artifact, open_artifact, scan
+from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import sha256
 

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from tokcli import loading
 from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact
 from tokcli.command import compute, plan
 from tokcli.command.bulk import claimed
 from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder

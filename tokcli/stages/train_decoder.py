@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import build, distributed, loading
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, Planned
-from tokcli.artifact.reading import Artifact
 from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.command import compute, plan
 from tokcli.command.inputs import (

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokcli import build, distributed, loading
+from tokcli.artifact.opening import Artifact, check_lineage
 from tokcli.artifact.plans import Plan, Planned
-from tokcli.artifact.reading import Artifact, check_lineage
 from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.command import compute, plan
 from tokcli.command.inputs import (

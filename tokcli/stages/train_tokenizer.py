@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tokcli import build, distributed, loading
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import compute, plan
 from tokcli.command.inputs import (

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tokcli import loading, metrics, pictures
 from tokcli.artifact.draft import write_listing
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
-from tokcli.artifact.reading import Artifact
 from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_numbers
 from tokcli.codebook.page import write_page
 from tokcli.codebook.view import Codebook, see, write_pictures

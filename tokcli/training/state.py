@@ -9,7 +9,7 @@ import torch
 
 from tokcli import distributed
 from tokcli.artifact.draft import Draft
-from tokcli.artifact.reading import Artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import read_checkpoint
 from tokcli.errors import TokError
 from tokcli.files import atomic_write
