@@ -1,11 +1,15 @@
 """Write docs/recipes.md: every key of every recipe, from types and docstrings. Run it when one of them changes."""
 
+import sys
 from pathlib import Path
 
-from tokcli.cli.recipes import topics
-from tokcli.recipe.explain import markdown
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # this checkout, whatever else is installed
 
-PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+from tokcli.cli.recipes import topics  # noqa: E402
+from tokcli.recipe.explain import markdown  # noqa: E402
+
+PAGE = ROOT / "docs" / "recipes.md"
 HEAD = """# Keys of recipes
 
 Written by `python scripts/reference.py` from the code; do not edit it. `tok recipes --explain quantizer.vq` prints one of

@@ -87,7 +87,7 @@ def tiny(mode: str, **keys: Any) -> Any:
     return PROPOSALS[mode](40, (4, 4), 3, width=16, depth=2, heads=2, mlp_width=24, **keys)
 
 
-@pytest.mark.parametrize("mode", PROPOSALS)
+@pytest.mark.parametrize("mode", ["ar", "gpt2", "nar"])
 def test_a_proposal_networks_own_count_is_the_counters(mode: str) -> None:
     with compute.META:
         network = tiny(mode)

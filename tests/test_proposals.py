@@ -7,9 +7,10 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
+from tokcli.proposals.transformer_proposal import TransformerProposal
 
 K, N, CLASSES = 16, 9, 3
-MODES = sorted(PROPOSALS)
+MODES = [name for name, one in sorted(PROPOSALS.items()) if issubclass(one, TransformerProposal)]
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
 WARM = {
     "plain": Sampling(steps=4),

@@ -146,7 +146,7 @@ def test_heads_too_narrow_for_rotary_positions_are_refused(position: str, of: in
 # --- checkpointing ---
 
 
-@pytest.mark.parametrize("mode", sorted(PROPOSALS))
+@pytest.mark.parametrize("mode", ["ar", "gpt2", "nar"])
 def test_checkpointing_changes_memory_alone(mode: str) -> None:
     found = []
     for on in (False, True):

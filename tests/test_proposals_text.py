@@ -15,9 +15,10 @@ from tokcli.pretrained import text, text_cache
 from tokcli.pretrained.text import OpenCLIPText, TextTower, build_text_tower, byte_pairs
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
+from tokcli.proposals.transformer_proposal import TransformerProposal
 
 K, N, LENGTH = 16, 9, 4
-MODES = sorted(PROPOSALS)
+MODES = [name for name, one in sorted(PROPOSALS.items()) if issubclass(one, TransformerProposal)]
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
 CAPTIONS = ["red heart", "flag: France", "ox"]
 GUIDED = Sampling(steps=4, cfg_scale=2.0, top_k=9, temperature=0.8)
