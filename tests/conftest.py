@@ -28,7 +28,11 @@ install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
 def pytest_configure(config: pytest.Config) -> None:
     """A cache folder of the tests' own, which lasts; the user's is only read, through links to the weights in it."""
     users = Path(os.environ.get("TOK_CACHE") or Path.home() / ".cache" / "tok").expanduser()
-    own = Path(config.cache.mkdir("tok")) if config.cache else Path(tempfile.mkdtemp(prefix="tok-cache-"))
+    own = (
+        Path(config.cache.mkdir("tok"))
+        if getattr(config, "cache", None)
+        else Path(tempfile.mkdtemp(prefix="tok-cache-"))
+    )
     os.environ["TOK_CACHE"] = str(own)
     for file in users.iterdir() if users.is_dir() and users != own else ():
         if file.is_file() and not (own / file.name).exists():

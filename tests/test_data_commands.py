@@ -109,8 +109,16 @@ def test_an_interrupted_pack_is_written_anew(photos: Path, tmp_path: Path) -> No
     run("pack", photos, "--out", tmp_path / "shards")
     (tmp_path / "shards" / "dataset.json").unlink()
     (tmp_path / "shards" / "shard-00000.tar").write_bytes(b"half")
+    (tmp_path / "shards" / "shard-00007.tar").write_bytes(b"of a pack with smaller shards")
     assert run("pack", photos, "--out", tmp_path / "shards").exit_code == 0
     assert len(open_source(str(tmp_path / "shards"), size=8)) == 5
+
+
+def test_a_pack_touches_no_shards_of_others(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "shard-00000.tar").write_bytes(b"precious")
+    assert "holds something else" in str(run("pack", photos, "--out", tmp_path / "shards").exception)
+    assert (tmp_path / "shards" / "shard-00000.tar").read_bytes() == b"precious"
 
 
 def test_what_is_left_out_of_a_pack_is_bounded_and_kept(photos: Path, tmp_path: Path) -> None:

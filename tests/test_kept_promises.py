@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import tokcli
+from tokcli.methods.autoencoder import Autoencoding
 from tokcli.proposals.protocol import Proposal
+from tokcli.quantizers.quantizer import Quantized
 from tokcli.sampling.generator import Generator
 from tokcli.training.average import Average
 from tokcli.training.journal import LOG, RATE, Journal
@@ -63,3 +65,18 @@ def test_the_share_of_labels_that_the_recipe_says_is_dropped_and_none_when_judge
     network = Proposal(8, (2, 2), 3, label_drop=0.1)
     assert 0.08 < network.dropped(torch.arange(4000)).float().mean() < 0.12
     assert not network.eval().dropped(torch.arange(4000)).any()
+
+
+def test_pixel_methods_weigh_the_codebook_as_their_losses_say() -> None:
+    quantized = Quantized(
+        torch.zeros(1, 4, 2),
+        torch.zeros(1, 4, dtype=torch.int64),
+        {"commitment": torch.tensor(0.25), "codebook": torch.tensor(1.0)},
+    )
+    tokenizer = torch.nn.Module()
+    tokenizer.forward = lambda images: quantized  # type: ignore[method-assign]
+    tokenizer.pixel_decoder = torch.nn.Module()
+    tokenizer.pixel_decoder.forward = lambda codes: codes  # type: ignore[method-assign]
+    tokenizer.pixel_decoder.last_layer = None
+    terms = Autoencoding(tokenizer, lambda *_: {"loss": torch.tensor(3.0)})(torch.zeros(1, 3, 4, 4))  # type: ignore[arg-type]
+    assert terms["loss"] == 3.0 + 0.25 + 1.0 and terms["commitment"] == 0.25

@@ -74,7 +74,7 @@ def test_every_metric_of_inception_is_that_of_its_network_s_own_features(tmp_pat
     (judge,) = load_extractors(["inception"], weights, CPU)
     references = References(Options(workspace=tmp_path / "ws"), [str(real)], 100, CPU)
     found = judge_samples(a, [judge], lambda e: references.of(e, 32), lambda e: (), CPU, manifold=100, bootstrap=2)
-    values = {m.metric.removesuffix(f"_{judge.name}"): m.value for m in found}
+    values = {m.what.metric: m.value for m in found}
     assert set(values) == {"inception_score", "fd", "sfd", "kd", "precision", "recall", "density", "coverage"}
     read = lambda folder: torch.stack([torch.from_numpy(np.array(Image.open(f))) for f in sorted(folder.iterdir())])  # noqa: E731
     fake, true = (judge.network.judged(read(f).permute(0, 3, 1, 2) / 255) for f in (tmp_path / "images", real))

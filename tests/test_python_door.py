@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,3 +169,37 @@ def test_the_lines_of_the_readme_run(made: dict[str, Path], monkeypatch: pytest.
         (Path.cwd() / f"{'ab'[number]}.jpg").write_bytes(file.read_bytes())
     exec(code, names)  # noqa: S102
     assert names["images"].shape == (2, 3, 64, 64) and names["new"].shape[0] == 8  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda t: t.decode(np.full((1, 64), 0.7)), "must be whole numbers"),
+        (lambda t: t.decode([[1, 2], [3]]), "must be an array of whole numbers"),
+        (lambda t: t.decode([[0] * 64], decoder=3), "must be a path"),
+        (lambda t: tokcli.load(None), "takes the path of an artifact"),
+        (lambda t: tokcli.load(t.artifact.path, device="xpu9"), "there is no such device"),
+    ],
+)
+def test_mistakes_are_one_line(ask: Any, said: str, made: dict[str, Path]) -> None:
+    with pytest.raises(TokError) as error:
+        ask(tokcli.load(made["tokenizer"]))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_and_numbers_that_are_not_there_are_refused(made: dict[str, Path]) -> None:
+    for rows, view in (([-1], 0), ([36], 0), ([0], 99), ([0], -1), ([0.5], 0)):
+        with pytest.raises(TokError, match="there are rows 0 to 5"):
+            tokcli.load(made["tokens"]).indices(rows, view)
+    with pytest.raises(TokError, match="numbered 0 to 2"):
+        tokcli.load(made["samples"]).images([])
+
+
+def test_numbers_and_names_may_be_numpys(made: dict[str, Path]) -> None:
+    proposal = tokcli.load(made["proposal"])
+    wanted = proposal.sample(2, recipe="toy/sample-ar", classes=[0, 1], temperature=0.5)
+    assert proposal.sample(
+        np.int64(2), recipe="toy/sample-ar", classes=np.array([0, 1]), temperature=np.float64(0.5)
+    ).equal(wanted)
+    with pytest.raises(TokError, match="classes: there are none"):
+        proposal.sample(2, recipe="toy/sample-ar", classes=[])

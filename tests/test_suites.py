@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +55,19 @@ def test_each_image_is_drawn_for_a_caption_of_another_held_out_image(pretended: 
 def test_captions_are_refused_that_would_be_repeated(pretended: dict[str, str]) -> None:
     ran = run("coco", "--row", "fsq", TOK_BENCHMARK_SAMPLES="4", **pretended)
     assert ran.returncode != 0 and "3 images have a caption, and 4 were asked for" in ran.stderr
+
+
+def test_a_suite_takes_its_own_recipes_alone(pretended: dict[str, str], tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    for folder in ("scripts", "recipes"):
+        shutil.copytree(ROOT / folder, copied / folder)
+    (copied / "recipes" / "coco" / "tokens.yaml").unlink()  # imagenet has one, folder has one
+    script = ["bash", str(copied / "scripts" / "benchmark.sh"), "--suite", "coco", "--row", "fsq"]
+    ran = subprocess.run(script, env=os.environ | pretended, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1 and "recipes/coco/tokens.yaml: no such recipe" in ran.stderr
+    assert run("coco", "--row", "fsq", TOK_BENCHMARK_SAMPLES="3", **pretended).returncode == 0
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    assert called and all("--recipe coco/" in line for line in called)
 
 
 def test_a_network_that_the_suite_has_not_is_refused_at_once(pretended: dict[str, str]) -> None:

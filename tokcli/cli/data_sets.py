@@ -7,12 +7,19 @@ import click
 
 from tokcli.cli.flags import PATH, quiet_stdout, with_options
 
+
+def _number(context: click.Context, option: click.Parameter, value: float) -> float:
+    if value != value:  # NaN lies in no range, but click lets it pass
+        raise click.BadParameter("nan is not a number from 0 to 1.")
+    return value
+
+
 SPEC = click.argument("spec", metavar="SET/SPLIT|DIR|TAR")
 SHARED = [
     click.option("--labels", type=PATH, metavar="FILE", help="A file of lines `path class`."),
     click.option("--size", type=click.IntRange(1), default=256, show_default=True, metavar="PIXELS",
                  help="Side of the images that will be trained on."),
-    click.option("--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="SHARE",
+    click.option("--max-bad", type=click.FloatRange(0, 1), callback=_number, default=0.01, show_default=True, metavar="SHARE",
                  help="Share of images that may be left out."),
 ]  # fmt: skip
 

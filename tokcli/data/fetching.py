@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import time
 import urllib.error
@@ -165,9 +166,25 @@ def _rest(remote: Remote, out: IO[bytes]) -> Iterator[bytes]:
             yield data
 
 
+def _limit() -> int:
+    """Bytes that the cache may hold: `TOK_CACHE_GB`.
+
+    Raises:
+        TokError: it is not a number above 0.
+    """
+    given = os.environ.get("TOK_CACHE_GB") or str(DEFAULT_GB)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not 0 < limit < math.inf:
+        raise TokError("TOK_CACHE_GB", "must be a number of gigabytes above 0", got=given)
+    return int(limit * 10**9)
+
+
 def _make_room(remote: Remote) -> None:
     """Remove the files that were used longest ago and that nobody uses now, until another fits; then keep its place."""
-    limit = int(float(os.environ.get("TOK_CACHE_GB") or DEFAULT_GB) * 10**9)
+    limit = _limit()
     if remote.bytes > limit:
         size = f"{remote.bytes / 10**9:.1f} GB"
         raise TokError(f"--data {remote.url}", "is larger than the cache", got=size, next="Raise TOK_CACHE_GB")

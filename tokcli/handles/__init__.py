@@ -33,10 +33,16 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     Raises:
         TokError: no artifact, one that is unfinished or damaged, or a kind without a handle.
     """
-    artifact = open_artifact(path, f"load {path}")
+    if not isinstance(path, str | Path):
+        raise TokError("load", "takes the path of an artifact", got=type(path).__name__)
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise TokError("device", "there is no such device", got=str(device), next="Give cpu, cuda or cuda:0") from None
+    artifact = open_artifact(path, "load")
     if artifact.kind not in HANDLES:
         raise TokError(
             str(path), f"an artifact of kind {artifact.kind} holds pictures and pages, nothing to compute with",
             next=f"Open {Path(path) / 'index.html'} in a browser",
         )  # fmt: skip
-    return HANDLES[artifact.kind](artifact, torch.device(device))
+    return HANDLES[artifact.kind](artifact, where)

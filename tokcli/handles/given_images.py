@@ -40,9 +40,13 @@ def _each(images: Any) -> Iterable[Tensor]:
     """uint8 (3, h, w) of every image."""
     if isinstance(images, str | Path | Image.Image):
         yield _one(images)
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "US":
+        yield from _each(images.ravel().tolist())
     elif isinstance(images, Tensor | np.ndarray):
         found = (
-            torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images.detach().cpu()
+            torch.from_numpy(np.array(images))  # a copy: Pillow's are read-only
+            if isinstance(images, np.ndarray)
+            else images.detach().cpu()
         )
         yield from _of_tensor(found, channels_last=isinstance(images, np.ndarray))
     elif isinstance(images, Iterable):

@@ -93,7 +93,9 @@ class TokenizerHandle(Decoding):
         with tensor_cores():
             return torch.cat([self.network.encode(unit(part, self.device)).cpu() for part in squares.split(BATCH)])
 
-    def decode(self, indices: Any, decoder: "str | Path | DecoderHandle | None" = None) -> UInt8[Tensor, "b 3 s s"]:
+    def decode(
+        self, indices: Any, decoder: "str | Path | DecoderHandle | TokenizerHandle | None" = None
+    ) -> UInt8[Tensor, "b 3 s s"]:
         """Images of indices (b, n), (n,) or (b, rows, columns), uint8 on the CPU.
 
         Args:
@@ -106,6 +108,10 @@ class TokenizerHandle(Decoding):
         if isinstance(decoder, DecoderHandle):
             check_lineage(decoder.artifact, "decoder", self.artifact, "tokenizer")
             return self._pixels(decoder.network, indices)
+        if isinstance(decoder, TokenizerHandle):
+            decoder = decoder.artifact.path
+        if not isinstance(decoder, str | Path | None):
+            raise TokError("decoder", "must be a path or what tokcli.load gives for one", got=type(decoder).__name__)
         key = None if decoder is None else str(decoder)
         if key not in self._decoders:
             self._decoders[key] = loading.load_decoder(self._decoder(decoder), self.device)
@@ -120,6 +126,10 @@ class TokenizerHandle(Decoding):
             return decoder_among(scan(self.artifact.path.parent), self.artifact.id, "decoder")
         chosen = open_artifact(given, "decoder", ["decoder", "tokenizer"])
         check_lineage(chosen, "decoder", self.artifact, "tokenizer")
+        if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
+            raise TokError(
+                f"decoder {given}", "is a tokenizer without a pixel decoder", next="Train one: tok train-decoder"
+            )
         return chosen
 
 
@@ -147,13 +157,13 @@ class DecoderHandle(Decoding):
 
 
 def _indices(indices: Any, codebook_size: int, grid: Sequence[int]) -> Int64[Tensor, "b n"]:
-    found = (
-        torch.from_numpy(np.asarray(indices).astype(np.int64))
-        if isinstance(indices, np.ndarray)
-        else torch.as_tensor(indices)
-    )
-    if found.is_floating_point() or found.dtype == torch.bool:
-        raise TokError("indices", "must be whole numbers", got=str(found.dtype).removeprefix("torch."))
+    try:
+        array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+    except (ValueError, TypeError, RuntimeError):
+        raise TokError("indices", "must be an array of whole numbers", got=type(indices).__name__) from None
+    if array.dtype.kind not in "iu" or array.dtype.hasobject:
+        raise TokError("indices", "must be whole numbers", got=str(array.dtype))
+    found = torch.from_numpy(array.astype(np.int64))
     n, shape = grid[0] * grid[1], tuple(found.shape)
     found = found.flatten(1) if shape[1:] == tuple(grid) else found[None] if found.dim() == 1 else found
     if found.dim() != 2 or found.shape[1] != n or not len(found):
@@ -161,4 +171,4 @@ def _indices(indices: Any, codebook_size: int, grid: Sequence[int]) -> Int64[Ten
     if found.min() < 0 or found.max() >= codebook_size:
         span = f"{int(found.min())} to {int(found.max())}"
         raise TokError("indices", f"must be from 0 to {codebook_size - 1}", got=span)
-    return found.to(torch.int64)
+    return found

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -51,6 +52,15 @@ class ProposalHandle(Handle):
             TokError: a class that does not exist, captions for a network that reads none, an unknown key, or a value out of range.
         """
         known = [key for key in declared(SampleOptions) if key not in FILES]
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if classes is not None and not isinstance(classes, str):
+            classes = [one.item() if isinstance(one, np.generic) else one for one in classes]
+            if not classes:
+                raise TokError("classes", "there are none", next="Name some, or leave classes out")
+        settings = {key: one.item() if isinstance(one, np.generic) else one for key, one in settings.items()}
+        n = n.item() if isinstance(n, np.generic) else n
+        seed = int(seed)
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise TokError(

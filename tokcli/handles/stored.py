@@ -29,7 +29,14 @@ class TokensHandle(Handle):
         return self.store.rows
 
     def indices(self, rows: Sequence[int], view: int = 0) -> Int[Tensor, "b n"]:
-        """Tokens of one view of images; view 0 is the centre crop, others are named by the fact `views`."""
+        """Tokens of one view of images; view 0 is the centre crop, others are named by the fact `views`.
+
+        Raises:
+            TokError: no such row or view.
+        """
+        if not 0 <= view < self.store.views or any(not 0 <= row < len(self) or row != int(row) for row in rows):
+            held = f"rows 0 to {len(self) - 1} and views 0 to {self.store.views - 1}"
+            raise TokError("indices", f"there are {held}", got=f"rows {list(rows)[:8]}, view {view}")
         return self.store.batch(np.asarray(rows), np.full(len(rows), view))
 
 
@@ -46,7 +53,7 @@ class SamplesHandle(Handle):
             TokError: a file is missing or damaged, or there is no such number.
         """
         wanted = range(len(self)) if numbers is None else numbers
-        if any(not 0 <= number < len(self) for number in wanted):
+        if not len(wanted) or any(not 0 <= number < len(self) or number != int(number) for number in wanted):
             raise TokError("images", f"are numbered 0 to {len(self) - 1}", got=", ".join(map(str, wanted)))
         return read_samples(self.artifact, wanted)
 

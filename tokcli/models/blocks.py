@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokcli.device.attention import attend
 from tokcli.errors import TokError
-from tokcli.models.attention import attend
 
 Grid = tuple[int, int]  # rows, columns of patches
 

@@ -96,6 +96,8 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
 
 def _whole_names(parts: list[str], names: list[str]) -> list[str]:
     """Names that a list was split at commas from: those with commas inside, such as "tench, Tinca tinca", are put together again."""
+    if all(part.strip() in names for part in parts):
+        return [part.strip() for part in parts]  # each is a name: there is nothing to put together
     found, place = [], 0
     while place < len(parts):
         ends = (end for end in range(len(parts), place + 1, -1) if ",".join(parts[place:end]).strip() in names)

@@ -1,5 +1,6 @@
 """`tok data pack`: any source as webdataset shards of about a gigabyte, with classes, captions and an index."""
 
+import contextlib
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ from tokcli.errors import TokError
 from tokcli.files import atomic_write, disk_error, write_text
 
 LISTING = "dataset.json"  # written last: with it the pack is whole
+BEGUN = ".source.json"  # written first: the shards beside it are of a pack of this source, and no user's
 log = logging.getLogger("tok")
 
 
@@ -37,6 +39,9 @@ def main(spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: i
     if _there(out, source):
         log.info("%s is complete already", out)
         return out
+    write_text(out / BEGUN, json.dumps({"source": {"id": source.id}}) + "\n")
+    for stale in out.glob("shard-*"):  # of a pack that was interrupted
+        stale.unlink()
     say_problems(source)
     refuse_bad(source, 0, max_bad, "--max-bad")
     samples = _Samples(source, max_bad)
@@ -68,9 +73,13 @@ def _there(out: Path, source: ImageSource) -> bool:
     try:
         packed = json.loads((out / LISTING).read_text(encoding="utf-8"))["source"]["id"]
     except FileNotFoundError:
-        if all(name.startswith("shard-") for name in held):
-            return False  # a pack that was interrupted: it is written anew
         packed = "other files"
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            packed = json.loads((out / BEGUN).read_text(encoding="utf-8"))["source"]["id"]
+        if packed == source.id and all(name.startswith("shard-") for name in held):
+            return False  # a pack of this source that was interrupted: it is written anew
+        packed = f"an interrupted pack of {packed}" if packed != "other files" else packed
+        raise TokError(f"--out {out}", "holds something else", got=packed, next="Choose another folder") from None
     except (OSError, ValueError, TypeError, KeyError):
         packed = "a damaged listing"
     if packed != source.id:
