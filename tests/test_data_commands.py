@@ -167,3 +167,19 @@ def test_a_source_without_files_is_packed_as_pngs(tmp_path: Path) -> None:
     assert run("pack", tmp_path / "train", "--out", tmp_path / "shards").exit_code == 0
     source, packed = open_source(str(tmp_path / "train"), size=8), open_source(str(tmp_path / "shards"), size=8)
     assert all(torch.equal(source.image(i), packed.image(i)) and source.label(i) == packed.label(i) for i in range(2))
+
+
+@pytest.mark.parametrize("name", ["1.0", "-1", " lead"])
+def test_a_class_that_a_shard_would_call_otherwise_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "odd" / name).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "odd" / name / "1.png")
+    said = str(run("pack", tmp_path / "odd", "--out", tmp_path / "shards").exception)
+    assert f"class '{name}': would be read from a shard as another class" in said and not [
+        *(tmp_path / "shards").glob("*")
+    ]
+
+
+def test_an_empty_spec_is_not_the_folder_one_is_in() -> None:
+    assert "--data: is empty" in str(run("check", "").exception)

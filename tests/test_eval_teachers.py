@@ -75,3 +75,12 @@ def test_a_file_that_is_of_no_teacher_here_is_refused(given: list[str], said: st
     flags = [part for text in given for part in ("--teacher-weights", text.replace("FILE", str(trained["one"])))]
     ran = run("eval", trained["tokenizer"], "--recipe", "toy/eval", "--workspace", trained["folder"], *flags)
     assert ran.exit_code in (1, 2) and said.replace("FILE", str(trained["one"])) in f"{ran.stderr} {ran.exception}"
+
+
+def test_a_damaged_file_that_was_named_stops_the_evaluation(trained: dict[str, Any]) -> None:
+    bad = trained["folder"] / "bad.safetensors"
+    bad.write_bytes(b"no weights")
+    ran = run(
+        "eval", trained["tokenizer"], "--recipe", "toy/eval", "--workspace", trained["folder"], "--teacher-weights", bad
+    )
+    assert ran.exit_code == 1 and "bad.safetensors" in str(ran.exception)

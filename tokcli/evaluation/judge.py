@@ -273,6 +273,8 @@ class Judge:
         try:
             teacher = build_teacher(known["name"], keys, weights)
         except TokError as error:
+            if weights is not None:
+                raise  # a file that was named is one to be read
             log.warning("no feature loss: %s", error)
             return None
         trained_with = a.facts["teacher"]["sha256"]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
+from tokcli.data.sources.classes import class_name
 from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
 from tokcli.data.sources.tar_index import write_index
 from tokcli.errors import TokError
@@ -39,6 +40,12 @@ def main(spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: i
     if _there(out, source):
         log.info("%s is complete already", out)
         return out
+    changed = [name for name in source.classes if _read_back(name) != name]
+    if changed:
+        raise TokError(
+            f"class '{changed[0]}'", "would be read from a shard as another class", got=f"{_read_back(changed[0])}",
+            next="Rename it: a name may not be a number below 0 or with a point, nor begin or end with a space",
+        )  # fmt: skip
     write_text(out / BEGUN, json.dumps({"source": {"id": source.id}}) + "\n")
     for stale in out.glob("shard-*"):  # of a pack that was interrupted
         stale.unlink()
@@ -62,6 +69,14 @@ def main(spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: i
     }
     write_text(out / LISTING, json.dumps(listing, indent=2, ensure_ascii=False) + "\n")
     return out
+
+
+def _read_back(name: str) -> str | None:
+    """A class's name as it is read from a `.cls`."""
+    try:
+        return class_name(name)
+    except ValueError:
+        return None
 
 
 def _there(out: Path, source: ImageSource) -> bool:

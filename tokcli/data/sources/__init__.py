@@ -20,7 +20,7 @@ from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
-from tokcli.errors import NotFound, TokError
+from tokcli.errors import Misuse, NotFound, TokError
 from tokcli.registry import nearest
 
 __all__ = ["SOURCES", "BadImage", "Encoded", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
@@ -106,6 +106,8 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         NotFound: nothing there.
         TokError: no images in it, several splits to choose from, or a URL.
     """
+    if not spec.strip():
+        raise Misuse("--data", "is empty", next="Name a data set; . is the folder that you are in")
     kind = _kind(spec)
     if kind is not None:
         source = kind.open(spec, size=size, labels=labels)

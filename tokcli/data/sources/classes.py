@@ -2,6 +2,7 @@
 
 import csv
 import json
+import posixpath
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -98,6 +99,7 @@ def read_labels(path: Path, where: str) -> tuple[dict[str, str | None], list[tup
     """
     labels: dict[str, str | None] = {}
     faults: list[tuple[str, str]] = []
+    spelled: dict[str, str] = {}
     for number, line in enumerate(lines(read_text(path, where)), 1):
         if not line.strip():
             continue
@@ -111,8 +113,9 @@ def read_labels(path: Path, where: str) -> tuple[dict[str, str | None], list[tup
         except ValueError as error:
             faults.append((printable(key), str(error)))
             name = None
-        if labels.setdefault(key, name) != name:
-            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{labels[key]} and {name}")
+        same = spelled.setdefault(posixpath.normpath(key), key)  # ./a.png is a.png
+        if labels.setdefault(same, name) != name:
+            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{labels[same]} and {name}")
     return labels, faults
 
 
