@@ -88,13 +88,12 @@ def _there(out: Path, source: ImageSource) -> bool:
     try:
         packed = json.loads((out / LISTING).read_text(encoding="utf-8"))["source"]["id"]
     except FileNotFoundError:
-        packed = "other files"
+        begun = None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            packed = json.loads((out / BEGUN).read_text(encoding="utf-8"))["source"]["id"]
-        if packed == source.id and all(name.startswith("shard-") for name in held):
+            begun = json.loads((out / BEGUN).read_text(encoding="utf-8"))["source"]["id"]
+        if begun == source.id and all(name.startswith("shard-") for name in held):
             return False  # a pack of this source that was interrupted: it is written anew
-        packed = f"an interrupted pack of {packed}" if packed != "other files" else packed
-        raise TokError(f"--out {out}", "holds something else", got=packed, next="Choose another folder") from None
+        packed = f"an interrupted pack of {begun}" if begun else "other files"
     except (OSError, ValueError, TypeError, KeyError):
         packed = "a damaged listing"
     if packed != source.id:
