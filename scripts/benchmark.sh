@@ -66,7 +66,7 @@ case "$suite" in
 esac
 recipes="$suite" minutes="${TOK_BUDGET_MINUTES:-4}"
 [ -z "$toy" ] || { data=openmoji recipes=toy methods=(vqgan vqkd:efflite0) minutes=0.02 samples=24; }
-[ -z "$mini" ] || samples=8 # a batch of the judges on a CPU
+[ -z "$mini" ] || samples=10 # the inception score has ten splits
 N="${TOK_BENCHMARK_SAMPLES:-$samples}"
 export TOK_WORKSPACE="${TOK_WORKSPACE:-artifacts/benchmark-${toy:+toy-}${mini:+mini-}$suite}"
 if [ -n "$dry" ]; then # leaves nothing behind

@@ -2,7 +2,7 @@
 
     python scripts/mini.py sets RECIPE [KEY=VALUE ...]  the overrides of a recipe, one KEY=VALUE a line
     python scripts/mini.py imagenet DIR                 train and val with folders of synsets, 4 and 2 images in each of 4
-    python scripts/mini.py coco DIR [YEAR]              COCO's layout with five captions an image, 16 and 8 images
+    python scripts/mini.py coco DIR [YEAR]              COCO's layout with five captions an image, 16 and 10 images
     python scripts/mini.py weights DIR NAME...          DIR/NAME.safetensors of clip, vit, dino, mae, vgg16, inception, ...
 
 `sets` changes sizes alone: widths, depths, images (and classes), steps (of training, warm-up, the discriminator's start, sampling),
@@ -71,7 +71,7 @@ SIZES: dict[str, Any] = {
     "eval.worst": lambda recipe, value: min(value, 4),
     "sample.precision": "float32",
     "sample.steps": lambda recipe, value: min(value, GRID * GRID),
-    "sample.number": lambda recipe, value: value and min(value, 8),
+    "sample.number": lambda recipe, value: value and min(value, 10),
     "viz.images": 16,
     "viz.points": 60,
     "viz.perplexity": 5.0,
@@ -147,7 +147,7 @@ def make_coco(folder: Path, year: str = "2014") -> None:
     """`train2014` and `val2014`, or those of another year, beside `annotations`, five captions an image."""
     rng = random.Random(0)
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    for split, count in ((f"train{year}", 16), (f"val{year}", 8)):
+    for split, count in ((f"train{year}", 16), (f"val{year}", 10)):
         (folder / split).mkdir(exist_ok=True)
         images: list[dict[str, Any]] = []
         captions: list[dict[str, Any]] = []
