@@ -1,12 +1,17 @@
 """Small promises that nothing else would notice: each test fails when its line is broken."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import tokcli
+from tokcli.command.inputs import decoder_among
+from tokcli.errors import TokError
 from tokcli.methods.autoencoder import Autoencoding
 from tokcli.proposals.protocol import Proposal
 from tokcli.quantizers.quantizer import Quantized
@@ -80,3 +85,15 @@ def test_pixel_methods_weigh_the_codebook_as_their_losses_say() -> None:
     tokenizer.pixel_decoder.last_layer = None
     terms = Autoencoding(tokenizer, lambda *_: {"loss": torch.tensor(3.0)})(torch.zeros(1, 3, 4, 4))  # type: ignore[arg-type]
     assert terms["loss"] == 3.0 + 0.25 + 1.0 and terms["commitment"] == 0.25
+
+
+def test_a_decoder_that_was_trained_for_a_tokenizer_comes_before_its_own(
+    make_artifact: Callable[..., Any], tmp_path: Path
+) -> None:
+    tokenizer = make_artifact(tmp_path / "t", facts={"has_decoder": True})
+    assert decoder_among([tokenizer], tokenizer.id, "--decoder") is tokenizer
+    entry = {"tokenizer": {"id": tokenizer.id, "path": str(tokenizer.path)}}
+    trained = [make_artifact(tmp_path / f"d{i}", bytes([i]), kind="decoder", inputs=entry) for i in range(2)]
+    assert decoder_among([tokenizer, trained[0]], tokenizer.id, "--decoder") is trained[0]
+    with pytest.raises(TokError, match="2 fit"):
+        decoder_among([tokenizer, *trained], tokenizer.id, "--decoder")

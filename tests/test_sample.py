@@ -20,7 +20,7 @@ from test_faults import SMALL, draw, made, refusal, run
 from torch import Tensor
 
 from tokcli import distributed, loading
-from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.draft import Draft
 from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command import output
@@ -30,6 +30,7 @@ from tokcli.data.pixels import unit
 from tokcli.data.prompts import read_prompts
 from tokcli.data.sources import open_source
 from tokcli.errors import Misuse, TokError
+from tokcli.files import locked
 from tokcli.measure.previews import read_samples
 from tokcli.proposals import Proposal
 from tokcli.sampling import contact_sheet, memorisation

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -96,3 +97,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a small text file atomically, as UTF-8."""
     with atomic_write(path) as tmp:
         tmp.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
+    """Try to hold a lock file in a folder; yields whether it was got. The kernel drops it with the process."""
+    with open(path / name, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

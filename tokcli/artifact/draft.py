@@ -4,12 +4,11 @@ A writer holds a `Draft`: it locks the folder, marks it as running, and complete
 step. Repeating the command finds the draft again and resumes it.
 """
 
-import contextlib
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,18 +84,6 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         text = json.dumps(ordered, indent=2)  # a path that is not UTF-8: escapes bring it back whole
     write_text(path / MANIFEST, text + "\n")
-
-
-@contextlib.contextmanager
-def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
-    """Try to hold a lock file in a folder; yields whether it was got. The kernel drops it with the process."""
-    with open(path / name, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 def _take_lock(path: Path, wait: bool) -> IO[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tokcli.artifact.draft import locked
 from tokcli.errors import Interrupted
+from tokcli.files import locked
 from tokcli.training.signals import StopSignal
 
 

@@ -185,15 +185,32 @@ def choose(
     if given is not None:
         return open_input(options, flag, given, kinds)
     found = [a for a in scan(options.workspace) if a.kind in kinds and fits(a)]
-    if len(found) == 1:
-        log.info("%s %s (the only one that fits)", flag, found[0].path)
-        return found[0]
+    chosen = _only(found, flag, kinds, f"in {options.workspace}", maker)
+    log.info("%s %s (the only one that fits)", flag, chosen.path)
+    return chosen
+
+
+def _only(found: Sequence[Artifact], flag: str, kinds: Sequence[str], where: str, maker: str) -> Artifact:
     if not found:
-        raise TokError(
-            flag, f"no {' or '.join(kinds)} that fits is in {options.workspace}", next=f"Name one, or make it: {maker}"
-        )
-    listed = ", ".join(str(a.path) for a in found)
-    raise TokError(flag, f"{len(found)} fit", got=listed, next=f"Pick one with {flag} PATH")
+        raise TokError(flag, f"no {' or '.join(kinds)} that fits is {where}", next=f"Name one, or make it: {maker}")
+    if len(found) > 1:
+        listed = ", ".join(str(a.path) for a in found)
+        raise TokError(flag, f"{len(found)} fit", got=listed, next=f"Pick one with {flag} PATH")
+    return found[0]
+
+
+DECODING = ("decoder", "tokenizer")  # kinds that may hold a pixel decoder
+
+
+def check_decodes(chosen: Artifact, flag: str, given: str | Path) -> None:
+    """Refuse a tokenizer without a pixel decoder where one is needed.
+
+    Raises:
+        TokError: it is one.
+    """
+    if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
+        next = f"Train one: tok train-decoder --tokenizer {given}"
+        raise TokError(f"{flag} {given}", "is a tokenizer without a pixel decoder", next=next)
 
 
 def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | None) -> Artifact:
@@ -202,15 +219,9 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
     Raises:
         TokError: none or several decoders fit, or the tokenizer named has none.
     """
-    kinds = ["decoder", "tokenizer"]
     if given is not None:
-        chosen = open_input(options, "--decoder", given, kinds)
-        if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
-            raise TokError(
-                f"--decoder {given}",
-                "is a tokenizer without a pixel decoder",
-                next=f"Train one: tok train-decoder --tokenizer {given}",
-            )
+        chosen = open_input(options, "--decoder", given, DECODING)
+        check_decodes(chosen, "--decoder", given)
         return chosen
     found = scan(options.workspace)
     chosen = decoder_among(found, tokenizer_id, "--decoder", where=f"in {options.workspace}")
@@ -229,10 +240,4 @@ def decoder_among(
     of_it = [a for a in artifacts if a.input_id("tokenizer") == tokenizer_id]
     trained = [a for a in of_it if a.kind == "decoder"]
     fits = trained or [a for a in of_it if a.kind == "tokenizer" and a.facts["has_decoder"]]
-    if len(fits) > 1:
-        listed = ", ".join(str(a.path) for a in fits)
-        raise TokError(flag, f"{len(fits)} fit", got=listed, next=f"Pick one with {flag} PATH")
-    if not fits:
-        wanted = "no decoder or tokenizer that fits is"
-        raise TokError(flag, f"{wanted} {where}", next="Name one, or make it: tok train-decoder")
-    return fits[0]
+    return _only(fits, flag, DECODING, where, "tok train-decoder")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from tokcli.errors import NotFound, TokError
-from tokcli.files import atomic_write, cache_dir, write_text
+from tokcli.files import atomic_write, cache_dir, locked, write_text
 
 DEFAULT_GB = 100.0
 TRIES = 3
@@ -206,27 +206,15 @@ def _fits(root: Path, room: int) -> bool:
             kept.append((meta.stat().st_mtime_ns, Remote(**json.loads(meta.read_text(encoding="utf-8")))))
     taken = sum(known.bytes for _, known in kept)
     for coming in root.glob(f"*/{COMING}"):
-        with contextlib.suppress(OSError, ValueError), _free(coming.parent) as free:
+        with contextlib.suppress(OSError, ValueError), locked(coming.parent, LOCK) as free:
             taken += 0 if free else int(coming.read_text())  # free: who wanted it is gone
     for _, known in sorted(kept):
         if taken <= room:
             break
         folder = _folder(known.url)
-        with contextlib.suppress(OSError), _free(folder) as free:
+        with contextlib.suppress(OSError), locked(folder, LOCK) as free:
             if free:
                 (folder / META).unlink()
                 _file(known.url).unlink(missing_ok=True)
                 taken -= known.bytes
     return taken <= room
-
-
-@contextlib.contextmanager
-def _free(folder: Path) -> Iterator[bool]:
-    """Whether nobody uses a file of the cache; while it is so, nobody begins to."""
-    with open(folder / LOCK, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

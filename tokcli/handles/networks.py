@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokcli import loading, pictures
 from tokcli.artifact.opening import Artifact, check_lineage, locate, open_artifact, scan
-from tokcli.command.inputs import decoder_among
+from tokcli.command.inputs import DECODING, check_decodes, decoder_among
 from tokcli.data.pixels import unit
 from tokcli.device.precision import tensor_cores
 from tokcli.errors import TokError
@@ -124,12 +124,9 @@ class TokenizerHandle(Decoding):
     def _decoder(self, given: str | Path | None) -> Artifact:
         if given is None:
             return decoder_among(scan(self.artifact.path.parent), self.artifact.id, "decoder")
-        chosen = open_artifact(given, "decoder", ["decoder", "tokenizer"])
+        chosen = open_artifact(given, "decoder", DECODING)
         check_lineage(chosen, "decoder", self.artifact, "tokenizer")
-        if chosen.kind == "tokenizer" and not chosen.facts["has_decoder"]:
-            raise TokError(
-                f"decoder {given}", "is a tokenizer without a pixel decoder", next="Train one: tok train-decoder"
-            )
+        check_decodes(chosen, "decoder", given)
         return chosen
 
 

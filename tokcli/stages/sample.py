@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tokcli import build, loading, pictures
-from tokcli.artifact.draft import Draft, locked, write_listing
+from tokcli.artifact.draft import Draft, write_listing
 from tokcli.artifact.manifest import read_manifest
 from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
 from tokcli.artifact.plans import Plan
@@ -28,6 +28,7 @@ from tokcli.command.session import session, share_of
 from tokcli.data import sample_store as store
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
+from tokcli.files import locked
 from tokcli.measure.previews import read_samples
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 
 from tokcli import loading
-from tokcli.artifact.draft import Draft, locked
+from tokcli.artifact.draft import Draft
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
@@ -25,6 +25,7 @@ from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import tensor_cores
+from tokcli.files import locked
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import Area
