@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from tokcli import __version__
 from tokcli.cli import cli, main
 from tokcli.errors import Interrupted, Misuse, TokError
+from tokcli.stages import train_tokenizer
 
 PIPELINE = ["train-tokenizer", "train-decoder", "tokenize", "train-proposal", "sample", "eval", "viz-codebook"]
 BESIDE = ["data", "import", "show", "recipes", "verify"]
@@ -376,3 +378,14 @@ def test_a_codebook_that_dies_is_told_once_with_advice(
     assert answer.code == 0
     told = [line for line in answer.err.splitlines() if "of the codes were used lately" in line]
     assert len(told) == 1 and "Try quantizer.rescue=revive or quantizer.rescue=anchors or a smaller" in told[0]
+
+
+@pytest.mark.parametrize(("held_out", "told"), [(1.0, True), (60.0, False)])
+def test_a_tokenizer_that_cannot_tell_held_out_images_apart_is_named(
+    held_out: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = SimpleNamespace(quantizer=SimpleNamespace(discrete=True, health=lambda: {"codebook_perplexity": 400.0}))
+    train_tokenizer._warn_of_collapse(tokenizer, {"codebook_perplexity": held_out}, 295 * 64)  # type: ignore[arg-type]
+    train_tokenizer._warn_of_collapse(tokenizer, {"codebook_perplexity": 2.0}, 4)  # type: ignore[arg-type]
+    train_tokenizer._warn_of_collapse(tokenizer, {}, 4)  # type: ignore[arg-type]
+    assert caplog.text.count("held-out images have a codebook perplexity") == told

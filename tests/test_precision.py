@@ -94,6 +94,25 @@ def test_an_extractor_sees_images_in_float32_proper() -> None:
     assert seen == [["ieee", "ieee"]]
 
 
+def test_a_command_leaves_no_autocast_region_open(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within one, torch would keep rounded copies of weights from step to step."""
+    nested: list[int] = []
+    forward = ConvEncoder.forward
+
+    def listening(self: ConvEncoder, x: torch.Tensor) -> torch.Tensor:
+        nested.append(torch.autocast_increment_nesting() - 1)
+        torch.autocast_decrement_nesting()
+        return forward(self, x)
+
+    monkeypatch.setattr(ConvEncoder, "forward", listening)
+    small = ["--set", "gan=null", "--set", "train.steps=1", "--set", "data.size=16", "--set", "encoder.image_size=16"]
+    told = ["--recipe", "toy/tokenizer-vqgan", "--set", "train.batch_size=2", "--data", photos / "train"]
+    made("train-tokenizer", *told, *small, "--out", tmp_path / "t")
+    assert set(nested) == {0}
+
+
 @pytest.mark.parametrize(("machine", "capability", "slow"), [
     ("x86_64", "AVX2", True), ("AMD64", "DEFAULT", True), ("x86_64", "AVX512", False), ("aarch64", "DEFAULT", False),
 ])  # fmt: skip

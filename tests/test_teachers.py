@@ -148,8 +148,9 @@ def test_features_are_cached_apart_with_and_without_projection(clip, photos):
     teachers = [clip[1], *(build_teacher("clip", {"projection": p}, "random") for p in (True, False))]
     for teacher in teachers[1:]:
         teacher.network.sha256 = teachers[0].sha256
-    folders = [TeacherCache(teacher, source, transform, (2, 2)).cache.folder for teacher in teachers]
+    folders = [TeacherCache(teacher, source, transform, (2, 2), "float32").cache.folder for teacher in teachers]
     assert folders[0] == folders[1] != folders[2]
+    assert TeacherCache(teachers[0], source, transform, (2, 2), "bfloat16").cache.folder != folders[0]
 
 
 @pytest.mark.parametrize("name", ["vit", "efflite0", "timm:test_vit"])
@@ -348,13 +349,13 @@ def test_ranks_leave_no_shard_to_nobody_and_a_damaged_one_is_made_again(photos, 
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     for rank in (1, 0):  # the second finds what the first has written
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        cache = TeacherCache(teacher, source, transform, (2, 2))
-        cache.fill(torch.device("cpu"), "float32")
+        cache = TeacherCache(teacher, source, transform, (2, 2), "float32")
+        cache.fill(torch.device("cpu"))
     wanted = cache.rows(torch.arange(6))
     file = cache.cache.folder / "features-00001.npy"
     file.write_bytes(file.read_bytes()[:-2])
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        again = TeacherCache(teacher, source, transform, (2, 2))
-        again.fill(torch.device("cpu"), "float32")
+        again = TeacherCache(teacher, source, transform, (2, 2), "float32")
+        again.fill(torch.device("cpu"))
     assert wanted.any() and torch.equal(again.rows(torch.arange(6)), wanted)

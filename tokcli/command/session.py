@@ -66,7 +66,7 @@ def session(options: Options) -> Iterator[torch.device]:
     device = device_of(options)
     distributed.start(device)
     try:
-        with precision.full_precision(device):
+        with precision.float32_proper():
             yield device
     finally:
         distributed.stop()

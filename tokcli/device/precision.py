@@ -24,9 +24,35 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     In reduced precision the search for the nearest code errs for 1 to 6 % of features.
     """
-    proper = _per_operation([*_gpu(), *_cpu()], "ieee") if PER_OPERATION else _per_library("highest", cudnn=False)
-    with proper, torch.autocast(device.type, enabled=False):
+    with float32_proper(), torch.autocast(device.type, enabled=False):
         yield
+
+
+def float32_proper() -> contextlib.AbstractContextManager[None]:
+    """Compute float32 products and convolutions in float32 proper on all devices; settings are restored at the end."""
+    return _per_operation([*_gpu(), *_cpu()], "ieee") if PER_OPERATION else _per_library("highest", cudnn=False)
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Autocast to bfloat16, or nothing at float32. All of this package's bfloat16 begins here (a test says so).
+
+    torch keeps the rounded copy of each weight until the outermost autocast region ends, one that is switched off included. A training
+    step inside such a region would go on with the weights of the first step, so the copies are dropped here at both ends.
+
+    Args:
+        device: whose products and convolutions.
+        precision: "float32" or "bfloat16".
+    """
+    if precision == "float32":
+        yield
+        return
+    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextlib.contextmanager

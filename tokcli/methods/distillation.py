@@ -18,6 +18,7 @@ from tokcli.data.batches import Batch
 from tokcli.data.pixels import filled
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.device.precision import autocast
 from tokcli.errors import TokError
 from tokcli.losses import cosine
 from tokcli.measure.previews import tokenizer_preview
@@ -29,7 +30,6 @@ from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component
-from tokcli.training.compiling import autocast
 
 
 class FeatureData(TokenizerData):
@@ -98,8 +98,8 @@ class TeacherFeatures:
 
     def fill(self, source: ImageSource, transform: Transform) -> None:
         """Compute the features of a whole data set once."""
-        self.cache = TeacherCache(self.teacher, source, transform, self.grid)
-        self.cache.fill(self.device, self.precision)
+        self.cache = TeacherCache(self.teacher, source, transform, self.grid, self.precision)
+        self.cache.fill(self.device)
 
     def of(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
         """Features of images in [0, 1]."""

@@ -14,10 +14,10 @@ from tokcli.data.batches import Batch
 from tokcli.data.pixels import unit
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.device.precision import autocast
 from tokcli.models import Tokenizer
 from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.training.adversary import Adversary, update
-from tokcli.training.compiling import autocast
 from tokcli.training.updater import Updater
 
 Families = Mapping[str, Mapping[str, Callable[..., Any]]]

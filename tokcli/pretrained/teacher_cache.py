@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokcli.data.reading import read_all
 from tokcli.data.sources import BadImage, ImageSource
+from tokcli.device.precision import autocast
 from tokcli.pretrained.feature_cache import FeatureCache
 
 if TYPE_CHECKING:
@@ -28,10 +29,14 @@ class TeacherCache:
         source: of which images.
         transform: a deterministic one.
         grid: rows and columns of the features.
+        precision: in which they are computed.
     """
 
-    def __init__(self, teacher: "Teacher", source: ImageSource, transform: Any, grid: tuple[int, int]) -> None:
-        self.teacher, self.source, self.transform, self.grid = teacher, source, transform, grid
+    def __init__(
+        self, teacher: "Teacher", source: ImageSource, transform: Any, grid: tuple[int, int], precision: str
+    ) -> None:
+        self.teacher, self.source, self.transform, self.precision = teacher, source, transform, precision
+        self.grid = grid
         key = [
             teacher.name,
             teacher.sha256,
@@ -42,20 +47,21 @@ class TeacherCache:
             transform.describe(),
             grid,
             "antialias",
+            *([precision] if precision != "float32" else []),
             *(["unprojected"] if teacher.projection is False else []),
         ]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.shape = (grid[0] * grid[1], teacher.feature_dim)
         self.cache = FeatureCache(f"{teacher.name.replace('/', '-')}-{name}", len(source), SHARD)
 
-    def fill(self, device: torch.device, precision: str) -> None:
+    def fill(self, device: torch.device) -> None:
         """Compute what is missing; ranks share the shards.
 
         Raises:
             TokError: the disk cannot hold the cache.
         """
         self.cache.fill(
-            lambda rows: [self._compute(rows, device, precision)],
+            lambda rows: [self._compute(rows, device)],
             row_bytes=self.shape[0] * self.shape[1] * 2,
             where="data.cache_features",
             next="Set it to false, or TOK_CACHE to another disk",
@@ -70,7 +76,7 @@ class TeacherCache:
             found[row] = self.cache.shard(shard)[0][at]
         return torch.from_numpy(found).float()
 
-    def _compute(self, rows: range, device: torch.device, precision: str) -> np.ndarray:
+    def _compute(self, rows: range, device: torch.device) -> np.ndarray:
         out = np.zeros(
             (len(rows), *self.shape), np.float16
         )  # unreadable images keep zeros; training never asks for them
@@ -79,15 +85,15 @@ class TeacherCache:
             if not isinstance(image, BadImage):
                 waiting.append((index - rows.start, image))
             if len(waiting) == BATCH:
-                self._run(waiting, out, device, precision)
+                self._run(waiting, out, device)
                 waiting = []
         if waiting:
-            self._run(waiting, out, device, precision)
+            self._run(waiting, out, device)
         return out
 
-    def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device, precision: str) -> None:
+    def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device) -> None:
         images = torch.stack([image for _, image in waiting]).to(device).float() / 255
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(device, self.precision):
             features = self.teacher(images, self.grid)
         # unit length: float16 holds it to 3 digits whatever the teacher's scale, and the loss is a cosine
         features = torch.nn.functional.normalize(features.float(), dim=-1)

@@ -3,7 +3,6 @@
 A member of PROPOSALS is a `Proposal` that sets `mode` and has `loss`, `judged` and `draw_tokens`. The rest has defaults.
 """
 
-import contextlib
 import math
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from tokcli.device.precision import autocast
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.draw import Drawing, Sampling
@@ -179,11 +179,10 @@ class Proposal(nn.Module):
         if known is None:
             known = torch.full((len(seeds), self.tokens), -1, device=seeds.device)
         self._check(condition, sampling, known)
-        kind, training = self.device.type, self.training
-        rounded = torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
+        training = self.training
         self.eval()
         try:
-            with torch.inference_mode(), rounded:
+            with torch.inference_mode(), autocast(self.device, self.precision):
                 indices = self.draw_tokens(condition, seeds, sampling, known)
         finally:
             self.train(training)

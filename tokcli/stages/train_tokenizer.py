@@ -1,7 +1,7 @@
 """`tok train-tokenizer`: learn to turn images into tokens, by any of the methods of `tokcli.methods`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tokcli.device.meta import on_meta
 from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.methods.distillation import FeatureData
+from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
@@ -39,6 +40,7 @@ from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
+COLLAPSE = 0.1  # held-out perplexity over training's below which a run warns
 
 
 def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | Plan:
@@ -220,6 +222,7 @@ def _train(
             write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out is not None:
             measured = method.measure(held_out, use_size)
+            _warn_of_collapse(tokenizer, measured, len(held_out) * facts["grid"][0] * facts["grid"][1])
         if distributed.is_main():
             method.preview(held_out or source, use_size, draft.path / "preview.png")
     if not distributed.is_main():
@@ -259,6 +262,25 @@ def _advice(usage: float, recipe: TokenizerRecipe) -> str:
         known = ("revive", "anchors") if keys["learning"] == "gradient" else ("revive",)
         ways = [*(f"quantizer.rescue={name}" for name in known), *ways]
     return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
+
+
+def _warn_of_collapse(tokenizer: Tokenizer, measured: Mapping[str, float], tokens: int) -> None:
+    """Say where held-out images get few of the codes that training images get: the one or the other is measured wrongly, or noise.
+
+    Args:
+        measured: on held-out images of so many tokens.
+    """
+    found = measured.get("codebook_perplexity")
+    if found is None or not tokenizer.quantizer.discrete:
+        return
+    usual = min(tokenizer.quantizer.health()["codebook_perplexity"], tokens)
+    if found < COLLAPSE * usual and distributed.is_main():
+        log.warning(
+            "held-out images have a codebook perplexity of %.3g, training images %.3g: the tokenizer tells the former hardly "
+            "apart. Look at preview.png, and at what differs between the two sets",
+            found,
+            usual,
+        )
 
 
 def _held_out(source: ImageSource, size: int, most: int) -> ImageSource | None:

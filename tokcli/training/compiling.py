@@ -1,6 +1,5 @@
-"""torch.compile and autocast: what runs a step faster, checked before it is relied on."""
+"""torch.compile: what runs a step faster, checked before it is relied on."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 autocast, or nothing at float32."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def compile_module(module: nn.Module) -> Callable[..., Any]:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tokcli import distributed
-from tokcli.device.precision import tell_if_emulated
+from tokcli.device.precision import autocast, tell_if_emulated
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
 from tokcli.training.average import Average
-from tokcli.training.compiling import autocast, compile_module
+from tokcli.training.compiling import compile_module
 
 
 class NonFinite(Exception):
