@@ -20,7 +20,7 @@ from tokcli.data.token_batches import TokenBatches
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Optim
 from tokcli.training import loop
-from tokcli.training.signals import StopSignal
+from tokcli.training.signals import STOPPING, StopSignal
 from tokcli.training.updater import Updater
 
 STEPS = 7
@@ -138,7 +138,7 @@ def test_a_log_cut_short_in_a_line_is_mended(straight: Any, tmp_path: Path) -> N
     assert losses(tmp_path) == straight[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_asks_for_exit_code_75(tmp_path: Path, number: int) -> None:
     with pytest.raises(Interrupted) as caught:
         train(tmp_path, before=signal_in_step(2, number))
@@ -148,10 +148,10 @@ def test_a_signal_finishes_the_step_saves_and_asks_for_exit_code_75(tmp_path: Pa
 
 
 def test_handlers_are_as_before_after_a_run(tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    before = [signal.getsignal(number) for number in STOPPING]
     with pytest.raises(Interrupted):
         train(tmp_path, after=signal_in_step(1))
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+    assert [signal.getsignal(number) for number in STOPPING] == before
 
 
 def second_signal(number: int, pause: float) -> None:

@@ -1,10 +1,6 @@
 """The errors a user can cause: one line each, `where: what. Got X. Next step.`"""
 
-
-def printable(text: str) -> str:
-    """A file's name as one line of valid UTF-8: what cannot be printed is escaped."""
-    whole = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+from tokcli.terminal import printable
 
 
 class TokError(Exception):

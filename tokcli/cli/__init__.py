@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from tokcli import __version__
+from tokcli import __version__, terminal
 from tokcli.cli import data_sets, inspect, pipeline
 from tokcli.errors import Interrupted, TokError
+from tokcli.training.signals import heard
 
 
 class InOrder(click.Group):
@@ -61,15 +62,20 @@ def main() -> None:
     """The `tok` program: an expected failure is one line on stderr and an exit code, never a traceback."""
     # OpenMP threads that spin while they wait make two busy processes many times slower; set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.default_int_handler)
+    terminal.guard()
+    for number in heard():
+        if number != signal.SIGINT:  # as it is: a shell's background jobs ignore it
+            signal.signal(number, signal.default_int_handler)
     try:
-        cli(prog_name="tok")
+        try:
+            cli(prog_name="tok")
+        except BaseException:
+            terminal.give_up_stdout()
+            raise
     except TokError as error:
         click.echo(f"{error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():

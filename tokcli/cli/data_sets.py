@@ -1,10 +1,10 @@
 """Commands on data sets: check one, pack one into shards."""
 
-import json
 from pathlib import Path
 
 import click
 
+from tokcli import terminal
 from tokcli.cli.flags import PATH, quiet_stdout, with_options
 
 
@@ -43,7 +43,7 @@ def check(ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad
 
     with quiet_stdout():
         found = stage.examine(spec, labels=labels, size=size, max_bad=max_bad)
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else stage.text(found))
+    click.echo(terminal.as_json(found) if as_json else stage.text(found))
     ctx.exit(1 if found["stops"] else 0)
 
 

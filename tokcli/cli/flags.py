@@ -1,7 +1,6 @@
 """Flags that several commands share, declared once, and what they turn into."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tokcli import terminal
 from tokcli.recipe.sample_options import Option, declared
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def quiet_stdout() -> Any:
     logger = logging.getLogger("tok")
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(terminal.Line())
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.INFO)
@@ -191,16 +191,21 @@ def run_stage(stage: Callable[["Options"], Any], options: "Options", as_json: bo
             logging.getLogger("tok").setLevel(logging.WARNING)  # notices once, not once a rank
         result: Artifact | Plan | Sequence[Artifact | Plan] | None = stage(options)
         listed = [] if result is None else result if isinstance(result, Sequence) else [result]
-        lines: list[str | bytes] = []  # a path that is not UTF-8 too
+        lines: list[str | bytes] = []
         if not as_json:
-            lines = [one.text() if isinstance(one, Plan) else os.fsencode(one.path) for one in listed]
+            lines = [one.text() if isinstance(one, Plan) else _path(one.path) for one in listed]
     if not listed or not distributed.is_main():
         return
     if as_json:
         shown = [_document(one) for one in listed]
-        click.echo(json.dumps(shown if isinstance(result, Sequence) else shown[0], indent=2, ensure_ascii=False))
+        click.echo(terminal.as_json(shown if isinstance(result, Sequence) else shown[0]))
     for line in lines:
         click.echo(line)
+
+
+def _path(path: Path) -> str | bytes:
+    """A path for a terminal, or for a script, which needs it as it is, be it UTF-8 or not."""
+    return str(path) if sys.stdout.isatty() else os.fsencode(path)
 
 
 def _document(result: "Artifact | Plan") -> Any:

@@ -1,11 +1,11 @@
 """Commands beside the pipeline: import checkpoints, inspect artifacts and recipes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tokcli import terminal
 from tokcli.cli.flags import COMMON, NAME, PATH, options_of, run_stage, with_options
 from tokcli.errors import Misuse
 
@@ -29,7 +29,7 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
     if artifact is None:
         click.echo(stage.listing(workspace, as_json))
     elif as_json:
-        click.echo(json.dumps(stage.manifest(artifact), indent=2, ensure_ascii=False))
+        click.echo(terminal.as_json(stage.manifest(artifact)))
     else:
         click.echo(stage.describe(artifact))
 

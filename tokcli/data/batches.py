@@ -17,7 +17,8 @@ from tokcli.data.order import Order
 from tokcli.data.randomness import generator
 from tokcli.data.sources import BadImage, ImageSource
 from tokcli.data.transforms import Transform
-from tokcli.errors import TokError, printable
+from tokcli.errors import TokError
+from tokcli.terminal import printable
 
 log = logging.getLogger("tok")
 
@@ -177,7 +178,8 @@ def _load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
 
 def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C goes to the whole group: the training process decides when to stop, and its handlers are not for
+    # Ctrl-C and a closed session go to the whole group: the training process decides when to stop, and its handlers are not for
     # workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,6 +8,7 @@ from tokcli.artifact.manifest import content_id, read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import sha256
+from tokcli.terminal import as_json, printable
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -15,11 +16,11 @@ def manifest(path: Path) -> dict[str, Any]:
     return read_manifest(path, str(path))
 
 
-def listing(workspace: Path, as_json: bool) -> str:
+def listing(workspace: Path, json_wanted: bool) -> str:
     """The complete artifacts of a workspace, one a line: id, then folder."""
     found = scan(workspace)
-    if as_json:
-        return json.dumps([{"id": a.id, "kind": a.kind, "path": str(a.path)} for a in found], indent=2)
+    if json_wanted:
+        return as_json([{"id": a.id, "kind": a.kind, "path": str(a.path)} for a in found])
     if not found:
         raise TokError(
             f"--workspace {workspace}", "holds no complete artifacts", next="Run tok train-tokenizer to make the first"
@@ -35,14 +36,14 @@ def describe(path: Path) -> str:
     lines += _section("facts", found.get("facts", {})) + _section("metrics", found.get("metrics", {}))
     lines += [
         "made from",
-        *(f"  {role:<12}{entry['id']}  {entry['path']}" for role, entry in found["inputs"].items()),
+        *(printable(f"  {role:<12}{entry['id']}  {entry['path']}") for role, entry in found["inputs"].items()),
         "",
     ]
     made = found["provenance"]
     lines += [
         "made by",
-        f"  {' '.join(made.get('command', ['?']))}",
-        f"  {made.get('started', '?')}, {made.get('seconds', '?')} s, {made.get('device', '?')}",
+        printable(f"  {' '.join(made.get('command', ['?']))}"),
+        printable(f"  {made.get('started', '?')}, {made.get('seconds', '?')} s, {made.get('device', '?')}"),
     ]
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokcli.errors import printable
 from tokcli.files import atomic_write, disk_error
+from tokcli.terminal import printable
 
 log = logging.getLogger("tok")
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a training finishes its step and saves; bulk work finishes its shard."""
+"""SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C: a training finishes its step and saves; bulk work finishes its shard."""
 
 import os
 import signal
@@ -6,9 +6,16 @@ import time
 from types import FrameType
 from typing import Any
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def heard() -> list[int]:
+    """The signals that stop a command: all of STOPPING, without SIGHUP where it was started to outlive it (`nohup`)."""
+    return [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT and SIGUSR1, so that a loop can stop between steps; a second signal acts at once.
+    """Remembers that a signal of STOPPING came, so that a loop can stop between steps; a second signal acts at once.
 
     What comes within `echo` seconds of the first is that one again: torchrun and SLURM pass on to each rank what the
     rank has already got from the terminal or the scheduler.
@@ -22,7 +29,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in heard():
             self._before[number] = signal.signal(number, self._handle)
         return self
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tokcli.data.sources.listing import lines, read_text
-from tokcli.errors import TokError, printable
+from tokcli.errors import TokError
+from tokcli.terminal import printable
 
 MOST_CLASSES = 1_000_000
 MOST_NAME = 1000  # characters of a class's name

@@ -23,7 +23,8 @@ from tokcli.data.sources.contents import digest_of, file_digests
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id
 from tokcli.data.sources.split_names import split_named
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
-from tokcli.errors import TokError, printable
+from tokcli.errors import TokError
+from tokcli.terminal import printable
 
 
 class Folder:

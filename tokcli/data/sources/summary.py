@@ -11,7 +11,8 @@ import numpy as np
 
 from tokcli.data.decode import BadImage
 from tokcli.data.sources.subset import evenly
-from tokcli.errors import TokError, printable
+from tokcli.errors import TokError
+from tokcli.terminal import printable
 
 if TYPE_CHECKING:
     from tokcli.data.sources import ImageSource

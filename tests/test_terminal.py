@@ -1,0 +1,116 @@
+"""What is printed: no control character from data, no failure where nobody reads, streams that are closed at the start."""
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokcli import terminal
+from tokcli.training.signals import StopSignal
+
+RED, TURNED, C1 = "\x1b[31m", "\u202egnp.exe", "\x9b2J"  # a colour, a name that reads backwards, a sequence of one byte
+PROGRESS = """
+import logging, sys
+from tqdm import tqdm
+from tokcli.cli.flags import quiet_stdout
+from tokcli import terminal
+terminal.guard()
+with quiet_stdout():
+    for _ in tqdm(range(3), mininterval=0, file=sys.stderr):
+        logging.getLogger("tok").info("a notice")
+with open(sys.argv[1], "w") as file:  # whichever number it gets
+    print("noise", file=sys.stderr, flush=True)
+    file.write("kept")
+print("path")
+"""
+
+
+@pytest.mark.parametrize("text", [RED, TURNED, C1, "a\u2066b", "\u061c", "\x07", "\r", "\u2028", "\udcff"])
+def test_what_could_move_the_cursor_or_turn_the_line_is_escaped(text: str) -> None:
+    line = terminal.printable(f"x{text}")
+    assert line.isprintable() and "\\" in line and line.startswith("x")
+
+
+def test_letters_of_all_languages_stay() -> None:
+    text = "naïve Straße 猫 кошка قطة חתול 🐈"
+    assert terminal.printable(text) == terminal.shown(text) == text
+
+
+def test_a_stream_escapes_all_but_new_lines_and_what_moves_a_progress_bar() -> None:
+    raw = io.BytesIO()
+    stream = terminal.Terminal(raw, encoding="utf-8")
+    stream.write(f"\r 3% {RED}\n\n\x1b[A{TURNED}")
+    stream.flush()
+    assert raw.getvalue().decode() == "\r 3% \\x1b[31m\n\n\x1b[A\\u202egnp.exe"
+
+
+def test_a_notice_is_one_line_whatever_it_names() -> None:
+    record = logging.LogRecord("tok", logging.INFO, "", 0, "%s: left out", (f"a\n{RED}.png",), None)
+    assert terminal.Line().format(record) == "a\\n\\x1b[31m.png: left out"
+
+
+def test_json_is_printable_and_means_the_same() -> None:
+    value = {"naïve 🐈": [RED, TURNED, C1, "\u2028", "\ue000", "\U000e0001", "\udcff"]}
+    text = terminal.as_json(value)
+    assert json.loads(text) == value
+    assert "naïve 🐈" in text and text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("how", ["closed", "full", "broken", "all closed"])
+def test_progress_and_notices_end_nothing_where_stderr_takes_nothing(tmp_path: Path, how: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", PROGRESS, str(tmp_path / "file")]
+    prepare = {
+        "closed": lambda: os.close(2),
+        "full": lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 2),
+        "broken": lambda: os.dup2(write, 2),
+        "all closed": lambda: os.closerange(0, 3),
+    }[how]
+    done = subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=prepare, check=False)
+    os.close(write)
+    assert (done.returncode, done.stdout) == (0, b"" if how == "all closed" else b"path\n")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def run(code: str, **streams: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"import os, sys, tokcli.cli as c, tokcli.cli.recipes as s\n{code}\nc.main()"]
+    return subprocess.run(command, text=True, check=False, **streams)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_result_that_nobody_takes_is_one_line_and_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        done = run("sys.argv = ['tok', 'recipes']", stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, "stdout: No space left on device.\n")
+
+
+def test_words_of_the_command_line_are_printed_escaped() -> None:
+    done = run(f"sys.argv = ['tok', 'verify', 'a', {TURNED!r}]", capture_output=True)
+    assert done.returncode == 2 and "\\u202egnp" in done.stderr and "\u202e" not in done.stderr
+
+
+def test_a_closed_session_stops_a_command_as_sigterm_does() -> None:
+    done = run("s.listing = lambda: os.kill(os.getpid(), 1); sys.argv = ['tok', 'recipes']", capture_output=True)
+    assert (done.returncode, done.stderr) == (75, "tok: interrupted. Repeat the command to go on.\n")
+
+
+def test_nohup_keeps_a_command_alive() -> None:
+    code = "s.listing = lambda: os.kill(os.getpid(), 1) or 'went on'; sys.argv = ['tok', 'recipes']"
+    done = run(code, capture_output=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+
+
+def test_nohup_keeps_a_loop_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
