@@ -19,7 +19,7 @@ from tokcli.command.options import Options
 from tokcli.methods import method_class, resolve
 from tokcli.proposals import PROPOSALS, Sampling, packing
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Train
+from tokcli.recipe.sections import GAN, Optim, Train
 from tokcli.stages.train_proposal import FAMILIES, Likelihood, ProposalRecipe
 
 
@@ -204,7 +204,7 @@ def test_hours_are_operations_over_the_assumed_share_of_the_peak() -> None:
     with compute.META:
         network = Loss(nn.Linear(1000, 1000, bias=False))
     train = Train(steps=10**9, batch_size=7, precision="bfloat16")
-    found, _ = compute.training(train, network, empty(1000))
+    found, _ = compute.training(train, Optim(lr=1.0), network, empty(1000))
     assert found.flop == 7 * 4 * 10**6 and found.total == 10**9 * found.flop
     assert found.seconds == pytest.approx(28e15 / (8 * 989e12 * 0.35))
     (line, besides) = found.text()

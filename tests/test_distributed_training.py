@@ -136,14 +136,14 @@ def adversarial_training(train: Train, adaptive: bool = False) -> Training:
     return Training(updater, photo_batches(train), step, {"adversary": adversary})
 
 
-def proposal_training(train: Train) -> Training:
+def proposal_training(train: Train, optim: Optim = OPTIM) -> Training:
     """A masked proposal network on random tokens; without dropout, which is a rank's own."""
     torch.manual_seed(0)
     tokens = torch.randint(0, 12, (20, 16))
     store: Any = SimpleNamespace(rows=20, views=1, labels=np.arange(20) % 3, batch=lambda rows, views: tokens[rows])
     network = PROPOSALS["nar"](12, (4, 4), 3, width=16, depth=1, heads=2, mlp_width=32, dropout=0.0, label_drop=0.3)
     nn.init.normal_(network.head.weight, std=0.02)  # not zero, so that the first gradient reaches every weight
-    updater = Updater(Likelihood(network), OPTIM, train, torch.device("cpu"))
+    updater = Updater(Likelihood(network), optim, train, torch.device("cpu"))
     batches = TokenBatches(
         store, batch_size=train.batch_size, seed=0, rank=distributed.rank(), world=distributed.world_size()
     )
@@ -154,7 +154,14 @@ def proposal_training(train: Train) -> Training:
     return Training(updater, batches, step)
 
 
+def muon_training(train: Train) -> Training:
+    """The same network under Muon."""
+    return proposal_training(train, OPTIM.model_copy(update={"name": "muon", "muon_lr": 1e-2}))
+
+
 TRAININGS = {"tokenizer": tokenizer_training, "adversarial": adversarial_training, "proposal": proposal_training}
+if hasattr(torch.optim, "Muon"):
+    TRAININGS["muon"] = muon_training
 # each micro-batch has a ratio of gradients of its own, so these are compared on whole batches only
 ADAPTIVE = {"adaptive": lambda train: adversarial_training(train, adaptive=True)}
 # ranks that disagree on which codes are dead would wait for each other, so the negative control revives none
@@ -266,8 +273,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
     return {name: train(tmp_path_factory.mktemp("alone"), name) for name in TRAININGS | UNREVIVED | ADAPTIVE}
 
 
-def assert_close(a: State, b: State) -> None:
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+def assert_close(a: State, b: State, near: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=near, rtol=near)
+
+
+def precision(name: str) -> float:
+    """Muon rounds to bfloat16 what ranks sum up in another order: 0.4 % of steps of 1e-2."""
+    return 2e-4 if name == "muon" else 1e-5
 
 
 @pytest.mark.parametrize("how", ["", " in micro-batches"])
@@ -275,7 +287,7 @@ def assert_close(a: State, b: State) -> None:
 def test_two_ranks_equal_one_process_on_the_same_batches(
     ranks: list[dict[str, Any]], alone: dict[str, State], name: str, how: str
 ) -> None:
-    assert_close(ranks[0][name + how], alone[name])
+    assert_close(ranks[0][name + how], alone[name], precision(name))
 
 
 def test_two_ranks_weigh_an_adversary_as_one_process_does(ranks: list[dict[str, Any]], alone: dict[str, State]) -> None:
@@ -310,7 +322,7 @@ def test_a_signal_to_one_rank_stops_both_and_one_process_goes_on(
     folder = root / f"{name}-interrupted"
     stopped = f"{folder}: interrupted after step 3 of 5, state saved. Repeat the command to go on."
     assert [each[f"{name} interrupted"] for each in ranks] == [stopped] * 2
-    assert_close(train(folder, name), alone[name])
+    assert_close(train(folder, name), alone[name], precision(name))
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:

@@ -2,18 +2,20 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from click.testing import CliRunner
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
+from tokcli import build
 from tokcli.cli import cli
 from tokcli.cli.recipes import check_file, topics
 from tokcli.errors import Misuse
-from tokcli.recipe.check import component_model, resolved
+from tokcli.recipe.check import InvalidRecipe, check, component_model, leaving_out, resolved
 from tokcli.recipe.explain import Key, keys, meaning_of
 from tokcli.recipe.ranges import Area, Share
+from tokcli.recipe.sections import Component, Recipe
 from tokcli.recipe.yaml import recipes_root
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,68 @@ def test_a_key_is_explained_by_its_annotation_and_the_docstring() -> None:
 
 def test_a_subclass_adds_to_the_meanings_of_its_base() -> None:
     assert meaning_of(Finer) == meaning_of(Part) | {"scale": "shares."}
+
+
+class Base:
+    """A component.
+
+    Args:
+        size: of it.
+        low: the least.
+        kept: what a member decides.
+    """
+
+    def __init__(self, supplied: int, *, size: PositiveInt, low: float = 0.5, kept: str = "a") -> None:
+        self.given = (supplied, size, low, kept)
+
+
+class Member(Base):
+    """One of several.
+
+    Args:
+        own: of this member.
+    """
+
+    fixed_keys: ClassVar[dict[str, Any]] = {"kept": "b"}
+
+    def __init__(self, *supplied: Any, own: PositiveInt = 3, low: float = 0.25, **keys: Any) -> None:
+        super().__init__(*supplied, low=low, **self.fixed_keys, **keys)
+        self.own = own
+
+
+class Inheritor(Member):
+    """Has no constructor of its own."""
+
+
+class Opaque(Base):
+    """Names all of its keys: those of its base are not its own."""
+
+    def __init__(self, *, own: int = 3) -> None:
+        super().__init__(1, size=own)
+
+
+@pytest.mark.parametrize("kind", [Member, Inheritor])
+def test_keys_that_a_constructor_hands_on_are_those_of_its_base(kind: type) -> None:
+    assert keys(component_model(kind), kind) == [
+        Key("size", "integer", "at least 1", "required", "of it."),
+        Key("low", "number", "", "0.25", "the least."),
+        Key("own", "integer", "at least 1", "3", "of this member."),
+    ]
+    assert build.component("part", {"m": kind}, {"name": "m", "size": 2}, 7).given == (7, 2, 0.25, "b")
+    faults = r"(?s)part.size: should be greater than 0.*part.kept: unknown key"
+    with pytest.raises(InvalidRecipe, match=faults):
+        check(Whole, {"stage": "x", "part": {"name": "m", "size": 0, "kept": "c"}}, "r.yaml", {"part": {"m": kind}})
+    assert set(component_model(leaving_out(kind, "size")).model_fields) == {"size", "low", "own"}
+
+
+def test_a_constructor_that_hands_nothing_on_has_its_own_keys_alone() -> None:
+    assert [key.name for key in keys(component_model(Opaque), Opaque)] == ["own"]
+
+
+class Whole(Recipe):
+    """A recipe of one component."""
+
+    part: Component
 
 
 @pytest.mark.parametrize("path", sorted(recipes_root().glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tokcli import distributed
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
-from tokcli.training.updater import NonFinite, Updater, learning_rate, parameter_groups
+from tokcli.training.optimizers import parameter_groups
+from tokcli.training.updater import NonFinite, Updater, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_an_update_uses_the_rate_of_its_step() -> None:
     run = updater({"lr": 1.0, "warmup_steps": 4})
     for step in (0, 2):
         run.update(step, batch())
-        assert {group["lr"] for group in run.optimizer.param_groups} == {(step + 1) / 4}
+        assert {group["lr"] for group in run.optimizers[0].param_groups} == {(step + 1) / 4}
 
 
 def test_only_matrices_decay() -> None:

@@ -16,6 +16,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "1D": ("ar", {}),
     "2D": ("ar", {"position": "rope-2d", "qk_norm": True}),
     "LlamaGen": ("ar", {"position": "rope-2d-llamagen"}),
+    "learned and 2D": ("nar", {"position": "learned+rope-2d"}),
     "learned": ("ar", {"position": "learned", "head": "tied"}),
     "random orders": ("ar", {"random_order": (0.5, 0.75)}),
     "gpt2": ("gpt2", {}),

@@ -1,5 +1,6 @@
 """Options of the networks: positions, heads, norms, orders, checkpointing, operations; GPT-2's weights."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ GUIDED = Sampling(steps=4, cfg_scale=1.75, top_k=9, top_p=0.92)
 OPTIONS: dict[str, dict[str, Any]] = {
     "2D": {"position": "rope-2d"},
     "LlamaGen": {"position": "rope-2d-llamagen"},
+    "learned and 2D": {"position": "learned+rope-2d"},
     "learned": {"position": "learned"},
     "1D": {"position": "rope-1d"},
     "qk-norm": {"qk_norm": True},
@@ -135,11 +137,26 @@ def test_the_llamagen_position_computes_what_llamagen_computes() -> None:
         torch.testing.assert_close(found[row], llamagen_features(network, x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("position", "of"), [("rope-1d", 2), ("rope-2d", 4), ("rope-2d-llamagen", 4)])
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+@pytest.mark.parametrize("rotary", ["rope-1d", "rope-2d", "rope-2d-llamagen"])
+def test_positions_that_are_combined_do_what_each_does(mode: str, rotary: str) -> None:
+    both, turned, learned = (build(mode, position=p) for p in (f"learned+{rotary}", rotary, "learned"))
+    state = both.state_dict()
+    assert state.keys() == learned.state_dict().keys() == turned.state_dict().keys() | {"position"}
+    turned.load_state_dict({name: t for name, t in state.items() if name != "position"})
+    learned.load_state_dict(state)
+    losses = [network.loss(*batch(4))["loss"] for network in (both, learned, turned)]
+    assert len({round(loss.item(), 4) for loss in losses}) == 3
+    torch.nn.init.zeros_(both.position)
+    torch.testing.assert_close(both.loss(*batch(4))["loss"], losses[2])
+
+
+@pytest.mark.parametrize(
+    ("position", "of"), [("rope-1d", 2), ("rope-2d", 4), ("rope-2d-llamagen", 4), ("learned+rope-2d", 4)]
+)
 def test_heads_too_narrow_for_rotary_positions_are_refused(position: str, of: int) -> None:
-    with pytest.raises(
-        TokError, match=f"proposal.heads: width / heads must be a multiple of {of} for position {position}"
-    ):
+    said = f"proposal.heads: width / heads must be a multiple of {of} for position {position}"
+    with pytest.raises(TokError, match=re.escape(said)):
         build("ar", position=position, width=6, heads=6 if of == 2 else 3)
 
 
@@ -175,7 +192,7 @@ def test_orders_are_random_first_and_raster_in_the_end() -> None:
     assert (first - 1 / N).abs().max() < 0.03  # no place comes first more often
 
 
-@pytest.mark.parametrize("position", ["rope-1d", "rope-2d", "learned"])
+@pytest.mark.parametrize("position", ["rope-1d", "rope-2d", "learned", "learned+rope-2d"])
 def test_raster_as_an_order_is_no_order(position: str) -> None:
     network, (indices, labels, _) = build("ar", random_order=(0.5, 1.0), position=position), batch(4)
     raster = torch.arange(N).expand(4, -1)
@@ -185,7 +202,7 @@ def test_raster_as_an_order_is_no_order(position: str) -> None:
     )
 
 
-@pytest.mark.parametrize("position", ["rope-1d", "rope-2d", "learned"])
+@pytest.mark.parametrize("position", ["rope-1d", "rope-2d", "learned", "learned+rope-2d"])
 def test_in_a_random_order_a_token_sees_those_before_it_and_knows_places(position: str) -> None:
     network, (indices, labels, _) = build("ar", random_order=(0.5, 1.0), position=position), batch(2)
     order = torch.stack([torch.randperm(N) for _ in range(2)])

@@ -28,13 +28,16 @@ def canonical_hash(value: Any) -> str:
 
 TOLERANCES = ("max_bad",)  # keys that say when a command stops, and change nothing that it makes
 
+ADDED = {"optim": {"name": "adamw", "muon_lr": None}}  # keys that came later, with values for what was done before them
 
-def identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved recipe without what changes no result."""
+
+def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """A resolved recipe without what changes no result, and without what says that all is as before."""
+    same = ADDED.get(section, {})
     return {
-        key: identity(value) if isinstance(value, Mapping) else value
+        key: identity(value, key) if isinstance(value, Mapping) else value
         for key, value in recipe.items()
-        if key not in TOLERANCES
+        if key not in TOLERANCES and not (key in same and value == same[key])
     }
 
 

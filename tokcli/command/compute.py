@@ -20,7 +20,8 @@ from tokcli.device.meta import META
 from tokcli.models import Tokenizer
 from tokcli.quantizers import QUANTIZERS, Quantizer, search
 from tokcli.quantizers.quantizer import Quantized
-from tokcli.recipe.sections import GAN, Train
+from tokcli.recipe.sections import GAN, Optim, Train
+from tokcli.training.optimizers import NEWTON_SCHULZ, muon_matrices
 
 MICRO = 2  # images that are counted at once
 # The hardware of the arithmetic: eight H100 SXM as NVIDIA's data sheet has them, without sparsity.
@@ -32,7 +33,7 @@ ON_GPUS = {
 }  # the arithmetic of a recipe's precision: training, tokenizing, drawing
 BANDWIDTH = 3.35e12  # bytes/s of one's memory
 UTILISATION = 0.35  # share of either that is reached: an assumption, not a measurement
-BESIDES = ("reading", "the optimizer", "evaluation")  # of a training, not counted
+BESIDES = ("reading", "AdamW", "evaluation")  # of a training, not counted
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 
 
@@ -237,6 +238,15 @@ def training_step(
     return Step(before / MICRO, (after - before) / MICRO, sum(kept.values()) / MICRO)
 
 
+def updating(objective: nn.Module, optim: Optim, where: str = "optim") -> float:
+    """FLOP of an update's products, which Muon alone has; arguments as of `muon_matrices`.
+
+    A step of Newton-Schulz takes X X^T, the square of that, and its product with X, the shorter side first.
+    """
+    sides = [sorted(p.shape) for p in muon_matrices(objective, optim, where)]
+    return float(NEWTON_SCHULZ * sum(4 * short**2 * long + 2 * short**3 for short, long in sides))
+
+
 def phases(gan: GAN | None, steps: int) -> list[tuple[int, int]]:
     """(first step, number of steps) of each part of a training whose steps are alike."""
     ends = [0, steps] if gan is None else [0, gan.start - gan.warmup, gan.start, steps]
@@ -246,6 +256,7 @@ def phases(gan: GAN | None, steps: int) -> list[tuple[int, int]]:
 
 def training(
     train: Train,
+    optim: Optim,
     objective: nn.Module,
     inputs: Callable[[], list[Tensor]],
     *,
@@ -257,7 +268,7 @@ def training(
     """What a training computes, and bytes of activations of one sample in its fullest step.
 
     Args:
-        train: the recipe's section.
+        train, optim: the recipe's sections.
         objective, inputs, adversary: see `training_step`.
         gan: the recipe's section.
         once: what the inputs are, where they are computed once an image and kept.
@@ -265,13 +276,15 @@ def training(
     """
     parts = [(number, training_step(objective, inputs, adversary, first)) for first, number in phases(gan, train.steps)]
     last = parts[-1][1]
-    each = last.update + (0 if once else last.inputs)
-    total = train.batch_size * sum(number * (part.update + (0 if once else part.inputs)) for number, part in parts)
+    products = updating(objective, optim)
+    if gan is not None and adversary is not None:
+        products += updating(adversary.objective, gan.optim, "gan.optim")  # from its start on, which is soon
+    each = train.batch_size * (last.update + (0 if once else last.inputs)) + products
+    total = train.steps * products
+    total += train.batch_size * sum(number * (part.update + (0 if once else part.inputs)) for number, part in parts)
     uncounted = list(BESIDES)
     if once and images is None:
         uncounted.insert(0, f"{once} once an image ({engineering(parts[0][1].inputs)}FLOP each)")
     total += (images or 0) * parts[0][1].inputs if once else 0
-    compute = Compute(
-        "step", each * train.batch_size, train.steps, total, ON_GPUS[train.precision], uncounted=uncounted
-    )
+    compute = Compute("step", each, train.steps, total, ON_GPUS[train.precision], uncounted=uncounted)
     return compute, max(part.activations for _, part in parts)

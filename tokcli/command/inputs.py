@@ -15,6 +15,7 @@ from tokcli.recipe.check import check
 from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Expects, Recipe
 from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+from tokcli.training.optimizers import check_torch
 
 
 def check_expected(expected: Expects, **actual: Any) -> None:
@@ -75,7 +76,11 @@ def load_recipe(
     if tree.get("stage") != wanted:
         raise TokError(str(path), f"is not a recipe of stage '{wanted}'", got=repr(tree.get("stage")))
     override(tree, options.sets, families, resolve, say)
-    return check(model, tree, str(path), families, resolve)
+    recipe = check(model, tree, str(path), families, resolve)
+    for where, section in (("optim", recipe), ("gan.optim", getattr(recipe, "gan", None))):
+        if (optim := getattr(section, "optim", None)) is not None:
+            check_torch(optim, where)
+    return recipe
 
 
 def method_of(options: Options, folder: str, given: str | None) -> str:

@@ -21,6 +21,7 @@ from tokcli.models import ConvDecoder, ConvEncoder
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Recipe, Train
 from tokcli.recipe.yaml import to_yaml
+from tokcli.training.optimizers import hidden_matrices
 
 log = logging.getLogger("tok")
 UNKNOWN = "data-unknown"  # id of data that are not on this machine
@@ -121,24 +122,34 @@ def describe(
         name: {"trainable": parameter_count(part, True), "frozen": parameter_count(part, False)}
         for name, part in parts.items()
     }
-    document["memory"] = _memory(recipe, document["parameters"], activations)
+    document["memory"] = _memory(recipe, modules, activations)
     document["compute"] = compute.as_json() if compute else None
     return Plan(document, lambda: _text(options, recipe, reads, document, seconds(), compute))
 
 
 def _memory(
-    recipe: Recipe, counts: Mapping[str, Mapping[str, int]], activations: float | None
+    recipe: Recipe, modules: Mapping[str, nn.Module | None], activations: float | None
 ) -> dict[str, Any] | None:
     """Bytes of a training: of its networks and optimizer, of a sample's activations, and of one of several GPUs."""
     train = getattr(recipe, "train", None)
     if not isinstance(train, Train):
         return None
-    trainable, frozen = (sum(count[kind] for count in counts.values()) for kind in ("trainable", "frozen"))
-    # float32 weights, gradients and two Adam moments; averaged weights where the recipe keeps them
-    state = 4 * ((5 if train.ema else 4) * trainable + frozen)
+    trainable, frozen = (sum(parameter_count(m, kind) for m in modules.values()) for kind in (True, False))
+    # float32 weights, gradients and what the optimizers keep; averaged weights where the recipe keeps them
+    state = 4 * ((3 if train.ema else 2) * trainable + frozen + _moments(recipe, modules))
     samples = -(-train.batch_size // (GPUS * train.accumulate))
     found = {"state_bytes": state, "activation_bytes_per_sample": activations, "gpus": GPUS, "samples_at_once": samples}
     return found | {"bytes_per_gpu": None if activations is None else state + samples * activations}
+
+
+def _moments(recipe: Any, modules: Mapping[str, nn.Module | None]) -> int:
+    """Numbers that the optimizers keep: two of each trainable parameter, one of those that Muon trains."""
+    found = 0
+    for name, module in modules.items():
+        optim = recipe.gan.optim if name == "discriminator" else recipe.optim
+        alone = hidden_matrices(module) if module is not None and optim.name == "muon" else []
+        found += 2 * parameter_count(module, True) - sum(p.numel() for p in alone)
+    return found
 
 
 def _text(

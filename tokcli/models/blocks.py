@@ -43,6 +43,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a GELU MLP, each behind a LayerNorm and added to the residual stream."""
 
+    hidden_layer = True  # what `optim.name: muon` trains the matrices of
+
     def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)

@@ -8,14 +8,13 @@ network or of GPT-2 is not known.
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.draw import Drawing, Sampling, draw
 from tokcli.proposals.guidance import guide
@@ -24,8 +23,8 @@ from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Judged, refuse_nonfinite
 from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
-from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
-from tokcli.recipe.ranges import Probability, Share, Span
+from tokcli.proposals.transformer_proposal import TransformerProposal
+from tokcli.recipe.ranges import Span
 from tokcli.recipe.sample_options import keys_of
 
 
@@ -36,7 +35,6 @@ class AutoregressiveProposal(TransformerProposal):
     codes, because nothing else can be drawn.
 
     Args:
-        others: see `TransformerProposal`.
         random_order: [from, to], shares of the training between which the probability that an image is shown in a random
             order falls from 1 to 0 (RAR, arXiv 2411.00776, uses 0.5 and 0.75); null: always raster order. Each input
             then carries the position of the token that it predicts. Sampling always uses raster order.
@@ -46,49 +44,10 @@ class AutoregressiveProposal(TransformerProposal):
     sampling_keys = keys_of("ar")
     causal = gated = True
 
-    def __init__(
-        self,
-        codebook_size: int,
-        grid: tuple[int, int],
-        classes: int,
-        text: TextCondition | None = None,
-        *,
-        width: PositiveInt,
-        depth: PositiveInt,
-        heads: PositiveInt,
-        mlp_width: PositiveInt,
-        position: Position = "rope-1d",
-        qk_norm: bool = False,
-        head: Head = "zero",
-        dropout: Share = 0.0,
-        embedding_dropout: Share | None = None,
-        attention_dropout: Share = 0.0,
-        checkpointing: bool = False,
-        scale_residual: bool = True,
-        label_drop: Probability = 0.1,
-        random_order: Span | None = None,
-    ) -> None:
-        super().__init__(
-            codebook_size,
-            grid,
-            classes,
-            text,
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_width=mlp_width,
-            position=position,
-            qk_norm=qk_norm,
-            head=head,
-            dropout=dropout,
-            embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout,
-            checkpointing=checkpointing,
-            scale_residual=scale_residual,
-            label_drop=label_drop,
-        )
+    def __init__(self, *supplied: Any, random_order: Span | None = None, **keys: Any) -> None:
+        super().__init__(*supplied, **keys)
         self.random_order = random_order
-        self.target_position = nn.Parameter(torch.empty(self.tokens, width)) if random_order else None
+        self.target_position = nn.Parameter(torch.empty(self.tokens, self.width)) if random_order else None
         if self.target_position is not None:
             nn.init.normal_(self.target_position, std=INIT_STD)
         self._made: tuple[object, FixedSteps] | None = None

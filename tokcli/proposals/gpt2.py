@@ -6,17 +6,14 @@ first rows of the table of words instead.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt
 from torch import Tensor
 
 from tokcli.artifact.weights import load_strict, load_tensors
 from tokcli.errors import TokError
 from tokcli.pretrained.published_weights import Source, find_weights
 from tokcli.proposals.ar import AutoregressiveProposal
-from tokcli.proposals.conditions import TextCondition
-from tokcli.recipe.ranges import Probability, Share
 
 Language = Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
 PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices are stored input x output
@@ -33,47 +30,23 @@ class GPT2Proposal(AutoregressiveProposal):
     """p(token | condition, tokens before it): LayerNorm, biases, GELU, learned positions, tied head.
 
     Args:
-        others: see `TransformerProposal`.
         language: weights to start from: `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`, found on the hub or given by
             --language-weights; the sizes must be theirs. null: fresh weights.
     """
 
     gated = False
     biased = True
+    fixed_keys: ClassVar[Mapping[str, Any]] = {
+        "position": "learned",
+        "head": "tied",
+        "qk_norm": False,
+        "embedding_dropout": None,
+        "scale_residual": True,
+        "random_order": None,
+    }
 
-    def __init__(
-        self,
-        codebook_size: int,
-        grid: tuple[int, int],
-        classes: int,
-        text: TextCondition | None = None,
-        *,
-        width: PositiveInt,
-        depth: PositiveInt,
-        heads: PositiveInt,
-        mlp_width: PositiveInt,
-        dropout: Share = 0.0,
-        attention_dropout: Share = 0.0,
-        checkpointing: bool = False,
-        label_drop: Probability = 0.1,
-        language: Language | None = None,
-    ) -> None:
-        super().__init__(
-            codebook_size,
-            grid,
-            classes,
-            text,
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_width=mlp_width,
-            position="learned",
-            head="tied",
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-            checkpointing=checkpointing,
-            label_drop=label_drop,
-        )
+    def __init__(self, *supplied: Any, language: Language | None = None, **keys: Any) -> None:
+        super().__init__(*supplied, **self.fixed_keys, **keys)
         self.language = language
 
     def load_published(self, given: Path | None) -> None:

@@ -10,14 +10,13 @@ import contextlib
 import math
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
-from pydantic import PositiveInt
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.draw import Drawing, Sampling
@@ -27,8 +26,8 @@ from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_co
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Judged, refuse_nonfinite
-from tokcli.proposals.transformer_proposal import Head, Position, TransformerProposal
-from tokcli.recipe.ranges import Probability, Share
+from tokcli.proposals.transformer_proposal import Position, TransformerProposal
+from tokcli.recipe.ranges import Share
 from tokcli.recipe.sample_options import keys_of
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
@@ -40,7 +39,6 @@ class MaskedProposal(TransformerProposal):
     Its embedding table has the mask's row after the null class.
 
     Args:
-        others: see `TransformerProposal`.
         label_smoothing: probability that the training target spreads over all codes, in [0, 1).
         mask_ratio: distribution of the share of tokens that are masked in training.
     """
@@ -52,46 +50,14 @@ class MaskedProposal(TransformerProposal):
 
     def __init__(
         self,
-        codebook_size: int,
-        grid: tuple[int, int],
-        classes: int,
-        text: TextCondition | None = None,
-        *,
-        width: PositiveInt,
-        depth: PositiveInt,
-        heads: PositiveInt,
-        mlp_width: PositiveInt,
+        *supplied: Any,
         position: Position = "learned",
-        qk_norm: bool = False,
-        head: Head = "zero",
         dropout: Share = 0.1,
-        embedding_dropout: Share | None = None,
-        attention_dropout: Share = 0.0,
-        checkpointing: bool = False,
-        scale_residual: bool = True,
-        label_drop: Probability = 0.1,
         label_smoothing: Share = 0.1,
         mask_ratio: RatioName = "cosine",
+        **keys: Any,
     ) -> None:
-        super().__init__(
-            codebook_size,
-            grid,
-            classes,
-            text,
-            width=width,
-            depth=depth,
-            heads=heads,
-            mlp_width=mlp_width,
-            position=position,
-            qk_norm=qk_norm,
-            head=head,
-            dropout=dropout,
-            embedding_dropout=embedding_dropout,
-            attention_dropout=attention_dropout,
-            checkpointing=checkpointing,
-            scale_residual=scale_residual,
-            label_drop=label_drop,
-        )
+        super().__init__(*supplied, position=position, dropout=dropout, **keys)
         self.label_smoothing = label_smoothing
         self.ratio = RATIOS[mask_ratio]
         self.mask_row = self.null_row + 1

@@ -190,6 +190,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches."""
 
+    hidden_layer = True  # what `optim.name: muon` trains the matrices of
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.attention_norm = shape.norm()

@@ -16,7 +16,15 @@ from tokcli.proposals.protocol import Precision, Proposal
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
 from tokcli.recipe.ranges import Probability, Share
 
-Position = Literal["rope-1d", "rope-2d", "rope-2d-llamagen", "learned"]
+Position = Literal[
+    "rope-1d",
+    "rope-2d",
+    "rope-2d-llamagen",
+    "learned",
+    "learned+rope-1d",
+    "learned+rope-2d",
+    "learned+rope-2d-llamagen",
+]
 Head = Literal["zero", "tied"]
 
 
@@ -35,7 +43,8 @@ class TransformerProposal(Proposal):
         position: how positions are encoded. `rope-1d`: rotary angles of the position in the sequence. `rope-2d`: half of the
             angles for the row and half for the column, with the condition at position 0. `rope-2d-llamagen`: the same, except
             that the queries and keys of the condition are zero, as in LlamaGen's table of angles, so that its attention score
-            is always 0. `learned`: one embedding per position.
+            is always 0. `learned`: one embedding per position. `learned+rope-2d`
+            and its like: both.
         qk_norm: normalise queries and keys.
         head: `zero`: a separate matrix, initialised with zeros; `tied`: the embedding table.
         dropout: share of values dropped in the embeddings and in both branches of each block, in [0, 1).
@@ -83,7 +92,8 @@ class TransformerProposal(Proposal):
             raise TokError("proposal.heads", f"must divide the width {width}", got=f"{heads}")
         embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
-        of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(position, 1)
+        learned, _, rotary = position.rpartition("+") if "rope" in position else (position, "", "")
+        of = {"rope-1d": 2, "rope-2d": 4, "rope-2d-llamagen": 4}.get(rotary, 1)
         if width // heads % of:
             raise TokError(
                 "proposal.heads",
@@ -109,8 +119,8 @@ class TransformerProposal(Proposal):
         self.prefix = text.length if text else 1
         """Embeddings before the tokens."""
         self.embedding = nn.Embedding(self.null_row + self.special_rows, width)
-        self.kind = position
-        self.position = nn.Parameter(torch.empty(self.prefix + self.tokens, width)) if position == "learned" else None
+        self.rotary = rotary
+        self.position = nn.Parameter(torch.empty(self.prefix + self.tokens, width)) if learned else None
         nn.init.normal_(self.embedding.weight, std=INIT_STD)
         if self.position is not None:
             nn.init.normal_(self.position, std=INIT_STD)
@@ -192,15 +202,15 @@ class TransformerProposal(Proposal):
     def _rotation(self) -> Rotation | None:
         """Rotary angles of the prefix, all of which stands at place 0 of a grid, and of the tokens."""
         device, head_dim = self.embedding.weight.device, self.width // self.heads
-        if self.kind == "learned":
+        if not self.rotary:
             return None
-        if self.kind == "rope-1d":
+        if self.rotary == "rope-1d":
             return rotation(torch.arange(self.prefix + self.tokens, device=device), head_dim)
         rows, columns = self.grid
         places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device)) + 1
         before = torch.zeros(self.prefix, 2, dtype=torch.int64, device=device)
         by = grid_rotation(torch.cat([before, places]), head_dim)
-        if self.kind == "rope-2d":
+        if self.rotary == "rope-2d":
             return by
         turned = torch.arange(self.prefix + self.tokens, device=device)[:, None] >= self.prefix
         return Rotation(by.cos * turned, by.sin * turned)

@@ -30,15 +30,39 @@ class InvalidRecipe(TokError):
         self.args = ("\n".join(dict.fromkeys(lines)),)
 
 
+def _constructors(factory: Factory) -> list[Callable[..., Any]]:
+    """What takes a component's keys, base classes first: a constructor that hands `**keys` on hands them to the next class."""
+    if not inspect.isclass(factory):
+        return [factory]
+    found: list[Callable[..., Any]] = []
+    for owner in factory.__mro__:
+        if "__init__" in vars(owner):
+            found.insert(0, vars(owner)["__init__"])
+            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(found[0]).parameters.values()):
+                break
+    return found
+
+
+def key_parameters(factory: Factory) -> dict[str, inspect.Parameter]:
+    """The keys that a recipe may give a component: keyword-only arguments, annotated with types and ranges.
+
+    A class whose constructor takes `**keys` has those of the class it inherits from too, without the ones in its `fixed_keys`.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for function in _constructors(factory):
+        hints = typing.get_type_hints(function, include_extras=True)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                found[name] = parameter.replace(annotation=hints.get(name, Any))
+    fixed = getattr(factory, "fixed_keys", {})
+    return {name: parameter for name, parameter in found.items() if name not in fixed}
+
+
 def component_model(factory: Factory) -> type[Section]:
-    """A strict model of a constructor's keyword-only arguments: the keys a recipe may give it."""
-    function = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
-    hints = typing.get_type_hints(function, include_extras=True)  # with their ranges
-    fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    """A strict model of `key_parameters`."""
+    fields: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in key_parameters(factory).items()
+    }
     return create_model(getattr(factory, "__name__", "keys"), __base__=Section, **fields)
 
 
@@ -55,12 +79,11 @@ def leaving_out(factory: type, key: str) -> Factory:
     def build(*supplied: Any, **keys: Any) -> Any:
         return factory(*supplied, **keys)
 
-    signature = inspect.signature(factory)
-    hints = typing.get_type_hints(factory.__init__, include_extras=True)  # type: ignore[misc]
-    parameters = [p.replace(default=None) if p.name == key else p for p in signature.parameters.values()]
+    parameters = key_parameters(factory)
+    parameters[key] = parameters[key].replace(default=None, annotation=parameters[key].annotation | None)
     build.settled = getattr(factory, "settled", _as_given)  # type: ignore[attr-defined]
-    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    build.__annotations__ = {**hints, key: hints[key] | None}
+    build.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    build.__annotations__ = {name: p.annotation for name, p in parameters.items()}
     return build
 
 

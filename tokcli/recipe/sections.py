@@ -1,5 +1,6 @@
 """The sections that recipes of several stages share, as strict pydantic models."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, field_validator, model_validator
@@ -26,10 +27,14 @@ class Component(BaseModel):
 
 
 class Optim(Section):
-    """AdamW with decoupled weight decay, linear warm-up, then cosine or constant.
+    """Decoupled weight decay, linear warm-up, then cosine or constant.
 
     Args:
-        lr: learning rate after the warm-up.
+        name: `adamw`, for all weights; or `muon`, for the matrices of hidden layers, with AdamW for the rest: embeddings, heads,
+            norms, biases, positions and kernels of convolutions. Needs PyTorch 2.9.
+        lr: learning rate after the warm-up; AdamW's.
+        muon_lr: Muon's learning rate after the warm-up, which follows the schedule in proportion to `lr`; its updates have the size of
+            AdamW's at that rate (arXiv 2502.16982). null with `adamw`.
         betas: decay of the running means of the gradient and of its square.
         eps: number added to the root of the second moment.
         weight_decay: share of a weight, times the learning rate, that each step subtracts.
@@ -40,7 +45,9 @@ class Optim(Section):
         clip: largest norm of the gradient over all parameters; null: no clipping.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(gt=0)
+    muon_lr: float | None = Field(None, gt=0)
     betas: tuple[Share, Share] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
@@ -49,6 +56,13 @@ class Optim(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optim":
+        if (self.name == "muon") != (self.muon_lr is not None):
+            wanted = "name: muon needs muon_lr" if self.muon_lr is None else "muon_lr goes with name: muon"
+            raise ValueError(f"{wanted}. Got name: {self.name}, muon_lr: {json.dumps(self.muon_lr)}")
+        return self
 
 
 class Train(Section):

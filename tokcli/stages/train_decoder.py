@@ -45,6 +45,7 @@ from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain,
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
 from tokcli.training.adversary import Adversary, update
+from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import Stateful, complete
 from tokcli.training.updater import Updater
 
@@ -149,7 +150,8 @@ def rehearse(recipe: DecoderRecipe) -> None:
     side = max(1, size // 2 ** (len(recipe.decoder.keys.get("widths", [1])) - 1))
     build.build_transform(recipe.data)
     with on_meta() as device:
-        build.build_decoder(resolved(recipe), expected["code_dim"] or 1, expected["grid"] or (side, side), size)
+        grid = expected["grid"] or (side, side)
+        muon_matrices(build.build_decoder(resolved(recipe), expected["code_dim"] or 1, grid, size), recipe.optim)
         build.build_losses(recipe.loss, None, device)
         _adversary(recipe, None, device)
 
@@ -213,6 +215,7 @@ def _compute(
     with compute.quantizer_aside(tokenizer.quantizer, dict(made_by.recipe["quantizer"])):
         return compute.training(
             recipe.train,
+            recipe.optim,
             Reconstruction(decoder, PixelLoss(losses, adversary)),
             inputs,
             gan=recipe.gan,

@@ -39,6 +39,7 @@ from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
+from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import complete, started
 from tokcli.training.updater import Updater
 
@@ -153,7 +154,7 @@ def rehearse(recipe: ProposalRecipe) -> None:
     expected = recipe.expects.planned()
     sizes = expected["codebook_size"] or 1, expected["grid"] or (1, 1), expected["classes"] or 1
     with on_meta():
-        build.build_proposal(resolved(recipe), *sizes)
+        muon_matrices(build.build_proposal(resolved(recipe), *sizes), recipe.optim)
 
 
 def _planned(recipe: ProposalRecipe, tokens: Artifact | None) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         check_captions(_condition(recipe), f"--tokens {tokens.path}", captioned=False)
     step = compute.training_step(Likelihood(network), lambda: _random(network, compute.MICRO))
     texts = ["features of captions"] if isinstance(_condition(recipe), TextCondition) else []
-    flop = network.flops() * train.batch_size
+    flop = network.flops() * train.batch_size + compute.updating(network, recipe.optim)
     precision, uncounted = compute.ON_GPUS[train.precision], [*texts, *compute.BESIDES]
     computed = compute.Compute("step", flop, train.steps, flop * train.steps, precision, uncounted=uncounted)
 

@@ -35,6 +35,7 @@ from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
+from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import Stateful, complete
 from tokcli.training.updater import Updater
 
@@ -69,6 +70,7 @@ def rehearse(
     """
     with on_meta() as device:
         method = kind(recipe, None, device)
+    muon_matrices(method.objective, recipe.optim)
     return method, _facts(kind, recipe, method, classes)
 
 
@@ -104,6 +106,7 @@ def _compute(recipe: TokenizerRecipe, method: Method, images: int | None) -> tup
     with compute.quantizer_aside(quantizer, resolved(recipe)["quantizer"]):
         return compute.training(
             recipe.train,
+            recipe.optim,
             method.objective,
             lambda: method.trial(torch.empty(compute.MICRO, 3, size, size)),
             gan=getattr(recipe, "gan", None),

@@ -56,7 +56,8 @@ class Adversary:
         self.gan = gan
         self.discriminator = build.build_discriminator(gan.discriminator.model_dump(), weights, seed).to(device)
         self.objective = Discrimination(self.discriminator, gan.lecam).to(device)
-        self.updater = Updater(self.objective, gan.optim, train.model_copy(update={"ema": None}), device)
+        shared = train.model_copy(update={"ema": None})
+        self.updater = Updater(self.objective, gan.optim, shared, device, "gan.optim")
         self.active, self.scale = False, torch.zeros((), device=device)
 
     def begin(self, step: int) -> None:

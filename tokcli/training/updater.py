@@ -1,8 +1,8 @@
-"""Gradient updates: AdamW, learning-rate schedule, clipping, accumulation, averaged weights, mixed precision, DDP."""
+"""Gradient updates: optimizers, learning-rate schedule, clipping, accumulation, averaged weights, mixed precision, DDP."""
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
 from tokcli.training.average import Average
 from tokcli.training.compiling import compile_module
+from tokcli.training.optimizers import build_optimizers
 
 
 class NonFinite(Exception):
@@ -31,20 +32,6 @@ def learning_rate(step: int, optim: Optim, steps: int) -> float:
     return optim.min_lr + (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks only where all do."""
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    undecayed = {
-        n for n, p in trainable if p.ndim < 2 or any(word in n for word in ("position", "class_token", "codebook"))
-    }
-    if optim.decay == "all":
-        undecayed = set()
-    return [
-        {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": optim.weight_decay},
-        {"params": [p for name, p in trainable if name in undecayed], "weight_decay": 0.0},
-    ]
-
-
 class Updater:
     """Updates one module's trainable parameters; a training step calls `update` once.
 
@@ -53,12 +40,15 @@ class Updater:
             micro-batch, so that micro-batches and ranks of equal size add up to the whole batch.
         optim, train: the recipe's sections.
         device: where the module is.
+        where: the name of section `optim`, for messages.
 
     Raises:
-        TokError: the batch cannot be divided by ranks and micro-batches.
+        TokError: the batch cannot be divided by ranks and micro-batches, or the network has nothing for the optimizer.
     """
 
-    def __init__(self, module: nn.Module, optim: Optim, train: Train, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, optim: Optim, train: Train, device: torch.device, where: str = "optim"
+    ) -> None:
         pieces = distributed.world_size() * train.accumulate
         if train.batch_size % pieces:
             raise TokError(
@@ -69,13 +59,7 @@ class Updater:
         if train.precision == "bfloat16":
             tell_if_emulated("train.precision", device)
         self.module, self.optim, self.train, self.device = module, optim, train, device
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(module, optim),
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizers = build_optimizers(module, optim, device, where)
         self.average = Average(module, train.ema) if train.ema else None
         compiled: Callable[..., Any] = compile_module(module) if train.compile else module
         self.forward = compiled
@@ -103,7 +87,8 @@ class Updater:
         Raises:
             NonFinite: on every rank at once.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         found: dict[str, list[Tensor]] = {}
         size = len(batch[0]) // self.train.accumulate
         for number in range(self.train.accumulate):
@@ -124,11 +109,12 @@ class Updater:
         return totals | {"gradient_norm": norm.detach()}
 
     def apply(self, step: int) -> None:
-        """Change the parameters by the gradients at hand, at the learning rate of update `step`."""
+        """Change the parameters by the gradients at hand, at the learning rate of update `step`; Muon's is as much larger all along."""
         rate = learning_rate(step, self.optim, self.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (optimizer.defaults["lr"] / self.optim.lr)
+            optimizer.step()
         if self.average:
             self.average.update(step)
 
@@ -136,18 +122,22 @@ class Updater:
         """A context in which the module holds the weights meant for use: the averages, if the recipe asks for them."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
+    def _named(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+        return zip(("optimizer", "muon"), self.optimizers, strict=False)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on."""
         return {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{name: optimizer.state_dict() for name, optimizer in self._named()},
             "average": self.average.shadow if self.average else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self._named():
+            optimizer.load_state_dict(state[name])
         if self.average:
             for name, value in state["average"].items():
                 self.average.shadow[name].copy_(value)
