@@ -67,7 +67,7 @@ def test_equal_data_gives_equal_shards_of_the_size_asked_for(
     from tokcli.stages import pack_data
 
     for name in ("x", "y"):
-        pack_data.main(str(photos), tmp_path / name, labels=None, size=8, shard_bytes=300, max_bad=0)
+        pack_data.main(str(photos), tmp_path / name, labels=None, size=8, shard_bytes=300, max_bad=0, max_pixels=999)
     shards = sorted(path.name for path in (tmp_path / "x").glob("*.tar"))
     assert shards == [f"shard-0000{i}.tar" for i in range(len(shards))] and 1 < len(shards) < 5
     assert all((tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes() for name in shards)

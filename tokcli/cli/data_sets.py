@@ -6,6 +6,7 @@ import click
 
 from tokcli import terminal
 from tokcli.cli.flags import PATH, quiet_stdout, with_options
+from tokcli.recipe.ranges import MAX_PIXELS
 
 
 def _number(context: click.Context, option: click.Parameter, value: float) -> float:
@@ -21,6 +22,8 @@ SHARED = [
                  help="Side of the images that will be trained on."),
     click.option("--max-bad", type=click.FloatRange(0, 1), callback=_number, default=0.01, show_default=True, metavar="SHARE",
                  help="Share of images that may be left out."),
+    click.option("--max-pixels", type=click.IntRange(1, 2**30), default=MAX_PIXELS, show_default=True, metavar="N",
+                 help="Largest number of pixels of an image that is decoded."),
 ]  # fmt: skip
 
 
@@ -34,7 +37,9 @@ def data() -> None:
 @with_options(SHARED)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
-def check(ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad: float, as_json: bool) -> None:
+def check(
+    ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad: float, max_pixels: int, as_json: bool
+) -> None:
     """Decode every image and report sizes, classes, captions, duplicates and faults.
 
     The exit code is 1 where a training would stop.
@@ -42,7 +47,7 @@ def check(ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad
     from tokcli.stages import check_data as stage
 
     with quiet_stdout():
-        found = stage.examine(spec, labels=labels, size=size, max_bad=max_bad)
+        found = stage.examine(spec, labels=labels, size=size, max_bad=max_bad, max_pixels=max_pixels)
     click.echo(terminal.as_json(found) if as_json else stage.text(found))
     ctx.exit(1 if found["stops"] else 0)
 
@@ -54,12 +59,22 @@ def check(ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad
 @click.option(
     "--shard-megabytes", type=click.IntRange(1), default=1000, show_default=True, metavar="N", help="Size of a shard."
 )
-def pack(spec: str, out: Path, labels: Path | None, size: int, max_bad: float, shard_megabytes: int) -> None:
+def pack(
+    spec: str, out: Path, labels: Path | None, size: int, max_bad: float, max_pixels: int, shard_megabytes: int
+) -> None:
     """Write a data set as webdataset shards with classes, captions and an index; --data DIR reads them."""
     from tokcli.stages import pack_data as stage
 
     with quiet_stdout():
-        made = stage.main(spec, out, labels=labels, size=size, shard_bytes=shard_megabytes * 10**6, max_bad=max_bad)
+        made = stage.main(
+            spec,
+            out,
+            labels=labels,
+            size=size,
+            shard_bytes=shard_megabytes * 10**6,
+            max_bad=max_bad,
+            max_pixels=max_pixels,
+        )
     click.echo(made)
 
 

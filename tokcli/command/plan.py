@@ -70,18 +70,18 @@ class Images:
         return found or (False if len(looked_at) == len(self.source) else None)
 
 
-def find_images(spec: str, size: int, labels: Path | None, most: int = 0) -> Images:
+def find_images(spec: str, size: int, labels: Path | None, max_pixels: int, most: int = 0) -> Images:
     """The images that `--data spec` names; what is not on this machine need not be for a plan.
 
     Args:
-        size, labels: see `open_source`.
+        size, labels, max_pixels: see `open_source`.
         most: how many of them are taken; 0: all.
 
     Raises:
         TokError: what is there is not a data set.
     """
     try:
-        return Images(spec, limited(open_source(spec, size=size, labels=labels), most))
+        return Images(spec, limited(open_source(spec, size=size, labels=labels, max_pixels=max_pixels), most))
     except NotFound as error:
         log.info("%s The plan knows neither its classes nor its captions nor how many images it has.", error)
         return Images(spec, None)

@@ -47,6 +47,7 @@ class Settings(Protocol):
     clip_score: bool
     mask_ratio: float
     bootstrap: int
+    max_pixels: int
     manifold: int
     probe_images: int
     worst: int
@@ -117,7 +118,9 @@ class Judge:
         self.given = {a.id: a for a in given}
         self._sources: dict[tuple[str, int], ImageSource] = {}
         self.size = given[0].facts["use_size"]
-        self.references = References(options, references, settings.manifold, device, held_out=spec)
+        self.references = References(
+            options, references, settings.manifold, device, held_out=spec, max_pixels=settings.max_pixels
+        )
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
         self.references.check(self.extractors, {a.facts["use_size"] for a in given if a.kind == "samples"})
         self.maps = Maps(options.weights.get("vgg"), device) if settings.lpips else None
@@ -131,7 +134,7 @@ class Judge:
         """Images of a data set at `size` pixels, opened once."""
         if (spec, size) not in self._sources:
             labels = self.options.labels if spec == self.spec else None
-            self._sources[spec, size] = open_source(spec, size=size, labels=labels)
+            self._sources[spec, size] = open_source(spec, size=size, labels=labels, max_pixels=self.settings.max_pixels)
         return self._sources[spec, size]
 
     def held_out(self, size: int) -> ImageSource:

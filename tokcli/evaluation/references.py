@@ -25,6 +25,7 @@ from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
 from tokcli.files import sha256
 from tokcli.metrics.fid import Gaussian
+from tokcli.recipe.ranges import MAX_PIXELS
 
 log = logging.getLogger("tok")
 DINOV2_BEFORE = 518  # pixels at which statistics that do not say so saw images
@@ -49,6 +50,8 @@ class References:
         specs: data sets, folders, shards, `.npz` files, or statistics artifacts.
         manifold: images at most whose features are stored.
         device: where extractors run.
+        held_out: the one of them that is the data measured on.
+        max_pixels: see `open_source`.
 
     Raises:
         TokError: nothing there, or an artifact that holds no statistics.
@@ -62,7 +65,9 @@ class References:
         device: torch.device,
         *,
         held_out: str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self.max_pixels = max_pixels
         self.options, self.manifold, self.device, self.held_out = options, manifold, device, held_out
         self.specs = list({Path(s).resolve() if Path(s).exists() else s: s for s in specs}.values())
         self.given = {s: open_artifact(s, "--reference", ["statistics"]) for s in self.specs if is_artifact(s)}
@@ -136,7 +141,7 @@ class References:
         if (spec, size) not in self._sources:
             labels = self.options.labels if spec == self.held_out else None  # which also choose the images
             try:
-                self._sources[spec, size] = open_source(spec, size=size, labels=labels)
+                self._sources[spec, size] = open_source(spec, size=size, labels=labels, max_pixels=self.max_pixels)
             except TokError as error:  # which calls it --data
                 if spec == self.held_out or not error.where.startswith("--data"):
                     raise
@@ -187,6 +192,7 @@ class References:
             **_recipe(extractor, self.manifold),
             "size": size,
             "resize": "short side bicubic, centre crop",
+            **({"max_pixels": self.max_pixels} if self.max_pixels != MAX_PIXELS else {}),
             "of": len(source),  # a part of a data set has the id of the whole
             **({"kept": "at random"} if len(source) > self.manifold else {}),
         }

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, field_validator, model_validator
 
-from tokcli.recipe.ranges import Share
+from tokcli.recipe.ranges import MAX_PIXELS, Pixels, Share
 
 
 class Section(BaseModel):
@@ -199,10 +199,12 @@ class Data(Section):
         size: side of a training image in pixels.
         transform: how an image is made square: `center-crop`, `random-crop` or `random-resized-crop`.
         max_bad: share of unreadable images that is tolerated; more stop the command.
+        max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
         workers: processes that read images; 0: the main process reads them.
     """
 
     size: int = Field(ge=1)
     transform: Component
     max_bad: float = Field(0.01, ge=0, le=1)
+    max_pixels: Pixels = MAX_PIXELS
     workers: int = Field(0, ge=0)

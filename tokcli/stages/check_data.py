@@ -26,14 +26,15 @@ class _Seen(NamedTuple):
     why: str
 
 
-def examine(spec: str, *, labels: Path | None, size: int, max_bad: float) -> dict[str, Any]:
+def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pixels: int) -> dict[str, Any]:
     """What a data set holds, and what is wrong with it; `stops` says whether a training would refuse it.
 
     Args:
         size: in pixels; smaller images are counted, and vector images are rendered for it.
         max_bad: share of images that may be left out.
+        max_pixels: of an image that is decoded.
     """
-    source = open_source(spec, size=size, labels=labels)
+    source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
     seen = list(_look(source))
     sides = sorted(((s.width, s.height) for s in seen if not s.why), key=lambda side: (side[0] * side[1], side))
     unreadable = [[source.key(i), s.why] for i, s in enumerate(seen) if s.why]

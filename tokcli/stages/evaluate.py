@@ -34,6 +34,7 @@ from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO
 from tokcli.metrics.fid import ENOUGH_IMAGES
 from tokcli.recipe.check import resolved
+from tokcli.recipe.ranges import MAX_PIXELS, Pixels
 from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
@@ -53,6 +54,7 @@ class Evaluation(Section):
         manifold: largest number of images that precision, recall, density, coverage and KID compare; 0: none of them.
         probe_images: largest number of images from which classes are learned, and on which they are predicted; 0: no probe.
         worst: number of the worst reconstructions that are named and shown.
+        max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
         published: figures to print under the rows of the tokenizers that they belong to; null: none.
     """
 
@@ -65,6 +67,7 @@ class Evaluation(Section):
     manifold: int = Field(10_000, ge=0)
     probe_images: int = Field(2000, ge=0)
     worst: int = Field(12, ge=0)
+    max_pixels: Pixels = MAX_PIXELS
     published: Published | None = None
 
     @field_validator("bootstrap")
@@ -160,16 +163,16 @@ def _plan(
     artifacts = [a for a, _ in given]
     sizes = [a.facts["use_size"] for a in artifacts if a.kind == "samples"]
     size = sizes[0] if sizes else artifacts[0].facts["use_size"]
-    held_out = plan.find_images(spec, size, options.labels, recipe.eval.images)
+    held_out = plan.find_images(spec, size, options.labels, recipe.eval.max_pixels, recipe.eval.images)
     reads: dict[str, Artifact | str] = {"data": spec}
     compared: list[dict[str, str]] = []
     others: list[int | None] = []  # images of references that are not the held-out ones, which are looked at anyway
     if sizes:
         shared = (recipe.eval.manifold, torch.device("cpu"))
-        asked = References(options, references or [spec], *shared, held_out=spec)
+        asked = References(options, references or [spec], *shared, held_out=spec, max_pixels=recipe.eval.max_pixels)
         asked.check_published(recipe.eval.extractors)
         for one in asked.specs:
-            alone = References(options, [one], *shared, held_out=spec)
+            alone = References(options, [one], *shared, held_out=spec, max_pixels=recipe.eval.max_pixels)
             try:
                 compared += alone.inputs(size)
                 others += [alone.looked_at(one, size)] if one != spec else []

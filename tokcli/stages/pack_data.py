@@ -25,18 +25,21 @@ BEGUN = ".source.json"  # written first: the shards beside it are of a pack of t
 log = logging.getLogger("tok")
 
 
-def main(spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: int, max_bad: float) -> Path:
+def main(
+    spec: str, out: Path, *, labels: Path | None, size: int, shard_bytes: int, max_bad: float, max_pixels: int
+) -> Path:
     """Pack the images of a spec into `out`; where they are there already, nothing is done.
 
     Args:
         size: in pixels; what vector images are rendered for.
         shard_bytes: a shard ends with the sample that reaches so many.
         max_bad: share of images that may be left out.
+        max_pixels: of an image that is decoded; a file of more than four bytes for each is left out.
 
     Raises:
         TokError: `out` holds something else, the disk is full, or too much is left out.
     """
-    source = open_source(spec, size=size, labels=labels)
+    source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
     if _there(out, source):
         log.info("%s is complete already", out)
         return out

@@ -28,7 +28,7 @@ from tokcli.device.precision import tensor_cores
 from tokcli.files import locked
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import Area
+from tokcli.recipe.ranges import MAX_PIXELS, Area, Pixels
 from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
@@ -47,6 +47,7 @@ class Tokens(Section):
         images: largest number of images to tokenize, evenly spread over the data; 0: all.
         shard_size: images per file, the unit of resuming and of sharing work.
         max_bad: share of unreadable images that is tolerated; more stop the command.
+        max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
     """
 
     crops: int = Field(1, ge=1)
@@ -56,6 +57,7 @@ class Tokens(Section):
     images: int = Field(0, ge=0)
     shard_size: int = Field(1024, ge=1)
     max_bad: float = Field(0.01, ge=0, le=1)
+    max_pixels: Pixels = MAX_PIXELS
 
     @model_validator(mode="after")
     def _check(self) -> "Tokens":
@@ -85,7 +87,9 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
     recipe = load_recipe(options, TokensRecipe, "tokens", recipe_folder(spec), {})
     if options.dry_run:
         return _plan(options, recipe, made_by, spec)
-    source = limited(open_source(spec, size=made_by.facts["use_size"], labels=options.labels), recipe.tokens.images)
+    asked = recipe.tokens
+    source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels, max_pixels=asked.max_pixels)
+    source = limited(source, asked.images)
     with session(options) as device:
         inputs = {"data": {"id": source.id, "path": source.name}, "tokenizer": reference(made_by)}
         name = made_by.facts["name"]
@@ -113,7 +117,9 @@ def _views(recipe: TokensRecipe, made_by: Artifact) -> CropViews:
 
 
 def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) -> Plan:
-    images = plan.find_images(spec, made_by.facts["use_size"], options.labels, recipe.tokens.images)
+    images = plan.find_images(
+        spec, made_by.facts["use_size"], options.labels, recipe.tokens.max_pixels, recipe.tokens.images
+    )
     rows = len(images.source) if images.source else recipe.tokens.images or None
     facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)
     inputs = {"data": images.entry, "tokenizer": reference(made_by)}

@@ -163,7 +163,7 @@ def _plan(
     facts = tokenizer.facts if tokenizer else recipe.expects.planned() | {"name": None, "use_size": size}
     if facts["code_dim"] is None or facts["grid"] is None:
         raise TokError("--dry-run", "needs --tokenizer, or expects.code_dim and expects.grid in the recipe")
-    images = plan.find_images(spec, size, options.labels)
+    images = plan.find_images(spec, size, options.labels, recipe.data.max_pixels)
     with on_meta() as device:
         frozen = loading.tokenizer_of(tokenizer) if tokenizer else None
         decoder = build.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
@@ -287,7 +287,7 @@ def _train(
 ) -> Artifact:
     facts = tokenizer_artifact.facts
     size, grid = recipe.data.size, tuple(facts["grid"])
-    source = open_source(spec, size=size, labels=options.labels)
+    source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
     inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
     draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
@@ -319,7 +319,8 @@ def _train(
         return update(updater, adversary, number, [tokenizer.codes(encode(batch, images)), images], images)
 
     val = sibling(source.name, "val")
-    held_out = limited(open_source(val, size=size), recipe.train.eval_images) if val else None
+    most = recipe.train.eval_images
+    held_out = limited(open_source(val, size=size, max_pixels=source.max_pixels), most) if val else None
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():

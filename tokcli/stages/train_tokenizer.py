@@ -75,7 +75,7 @@ def rehearse(
 
 
 def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
-    images = plan.find_images(spec, recipe.data.size, options.labels)
+    images = plan.find_images(spec, recipe.data.size, options.labels, recipe.data.max_pixels)
     method, facts = rehearse(kind, recipe, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
@@ -173,7 +173,7 @@ def _train(
     device: torch.device,
 ) -> Artifact:
     size = recipe.data.size
-    source = open_source(spec, size=size, labels=options.labels)
+    source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
     inputs = _inputs({"id": source.id, "path": source.name}, start)
     draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
@@ -291,4 +291,4 @@ def _held_out(source: ImageSource, size: int, most: int) -> ImageSource | None:
     if spec is None:
         log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
         return None
-    return limited(open_source(spec, size=size), most)
+    return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)

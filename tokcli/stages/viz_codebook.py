@@ -30,6 +30,7 @@ from tokcli.metrics.code_usage import count_codes
 from tokcli.models import Tokenizer
 from tokcli.quantizers import Quantizer
 from tokcli.recipe.check import resolved
+from tokcli.recipe.ranges import MAX_PIXELS, Pixels
 from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")
@@ -44,6 +45,7 @@ class Viz(Section):
         context: pixels around a patch that are shown too.
         points: features on the t-SNE map.
         perplexity: perplexity of the t-SNE.
+        max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
     """
 
     images: int = Field(2000, ge=1)
@@ -51,6 +53,7 @@ class Viz(Section):
     context: int = Field(4, ge=0, le=32)
     points: int = Field(2000, ge=4)
     perplexity: float = Field(30.0, gt=0)
+    max_pixels: Pixels = MAX_PIXELS
 
 
 class VizRecipe(Recipe):
@@ -75,14 +78,14 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
     spec = data_spec(options, made_by.inputs["data"]["path"])
     recipe = load_recipe(options, VizRecipe, "viz", recipe_folder(spec), {})
     if options.dry_run:
-        images = plan.find_images(spec, made_by.facts["use_size"], options.labels)
+        images = plan.find_images(spec, made_by.facts["use_size"], options.labels, recipe.viz.max_pixels)
         inputs = {"data": images.entry} | {role: reference(a) for role, a in drawn.items()}
         facts = {key: made_by.facts[key] for key in ("name", "codebook_size")}
         return plan.describe(
             options, recipe, {}, reads={"data": spec, **drawn}, writes="viz", facts=facts, inputs=inputs
         )
     with session(options) as device:
-        source = open_source(spec, size=made_by.facts["use_size"], labels=options.labels)
+        source = _source(options, recipe, spec, made_by)
         inputs = {"data": {"id": source.id, "path": source.name}}
         inputs |= {role: reference(a) for role, a in drawn.items()}
         draft = begin(options, "viz", made_by.facts["name"], resolved(recipe), inputs, device)
@@ -91,7 +94,7 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
         views = []
         for (role, a), name in zip(drawn.items(), _names(list(drawn.values())), strict=True):
             if a.facts["use_size"] != made_by.facts["use_size"]:  # vector images are rendered anew
-                source = open_source(spec, size=a.facts["use_size"], labels=options.labels)
+                source = _source(options, recipe, spec, a)
             views.append(_draw(draft.path, role, a, name, source, recipe, device))
         draw_embeddings([view.panel for view in views], draft.path / "map.png", source.classes)
         page = _write_page(draft.path, views, source, recipe)
@@ -110,6 +113,10 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
             extras=["map.png", "page.sha256", *(name for view in views for name in view.extras)],
             metrics=measured if against is not None else views[0].metrics,
         )
+
+
+def _source(options: Options, recipe: VizRecipe, spec: str, tokenizer: Artifact) -> ImageSource:
+    return open_source(spec, size=tokenizer.facts["use_size"], labels=options.labels, max_pixels=recipe.viz.max_pixels)
 
 
 def _names(given: list[Artifact]) -> list[str]:

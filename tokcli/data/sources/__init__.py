@@ -21,6 +21,7 @@ from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import Misuse, NotFound, TokError
+from tokcli.recipe.ranges import MAX_PIXELS
 from tokcli.registry import nearest
 
 __all__ = ["SOURCES", "BadImage", "Encoded", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
@@ -34,6 +35,7 @@ class ImageSource(Protocol):
     id: str  # "data-" and 12 digits, equal for equal data wherever it lies
     classes: list[str]  # [] where unlabelled
     problems: list[tuple[str, str]]  # (key, why) of samples that were found missing or damaged while listing
+    max_pixels: int  # of an image; larger ones are not decoded
 
     def __len__(self) -> int: ...
 
@@ -92,7 +94,7 @@ SOURCES: dict[str, type[Source]] = {
 EMBEDDED = ("openmoji", "fashion-mnist")
 
 
-def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSource:
+def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """The images that `--data spec` names; an embedded set goes before a folder (write ./openmoji).
 
     What was found is said in one line on stderr.
@@ -101,6 +103,7 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
         spec: NAME/SPLIT, DIR, DIR/SPLIT of COCO's layout or of idx files, or tars with braces.
         size: in pixels; what vector images are rendered for.
         labels: a file of lines `relative/path<TAB>class`, for a folder.
+        max_pixels: of an image; larger ones are bad, see `decode`.
 
     Raises:
         NotFound: nothing there.
@@ -111,6 +114,7 @@ def open_source(spec: str, *, size: int, labels: Path | None = None) -> ImageSou
     kind = _kind(spec)
     if kind is not None:
         source = kind.open(spec, size=size, labels=labels)
+        source.max_pixels = max_pixels
         say_found(source)
         return source
     where = f"--data {spec}"

@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tokcli.data.decode import decode
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.contents import State, digest_of, state_of
-from tokcli.data.sources.folder import read_encoded, read_image
+from tokcli.data.sources.folder import read_encoded
 from tokcli.data.sources.listing import bad_name, data_id, read_text, refuse_labels
 from tokcli.errors import TokError
+from tokcli.recipe.ranges import MAX_PIXELS
 
 
 def coco_split(path: Path) -> tuple[Path, Path] | None:
@@ -49,6 +51,8 @@ class Coco:
     Raises:
         TokError: the JSON is broken, not of COCO's form, or none of its images is in the folder.
     """
+
+    max_pixels = MAX_PIXELS
 
     def __init__(self, folder: Path, captions: Path) -> None:
         self.root = folder.resolve()
@@ -112,11 +116,11 @@ class Coco:
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
-        return read_image(self.root / self.keys[i], self.keys[i])
+        return decode(self.root / self.keys[i], self.keys[i], most=self.max_pixels)
 
     def encoded(self, i: int) -> tuple[str, bytes]:
         """The extension and the bytes of sample i; raises BadImage."""
-        return read_encoded(self.root / self.keys[i], self.keys[i])
+        return read_encoded(self.root / self.keys[i], self.keys[i], self.max_pixels)
 
 
 def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:

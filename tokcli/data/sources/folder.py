@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.image_files import check_bytes
 from tokcli.data.sources.caption_files import (
     METADATA,
     TABLE,
@@ -24,6 +25,7 @@ from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_i
 from tokcli.data.sources.split_names import split_named
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError
+from tokcli.recipe.ranges import MAX_PIXELS
 from tokcli.terminal import printable
 
 
@@ -39,6 +41,8 @@ class Folder:
     Raises:
         TokError: no images; or splits (`train`, `val`, ...) inside, of which one has to be chosen.
     """
+
+    max_pixels = MAX_PIXELS
 
     def __init__(self, path: Path, *, labels: Path | None = None) -> None:
         self.root = path.resolve()
@@ -95,11 +99,11 @@ class Folder:
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
-        return read_image(self.root / self.keys[i], self.keys[i])
+        return decode(self.root / self.keys[i], self.keys[i], most=self.max_pixels)
 
     def encoded(self, i: int) -> tuple[str, bytes]:
         """The extension and the bytes of sample i; raises BadImage."""
-        return read_encoded(self.root / self.keys[i], self.keys[i])
+        return read_encoded(self.root / self.keys[i], self.keys[i], self.max_pixels)
 
     def _named(self, found: Found, where: str) -> list[str]:
         """The keys of all images whose names can be written down."""
@@ -203,9 +207,10 @@ class Folder:
         return data_id("folder", "2", self.keys, self.labels, images + written.astype("<i8").tobytes(), which)
 
 
-def read_encoded(path: Path, key: str) -> tuple[str, bytes]:
-    """A file's extension in lower case, and its bytes; raises BadImage."""
+def read_encoded(path: Path, key: str, most: int) -> tuple[str, bytes]:
+    """A file's extension in lower case, and its bytes; raises BadImage, also where they are too many for `most` pixels."""
     try:
+        check_bytes(path.stat().st_size, key, most)
         return path.suffix[1:].lower(), path.read_bytes()
     except OSError as error:
         raise BadImage(key, error.strerror or "cannot be read") from None
@@ -228,17 +233,3 @@ def _refuse_splits(where: str, root: Path, found: Found) -> None:
 def _parents(key: str) -> list[str]:
     parts = key.split("/")[:-1]
     return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
-
-
-def read_image(path: Path, key: str) -> UInt8[Tensor, "3 h w"]:
-    """Decode a file.
-
-    Raises:
-        BadImage: missing, empty or not an image.
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise BadImage(key, "empty file")
-    except OSError as error:
-        raise BadImage(key, error.strerror or "cannot be read") from None
-    return decode(path, key)

@@ -15,6 +15,7 @@ from tokcli.data.sources.contents import digest_of, state_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import cache_dir
+from tokcli.recipe.ranges import MAX_PIXELS
 
 FILES = {"train": "train", "val": "t10k"}
 MOST_BYTES = 4 << 30
@@ -56,6 +57,8 @@ class Idx:
     Raises:
         TokError: a file is missing, not idx, shorter than its header claims, or without images.
     """
+
+    max_pixels = MAX_PIXELS
 
     def __init__(self, folder: Path, split: str, name: str = "") -> None:
         self.folder, self.split = folder.resolve(), split

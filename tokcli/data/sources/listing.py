@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokcli.data.decode import FORMATS
+from tokcli.data.image_files import FORMATS
 from tokcli.errors import TokError
 
 IMAGE_EXTENSIONS = (

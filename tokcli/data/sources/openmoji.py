@@ -22,6 +22,7 @@ from tokcli.data.sources.concepts import concept, split_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir
+from tokcli.recipe.ranges import MAX_PIXELS
 
 RENDERING = 1  # raise it when the same vector file comes out as other pixels
 _COUNTRY = range(0x1F1E6, 0x1F200)
@@ -49,6 +50,8 @@ class OpenMoji:
     Raises:
         TokError: the packages of the extra `demo` are missing.
     """
+
+    max_pixels = MAX_PIXELS
 
     def __init__(self, split: str, *, size: int) -> None:
         self.name, self.size = f"openmoji/{split}", size

@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from jaxtyping import UInt8
+from torch import Tensor
+
 from tokcli.data.decode import BadImage
 from tokcli.data.fetching import Remote, look, using
 from tokcli.data.sources.listing import refuse_labels
@@ -49,6 +52,13 @@ class RemoteTars(Tars):
         """The extension and the bytes of sample i; raises BadImage, also where its shard cannot be fetched any more."""
         try:
             return super().encoded(i)
+        except TokError as error:
+            raise BadImage(self.keys[i], str(error)) from None
+
+    def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
+        """RGB pixels of sample i; raises BadImage, as `encoded`."""
+        try:
+            return super().image(i)
         except TokError as error:
             raise BadImage(self.keys[i], str(error)) from None
 

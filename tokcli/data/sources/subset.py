@@ -24,6 +24,7 @@ class Subset:
     def __init__(self, source: "ImageSource", count: int) -> None:
         self.source = source
         self.name, self.id, self.classes, self.problems = source.name, source.id, source.classes, source.problems
+        self.max_pixels = source.max_pixels
         self._numbers = evenly(len(source), count)
 
     def __len__(self) -> int:

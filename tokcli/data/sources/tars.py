@@ -14,12 +14,14 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.image_files import Part, check_bytes
 from tokcli.data.sources.caption_files import captions_beside, usable
 from tokcli.data.sources.classes import class_numbers, known_numbers
 from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refuse_labels
 from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
 from tokcli.errors import NotFound, TokError
+from tokcli.recipe.ranges import MAX_PIXELS
 
 MOST_SHARDS = 1_000_000
 MOST_KINDS = 8  # of members not read that are named
@@ -69,6 +71,8 @@ class Tars:
     Raises:
         TokError: a shard is missing or not a plain tar, or there is no image in any.
     """
+
+    max_pixels = MAX_PIXELS
 
     def __init__(self, pattern: str) -> None:
         where = f"--data {pattern}"
@@ -147,11 +151,13 @@ class Tars:
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
-        return decode(self.encoded(i)[1], self.keys[i])
+        with self._using(int(self._shard[i])) as path:
+            return decode(Part(path, *self._place[i].tolist()), self.keys[i], most=self.max_pixels)
 
     def encoded(self, i: int) -> tuple[str, bytes]:
         """The extension and the bytes of sample i; raises BadImage."""
         offset, size = self._place[i].tolist()
+        check_bytes(size, self.keys[i], self.max_pixels)
         try:
             with self._using(int(self._shard[i])) as path, open(path, "rb") as file:
                 file.seek(offset)
