@@ -87,6 +87,19 @@ def the_emoji(root: Path) -> str:
     return "openmoji/val"
 
 
+def a_parquet(root: Path) -> str:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [
+        {"bytes": png(1), "path": None},
+        {"bytes": png(2), "path": "2.png"},
+        None,
+        {"bytes": b"no image", "path": None},
+    ]
+    table = {"image": images, "label": [0, 1, 0, 1], "caption": ["one", None, "of none", ""]}
+    parquet.write_table(arrow.table(table), root / "train.parquet", row_group_size=2)
+    return str(root / "train.parquet")
+
+
 def a_url(root: Path) -> str:
     a_tar(root)
     return f"{served(root)}/a.tar"
@@ -105,9 +118,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 CASES: dict[str, Callable[[Path], str]] = {
-    "folder": a_folder, "tar": a_tar, "url": a_url, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
+    "folder": a_folder, "tar": a_tar, "url": a_url, "parquet": a_parquet, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
 }  # fmt: skip
-DAMAGED = ("folder", "tar", "url", "coco")  # their third image is none, and one more sample is missing
+DAMAGED = ("folder", "tar", "url", "parquet", "coco")  # their third image is none, and one more sample is missing
 
 
 def test_every_source_has_a_case() -> None:

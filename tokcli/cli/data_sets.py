@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tokcli import terminal
-from tokcli.cli.flags import PATH, quiet_stdout, with_options
+from tokcli.cli.flags import COLUMNS, PATH, quiet_stdout, with_columns, with_options
 from tokcli.recipe.ranges import MAX_PIXELS
 
 
@@ -18,6 +18,7 @@ def _number(context: click.Context, option: click.Parameter, value: float) -> fl
 SPEC = click.argument("spec", metavar="SET/SPLIT|DIR|TAR")
 SHARED = [
     click.option("--labels", type=PATH, metavar="FILE", help="A file of lines `path class`."),
+    COLUMNS,
     click.option("--size", type=click.IntRange(1), default=256, show_default=True, metavar="PIXELS",
                  help="Side of the images that will be trained on."),
     click.option("--max-bad", type=click.FloatRange(0, 1), callback=_number, default=0.01, show_default=True, metavar="SHARE",
@@ -38,7 +39,14 @@ def data() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
 def check(
-    ctx: click.Context, spec: str, labels: Path | None, size: int, max_bad: float, max_pixels: int, as_json: bool
+    ctx: click.Context,
+    spec: str,
+    labels: Path | None,
+    columns: str | None,
+    size: int,
+    max_bad: float,
+    max_pixels: int,
+    as_json: bool,
 ) -> None:
     """Decode every image and report sizes, classes, captions, duplicates and faults.
 
@@ -47,7 +55,9 @@ def check(
     from tokcli.stages import check_data as stage
 
     with quiet_stdout():
-        found = stage.examine(spec, labels=labels, size=size, max_bad=max_bad, max_pixels=max_pixels)
+        found = stage.examine(
+            str(with_columns(spec, columns)), labels=labels, size=size, max_bad=max_bad, max_pixels=max_pixels
+        )
     click.echo(terminal.as_json(found) if as_json else stage.text(found))
     ctx.exit(1 if found["stops"] else 0)
 
@@ -60,14 +70,21 @@ def check(
     "--shard-megabytes", type=click.IntRange(1), default=1000, show_default=True, metavar="N", help="Size of a shard."
 )
 def pack(
-    spec: str, out: Path, labels: Path | None, size: int, max_bad: float, max_pixels: int, shard_megabytes: int
+    spec: str,
+    out: Path,
+    labels: Path | None,
+    columns: str | None,
+    size: int,
+    max_bad: float,
+    max_pixels: int,
+    shard_megabytes: int,
 ) -> None:
     """Write a data set as webdataset shards with classes, captions and an index; --data DIR reads them."""
     from tokcli.stages import pack_data as stage
 
     with quiet_stdout():
         made = stage.main(
-            spec,
+            str(with_columns(spec, columns)),
             out,
             labels=labels,
             size=size,

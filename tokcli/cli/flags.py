@@ -57,14 +57,17 @@ COMMON = [
     click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory, and write nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; dry run: the plan)."),
 ]  # fmt: skip
+COLUMNS = click.option("--columns", type=NAME, metavar="image=A,label=B,caption=C", help="Columns of Parquet files to read. Default: by their "
+                       "features or usual names.")  # fmt: skip
 DATA = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Images: openmoji/train, fashion-mnist/train, a folder, or "
                  "shards-{000..099}.tar. Default: the data that the input was made from, else $TOK_DATA, else openmoji/train."),
     click.option("--labels", type=PATH, metavar="FILE", help="File with a line `path class` for each image. Default: sub-folders are classes."),
+    COLUMNS,
 ]  # fmt: skip
 HELD_OUT = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
-    DATA[1],
+    *DATA[1:],
 ]  # fmt: skip
 TEACHER_WEIGHTS = click.option(
     "--teacher-weights", type=NAME, multiple=True, metavar="[NAME=]FILE",
@@ -140,6 +143,17 @@ def _by_name(given: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
+def with_columns(data: str | None, columns: str | None) -> str | None:
+    """What `--data` and `--columns` name together, in the form in which artifacts record it: `DIR:image=A,label=B`."""
+    if columns is None:
+        return data
+    if not data:
+        raise click.UsageError("--columns goes with --data.")
+    if not columns.startswith(("image=", "label=", "caption=")):
+        raise click.BadParameter(f"'{columns}' is not like image=A,label=B,caption=C.", param_hint="'--columns'")
+    return f"{data}:{columns}"
+
+
 def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) -> "Options":
     """The common flags as `Options`; shorthands (dotted key -> value or None) join the `--set`s.
 
@@ -161,6 +175,7 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
     }
     if isinstance(weights.get("teacher"), tuple):
         weights |= _by_name(weights.pop("teacher"))
+    flags = flags | {"data": with_columns(flags.get("data"), flags.get("columns"))}
     kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
 

@@ -43,6 +43,7 @@ def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pi
         "name": source.name,
         "id": source.id,
         "images": len(source),
+        "columns": getattr(source, "columns", ""),
         "classes": _classes(source, size),
         "captions": {"images_with": captioned, "images_without": len(source) - captioned},
         "sizes": _sizes(sides, size),
@@ -118,6 +119,7 @@ def _duplicates(source: ImageSource, seen: list[_Seen]) -> list[list[str]]:
 def text(found: dict[str, Any]) -> str:
     """The same as lines, with the first of each list."""
     lines = [f"{found['name']} ({found['id']}): {found['images']:,} images"]
+    lines += [f"  columns: {found['columns']}"] if found["columns"] else []
     for part in ("classes", "captions", "sizes", "other_files"):
         lines += [f"  {part}"] if found[part] else []
         lines += [f"    {name.replace('_', ' ')}: {_short(value)}" for name, value in found[part].items()]

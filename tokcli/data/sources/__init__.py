@@ -1,4 +1,4 @@
-"""Image sources behind `--data`: embedded sets, tars, COCO's layout, idx files, folders.
+"""Image sources behind `--data`: embedded sets, tars, Parquet, COCO's layout, idx files, folders.
 
 A new kind of source is one file and one line in `SOURCES`: `open_source` asks each member whether a spec is its own.
 """
@@ -15,6 +15,8 @@ from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.idx import FashionMnist, Idx
 from tokcli.data.sources.listing import is_url
 from tokcli.data.sources.openmoji import OpenMoji
+from tokcli.data.sources.parquet import Parquet
+from tokcli.data.sources.parquet_files import split_of, without_columns
 from tokcli.data.sources.remote_tars import RemoteTars
 from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
@@ -87,6 +89,7 @@ SOURCES: dict[str, type[Source]] = {
     "fashion-mnist": FashionMnist,
     "tar": Tars,
     "url": RemoteTars,
+    "parquet": Parquet,
     "coco": Coco,
     "idx": Idx,
     "folder": Folder,
@@ -100,7 +103,7 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
     What was found is said in one line on stderr.
 
     Args:
-        spec: NAME/SPLIT, DIR, DIR/SPLIT of COCO's layout or of idx files, or tars with braces.
+        spec: NAME/SPLIT, DIR, DIR/SPLIT of COCO's layout or of idx files, tars with braces, or Parquet with its columns (DIR:image=a,label=b).
         size: in pixels; what vector images are rendered for.
         labels: a file of lines `relative/path<TAB>class`, for a folder.
         max_pixels: of an image; larger ones are bad, see `decode`.
@@ -118,6 +121,9 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
         say_found(source)
         return source
     where = f"--data {spec}"
+    bare, columns = without_columns(spec)
+    if columns and _kind(bare) is not None:
+        raise TokError(f"--columns {columns}", f"goes with Parquet, not with {bare}")
     if is_url(spec):
         raise TokError(
             where, "only tars at https addresses are read, no pipes and no other URLs", next="Download the data first"
@@ -141,6 +147,8 @@ def _kind(spec: str) -> type[Source] | None:
 
 def sibling(spec: str, split: str) -> str | None:
     """The same data's other split ("openmoji/train", "val" -> "openmoji/val"), if there is one."""
-    folder, _, name = spec.rstrip("/").rpartition("/")
-    others = [f"{folder}/{other}" for other in other_names(name, split)] if folder else []
-    return next((other for other in others if _kind(other) is not None), None)
+    bare, columns = without_columns(spec)
+    folder, _, name = bare.rstrip("/").rpartition("/")
+    others = [f"{folder}/{other}" for other in other_names(split_of(Path(name)) or name, split)] if folder else []
+    found = next((other for other in others if _kind(other) is not None), None)
+    return f"{found}:{columns}" if found and columns else found

@@ -76,7 +76,14 @@ def say_found(source: "ImageSource") -> None:
 
 def one_line(source: "ImageSource") -> str:
     """Images, classes, captions, sizes and what is left out, such as `6 images; 2 classes of 2 to 4 images; no captions`."""
-    parts = [f"{len(source):,} images", classes_of(source), captions_of(source), sizes_of(source)]
+    columns = getattr(source, "columns", "")
+    parts = [
+        f"{len(source):,} images",
+        f"columns {columns}" if columns else "",
+        classes_of(source),
+        captions_of(source),
+        sizes_of(source),
+    ]
     if source.problems:
         parts.append(f"left out or incomplete: {_counted(kinds(source.problems))}")
     return f"{source.name}: {'; '.join(part for part in parts if part)}"

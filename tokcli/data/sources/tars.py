@@ -81,7 +81,7 @@ class Tars:
         shards = self._indexes(sum(size for size, _ in states) <= CONTENTS_UP_TO)
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
         self.ignored = _report(where, shards)
-        prefixes = _shard_names(self.shards)
+        prefixes = shard_names(self.shards)
         self.keys = [f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys]
         if not self.keys:
             why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
@@ -124,7 +124,9 @@ class Tars:
         path = Path(spec).expanduser()
         if path.is_dir():
             return _only_tars(path)
-        return not is_url(spec) and (spec.endswith((".tar", ".tgz", ".tar.gz")) or "{" in spec)
+        return not is_url(spec) and (
+            spec.endswith((".tar", ".tgz", ".tar.gz")) or ("{" in spec and ".parquet" not in spec)
+        )
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Tars":
@@ -179,7 +181,7 @@ def _only_tars(folder: Path) -> bool:
     return found
 
 
-def _shard_names(paths: list[Path]) -> list[str]:
+def shard_names(paths: list[Path]) -> list[str]:
     """What tells shards apart: their names, or their paths where several folders hold equal names."""
     names = [path.stem for path in paths]
     if len(set(names)) == len(names):
