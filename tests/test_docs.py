@@ -31,7 +31,12 @@ LEAVES = {  # every command that does something, those of groups by two words
         {f"{one} {n}": c for n, c in group.commands.items()} if isinstance(group, click.Group) else {one: group}
     ).items()
 }
-OTHERS_FLAGS = {"--nproc-per-node", "--suite", "--toy", "--mini", "--markdown"}  # of torchrun and of scripts
+OTHERS_FLAGS = {
+    *("--suite", "--toy", "--mini", "--markdown"),  # of scripts
+    *("--nproc-per-node", "--nnodes", "--standalone", "--max-restarts", "--master-port"),  # of torchrun
+    *("--rdzv-backend", "--rdzv-id", "--rdzv-endpoint"),
+    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue", "--signal", "--kill-on-bad-exit"),  # of SLURM
+}
 FLAGS = {
     flag
     for command in LEAVES.values()

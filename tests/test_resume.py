@@ -1,6 +1,7 @@
 """Real commands that are interrupted or killed and repeated: the same weights, bit for bit, and nothing unreadable."""
 
 import contextlib
+import fcntl
 import gc
 import io
 import json
@@ -30,6 +31,7 @@ from tokcli.artifact.opening import open_artifact, scan
 from tokcli.artifact.weights import load_tensors, read_checkpoint, save_tensors
 from tokcli.cli import cli
 from tokcli.errors import Interrupted, TokError
+from tokcli.files import locked
 from tokcli.training.state import STATE, save_state
 from tokcli.training.updater import Updater
 
@@ -259,6 +261,31 @@ def test_a_bulk_command_that_was_killed_and_is_repeated_keeps_its_shards_and_end
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing was made twice
     assert not list(again.glob(".parts"))
     assert not list(again.glob("**/.*.tmp"))
+    assert not list(again.glob(".*.lock"))
+
+
+def test_a_lock_goes_with_its_file(tmp_path: Path) -> None:
+    with locked(tmp_path, remove=True) as first:
+        with locked(tmp_path, remove=True) as second:
+            assert (first, second) == (True, False)
+        waiting = open(tmp_path / ".lock", "a+")  # by one who comes too late to see that the file is removed
+    assert not list(tmp_path.iterdir())
+    with waiting:
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(tmp_path, remove=True) as third:  # the removed file is locked, which keeps nobody from the new one
+            assert third
+
+
+def test_a_lock_of_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        (tmp_path / ".lock").unlink()  # its holder ends between opening and locking
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path, remove=True) as got:
+        assert not got
 
 
 class Counter:

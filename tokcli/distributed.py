@@ -1,12 +1,25 @@
 """Ranks and collectives. Without torchrun (or SLURM) every function is that of a single process."""
 
+import contextlib
 import datetime
+import hashlib
+import logging
 import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from tokcli.errors import TokError
+
+log = logging.getLogger("tok")
+FAILED = "a rank has failed"  # key of the ranks' store
+GRACE = 3.0  # seconds that a rank has left when another one has failed
+_store: dist.Store | None = None
 
 
 def _environment(name: str, slurm: str, default: int) -> int:
@@ -39,16 +52,114 @@ def is_main() -> bool:
 
 
 def start(device: torch.device) -> None:
-    """Join the process group if there is more than one process; NCCL on GPUs, gloo on CPUs."""
-    if world_size() > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank(), world_size=world_size(), timeout=datetime.timedelta(minutes=30))
+    """Join the process group if there is more than one process: gloo between CPUs, NCCL between GPUs, where gloo carries what no
+    GPU should be waited for.
+    """
+    global _store
+    if world_size() == 1 or dist.is_initialized():
+        return
+    opened, *_ = next(dist.rendezvous("env://", rank(), world_size()))
+    # torchrun's agent keeps one store for all attempts, with the addresses of ranks that died. Machines count attempts each for
+    # itself, so that several cannot agree on a name by the count.
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+    _store = dist.PrefixStore(f"attempt {attempt}", opened)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    patience = datetime.timedelta(minutes=30)
+    dist.init_process_group(backend, store=_store, rank=rank(), world_size=world_size(), timeout=patience)
+    barrier()  # a rank that ended now, before the others have reached it, would leave them in a half-made group
 
 
 def stop() -> None:
     """Leave the process group, if one was joined."""
+    global _store
     if dist.is_initialized():
         dist.destroy_process_group()
+    _store = None
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """The process group around a command. What ends one rank is said once, and ends the others without a word of their own.
+
+    Raises:
+        TokError: of this rank, where no other has said the same; or another rank was lost without saying why.
+        SystemExit: another rank has said why.
+    """
+    try:
+        start(device)
+        yield
+    except BaseException as error:
+        if _store is not None:
+            _leave(error)
+        raise
+    finally:
+        stop()
+
+
+def _leave(error: BaseException) -> None:
+    """Tell the others of this rank's end, or raise what stands for theirs."""
+    if _lost(error):
+        if _told(FAILED):
+            raise SystemExit(1) from None
+        error = TokError(
+            "torchrun",
+            "another rank is gone without a word: it was killed, or its machine is out of reach",
+            next="Look at the memory of its machine, and repeat the command: it resumes from the last state",
+        )
+    _tell(FAILED)
+    if isinstance(error, TokError) and not first_to_say(str(error)):
+        raise SystemExit(error.exit_code) from None
+    raise error from None
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether an error is that of a collective whose other side is gone."""
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said or "connection" in said)
+
+
+def _tell(key: str) -> int:
+    """How many ranks have told the same, this one included; 1 where nobody can be reached."""
+    with contextlib.suppress(RuntimeError):
+        return _store.add(key, 1) if _store is not None else 1
+    return 1
+
+
+def _told(key: str) -> bool:
+    with contextlib.suppress(RuntimeError):
+        return _store is not None and bool(_store.check([key]))
+    return False
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other rank has said this."""
+    return _tell(f"said {hashlib.sha256(text.encode(errors='replace')).hexdigest()}") == 1
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """End this process soon after another rank has failed, also where it waits for that rank in a collective of a GPU, which hears
+    of no lost connection.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            if _told(FAILED):
+                if not done.wait(GRACE):
+                    os._exit(1)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if active() and _store is not None:
+        watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if watcher.is_alive():
+            watcher.join()
 
 
 def active() -> bool:
@@ -58,8 +169,7 @@ def active() -> bool:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    if active():
-        dist.barrier()
+    any_rank(False)
 
 
 def all_reduce_sum(t: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -82,11 +192,14 @@ def mean_over_ranks(total: Float[Tensor, " d"], count: int) -> Float[Tensor, " d
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on at least one rank: how ranks agree to stop at the same step."""
-    if not active():
-        return flag
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    return bool(all_reduce_sum(torch.tensor([float(flag)], device=device)).item() > 0)
+    """Whether the flag is set on at least one rank: how ranks agree to stop at the same step. No GPU is waited for."""
+    return bool(all_reduce_sum(torch.tensor(float(flag))).item() > 0)
+
+
+def means(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers, by name, as their means over ranks, which all call it with the same names."""
+    own = torch.tensor([float(value) for value in values.values()], dtype=torch.float64)
+    return dict(zip(values, (all_reduce_sum(own) / world_size()).tolist(), strict=True))
 
 
 def all_gather_rows(t: Shaped[Tensor, "m d"]) -> Shaped[Tensor, "total d"]:

@@ -100,12 +100,19 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, name: str = ".lock") -> Iterator[bool]:
-    """Try to hold a lock file in a folder; yields whether it was got. The kernel drops it with the process."""
+def locked(path: Path, name: str = ".lock", *, remove: bool = False) -> Iterator[bool]:
+    """Try to hold a lock file in a folder; yields whether it was got. The kernel drops it with the process.
+
+    Args:
+        remove: the file at the end; everybody who locks it must say so, since a removed file may still be opened.
+    """
     with open(path / name, "a+") as file:
-        try:
+        got = False
+        with contextlib.suppress(OSError):  # held by another process, or removed by it since it was opened here
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+            got = os.path.samestat(os.fstat(file.fileno()), os.stat(path / name))
+        try:
+            yield got
+        finally:
+            if got and remove:
+                (path / name).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tokcli.artifact.manifest import read_manifest
 from tokcli.errors import Interrupted
 from tokcli.files import locked
 from tokcli.training.signals import StopSignal
@@ -50,9 +51,28 @@ def claimed(
                     next="Repeat the command to go on",
                 )
             with contextlib.ExitStack() as claim:
-                got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock"))
+                got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock", remove=True))
                 if got and shard not in present():
                     if held is not None:
                         held[shard] = claim.pop_all()
                     yield shard
                     bar.update(size)
+
+
+@contextlib.contextmanager
+def finishing(folder: Path) -> Iterator[bool]:
+    """Whether this process is the one that completes the artifact, of all whose shards are written; no locks are left.
+
+    It is not where another one is at it, or has done it.
+    """
+    with locked(folder, ".finish.lock", remove=True) as got:
+        yield got and not completed(folder)
+        if got:
+            for stale in folder.glob(".shard-*.lock"):  # of killed processes
+                with locked(folder, stale.name, remove=True):
+                    pass
+
+
+def completed(folder: Path) -> bool:
+    """Whether the artifact is complete."""
+    return bool(read_manifest(folder, str(folder))["status"] == "complete")

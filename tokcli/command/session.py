@@ -64,9 +64,5 @@ def session(options: Options) -> Iterator[torch.device]:
         torch.set_num_threads(options.threads)
     _allow_many_files()
     device = device_of(options)
-    distributed.start(device)
-    try:
-        with precision.float32_proper():
-            yield device
-    finally:
-        distributed.stop()
+    with distributed.joined(device), precision.float32_proper():
+        yield device

@@ -105,8 +105,6 @@ def _write_tar(path: Path, folder: Path, numbers: range, names: Sequence[str], c
 def clean(folder: Path) -> None:
     """Remove what only a command that is not done needs."""
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    for lock in folder.glob(".shard-*.lock"):
-        lock.unlink(missing_ok=True)
 
 
 def read(folder: Path, numbers: Iterable[int], *, form: str = "png", per_file: int = 1) -> UInt8[Tensor, "n 3 s s"]:

@@ -16,11 +16,10 @@ import torch
 
 from tokcli import build, loading, pictures
 from tokcli.artifact.draft import Draft, write_listing
-from tokcli.artifact.manifest import read_manifest
 from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import claimed
+from tokcli.command.bulk import claimed, completed, finishing
 from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
@@ -28,7 +27,6 @@ from tokcli.command.session import session, share_of
 from tokcli.data import sample_store as store
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
-from tokcli.files import locked
 from tokcli.measure.previews import read_samples
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
@@ -171,7 +169,7 @@ def _sample(
 
     def present() -> set[int]:
         """The batches that are written: all, where another job has put them together meanwhile."""
-        return set(range(batches)) if _completed(draft.path) else store.present(draft.path)
+        return set(range(batches)) if completed(draft.path) else store.present(draft.path)
 
     held: dict[int, contextlib.ExitStack] = {}
     claims = claimed(
@@ -213,17 +211,13 @@ def _write(
         store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format)
 
 
-def _completed(folder: Path) -> bool:
-    return read_manifest(folder, str(folder))["status"] == "complete"
-
-
 def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[str, Beside]) -> Artifact:
     asked, labels, folder = request.recipe.sample, request.labels, draft.path
     prompts = asked.prompts or []
-    with locked(folder, ".finish.lock") as got:
-        if _completed(folder):
-            return open_artifact(folder)
-        if not got:
+    with finishing(folder) as mine:
+        if not mine:
+            if completed(folder):
+                return open_artifact(folder)
             log.info("%s: another job completes it", folder)
             return Artifact(folder, draft.manifest)
         payload = store.merge(

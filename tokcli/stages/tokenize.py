@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from tokcli import loading
 from tokcli.artifact.draft import Draft
-from tokcli.artifact.opening import Artifact
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import claimed
+from tokcli.command.bulk import claimed, completed, finishing
 from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
@@ -25,7 +25,6 @@ from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import tensor_cores
-from tokcli.files import locked
 from tokcli.models import Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import MAX_PIXELS, Area, Pixels
@@ -206,8 +205,10 @@ def _write_shard(
 def _finish(
     draft: Draft, made_by: Artifact, source: ImageSource, views: CropViews, recipe: TokensRecipe, shards: int
 ) -> Artifact:
-    with locked(draft.path, ".finish.lock") as got:
-        if not got:
+    with finishing(draft.path) as mine:
+        if not mine:
+            if completed(draft.path):
+                return open_artifact(draft.path)
             log.info("%s: another job completes it", draft.path)
             return Artifact(draft.path, draft.manifest)
         merged = merge(draft.path, shards)

@@ -43,7 +43,8 @@ def run(
         train: steps, intervals and batch size.
         seed: of dropout, which depends on (seed, rank, step).
         batches: start step -> endless batches of this rank.
-        step: (number, batch) -> values to log (numbers or 0-d tensors, read only when logged); performs one update.
+        step: (number, batch) -> values to log (numbers or 0-d tensors, read only when logged); performs one update. What is
+            logged are means over ranks.
         parts: what must be saved to continue exactly.
         evaluate: called by all ranks every `train.eval_every` steps, after saving; its values are logged as val/NAME.
         epoch: step -> passes over the data.
@@ -80,7 +81,7 @@ def run(
         smoothing=0.1,
     )
     window_start, window_steps = time.perf_counter(), 0
-    with StopSignal() as stop, bar:
+    with StopSignal() as stop, distributed.watched(), bar:
         try:
             for number in range(first, train.steps):
                 # before a step, not after the last one: a run stopped between saving and evaluating passes here again
@@ -105,12 +106,13 @@ def run(
                 done = number + 1
                 window_steps += 1
                 bar.update()
-                if journal and (done % train.log_every == 0 or done == train.steps):
-                    values = {name: float(value) for name, value in values.items()}
+                if done % train.log_every == 0 or done == train.steps:
+                    values = distributed.means(values)
                     rate = window_steps * train.batch_size / (time.perf_counter() - window_start)
                     values |= {name: float(f"{rate * amount:.4g}") for name, amount in (rates or {}).items()}
                     values |= {RATE: round(rate, 2)} | ({"epoch": round(epoch(done), 4)} if epoch else {})
-                    journal.write(done, values)
+                    if journal:
+                        journal.write(done, values)
                     shown = {name: f"{values[name]:.3g}" for name in live if name in values}
                     bar.set_postfix(shown | {"images/s": f"{rate:.0f}"}, refresh=False)
                     window_start, window_steps = time.perf_counter(), 0
