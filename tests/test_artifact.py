@@ -63,12 +63,23 @@ def test_equal_content_has_an_equal_id_wherever_and_whenever_made(tmp_path: Path
         {"facts": {"codebook_size": 9}},
         {"kind": "decoder"},
         {"inputs": {"data": {"id": "data-2", "path": "/a"}}},
+        {"recipe": {"stage": "tokenizer", "seed": 0, "encoder": {"heads": 2}}},
     ],
 )
 def test_other_content_has_another_id(tmp_path: Path, make_artifact: Make, other: dict[str, Any]) -> None:
     same = {"inputs": {"data": {"id": "data-1", "path": "/a"}}}
     hexes = {make_artifact(tmp_path / name, **same | more).id.split("-")[1] for name, more in (("a", {}), ("b", other))}
     assert len(hexes) == 2
+
+
+def test_id_forgets_what_of_the_recipe_nobody_builds_upon(tmp_path: Path, make_artifact: Make) -> None:
+    recipe = {"stage": "samples", "seed": 0, "sample": {"temperature": 1.0, "batch_size": 8}, "train": {"workers": 0}}
+    a = make_artifact(tmp_path / "a", recipe=recipe)
+    b = make_artifact(
+        tmp_path / "b",
+        recipe=recipe | {"sample": {"temperature": 1.0, "batch_size": 2}, "train": {"workers": 4, "save_every": 3}},
+    )
+    assert a.id == b.id
 
 
 def test_id_forgets_the_paths_of_inputs_and_the_order_of_facts(tmp_path: Path, make_artifact: Make) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forging import age, forge
 
 from tokcli.artifact.draft import Draft, begin, write_listing
 from tokcli.artifact.manifest import MANIFEST
@@ -86,8 +87,8 @@ def test_manifest_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
 
 
 def test_manifest_of_another_schema_is_refused_as_such(tmp_path: Path) -> None:
-    write_text(tmp_path / MANIFEST, json.dumps({"schema": 2, "novelty": True}))
-    with pytest.raises(TokError, match="is not of schema 1, which this tok reads. Got schema 2"):
+    write_text(tmp_path / MANIFEST, json.dumps({"schema": 3, "novelty": True}))
+    with pytest.raises(TokError, match="is not of schema 2, which this tok reads. Got schema 3"):
         open_artifact(tmp_path)
 
 
@@ -149,7 +150,7 @@ def pictures(path: Path) -> Path:
 
 
 def test_verify_counts_the_files_of_a_whole_artifact(tmp_path: Path) -> None:
-    assert verify(pictures(tmp_path / "a")).endswith(": 3 files are whole")
+    assert verify(pictures(tmp_path / "a")).endswith(": manifest and 3 files are whole")
 
 
 def test_verify_finds_a_damaged_and_a_missing_image_of_a_list(tmp_path: Path) -> None:
@@ -167,11 +168,98 @@ def test_verify_finds_a_damaged_list(tmp_path: Path) -> None:
         verify(tmp_path / "a")
 
 
-def test_verify_finds_changed_facts(tmp_path: Path, make_artifact: Make) -> None:
-    manifest = make_artifact(tmp_path / "a").path / MANIFEST
-    manifest.write_text(manifest.read_text().replace('"codebook_size": 8', '"codebook_size": 9'))
-    with pytest.raises(TokError, match="facts or inputs were changed"):
-        verify(tmp_path / "a")
+CHANGES: dict[str, tuple[str, str]] = {
+    "fact": ('"codebook_size": 8', '"codebook_size": 9'),
+    "recipe": ('"heads": 3', '"heads": 2'),
+    "input": ("data-1", "data-2"),
+    "path of an input": ('"path": "x"', '"path": "y"'),
+    "metric": ('"loss": 0.5', '"loss": 0.4'),
+    "provenance": ('"cpu"', '"gpu"'),
+    "status": ('"payload": false', '"payload": true'),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_manifest_that_was_changed_is_refused_by_every_opening(
+    tmp_path: Path, make_artifact: Make, what: str
+) -> None:
+    recipe = {"stage": "tokenizer", "seed": 0, "encoder": {"heads": 3}, "train": {"workers": 2}}
+    made = make_artifact(tmp_path / "a", recipe=recipe, inputs={"data": {"id": "data-1", "path": "x"}})
+    forge(made.path, lambda m: m["metrics"].update(loss=0.5))
+    text = (made.path / MANIFEST).read_text()
+    assert verify(made.path).endswith("are whole") and CHANGES[what][0] in text
+    (made.path / MANIFEST).write_text(text.replace(*CHANGES[what], 1))
+    for opening in (verify, describe, open_artifact, lambda path: begin(path, "tokenizer", recipe, {}, {})):
+        with pytest.raises(TokError, match="manifest.json: was changed since it was written"):
+            opening(made.path)
+
+
+def test_the_order_of_keys_and_the_spaces_of_a_manifest_are_nobodys_business(
+    tmp_path: Path, make_artifact: Make
+) -> None:
+    made = make_artifact(tmp_path / "a")
+    (made.path / MANIFEST).write_text(json.dumps(dict(reversed(made.manifest.items()))))
+    assert open_artifact(made.path).id == made.id
+
+
+def test_an_id_that_does_not_follow_from_the_content_is_refused(tmp_path: Path, make_artifact: Make) -> None:
+    made = make_artifact(tmp_path / "a")
+    for change in (lambda m: m["facts"].update(codebook_size=9), lambda m: m["recipe"].update(encoder={"heads": 2})):
+        forge(made.path, change, fitting=False)
+        with pytest.raises(TokError, match="the id does not match"):
+            open_artifact(made.path)
+
+
+def test_what_is_damaged_in_a_workspace_is_named_where_it_is_searched(
+    tmp_path: Path, make_artifact: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "running"):
+        make_artifact(tmp_path / name)
+    forge(tmp_path / "a", lambda m: m["facts"].update(codebook_size=9), fitting=False)
+    forge(tmp_path / "running", lambda m: m.update(status="running"))
+    assert [a.path.name for a in scan(tmp_path)] == ["b"]
+    (said,) = caplog.messages
+    assert said.startswith(f"passed over: {tmp_path / 'a'}")
+
+
+def older(path: Path, stored: str = "stage: tokenizer\nseed: 0\nencoder: {heads: 3, x: 1.0e-05}\n") -> Path:
+    """An artifact as they were before manifests had a hash, with its recipe beside it."""
+    recipe = {"stage": "tokenizer", "seed": 0, "encoder": {"heads": 3, "x": 1e-5}}
+    draft = begin(path, "tokenizer", recipe, {}, {"command": ["tok"]})
+    assert isinstance(draft, Draft)
+    (path / "recipe.yaml").write_text(stored)
+    draft.finish({"codebook_size": 8}, payload=[], extras=["recipe.yaml"])
+    return age(path)
+
+
+def test_an_older_artifact_opens_with_a_note_and_is_checked_by_its_recipe_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = older(tmp_path / "a")
+    caplog.set_level("INFO")
+    assert open_artifact(path).older and "of the older kind" in caplog.text
+    assert "of the older kind" in verify(path)
+    text = (path / MANIFEST).read_text()
+    (path / MANIFEST).write_text(text.replace('"heads": 3', '"heads": 2'))
+    for opening in (open_artifact, verify):
+        with pytest.raises(
+            TokError, match=r"its recipe was changed: it is not that of recipe.yaml. Got encoder.heads: 2, not 3"
+        ):
+            opening(path)
+
+
+def test_what_an_older_recipe_left_open_is_no_change(tmp_path: Path) -> None:
+    path = older(tmp_path / "a", "stage: tokenizer\nseed: 0\nencoder: {heads: 3, x: 1.0e-05}\ntrain: {max_bad: 0.5}\n")
+    forge(path, lambda m: m["recipe"].update(train={"max_bad": 0.1}))  # a tolerance, which was raised later
+    assert open_artifact(path).older
+    forge(path, lambda m: m["recipe"]["encoder"].update(x=None))
+    assert open_artifact(path).older
+
+
+@pytest.mark.parametrize("stored", ["[", "3", "a: &a [*a]", "x: 0001-99-99"])
+def test_an_older_artifact_whose_recipe_file_is_none_is_refused(tmp_path: Path, stored: str) -> None:
+    with pytest.raises(TokError):
+        open_artifact(older(tmp_path / "a", stored))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +273,7 @@ def test_facts_of_another_form_are_refused_although_the_id_fits(
     tmp_path: Path, make_artifact: Make, key: str, value: Any
 ) -> None:
     make_artifact(tmp_path / "a", facts={key: value})
-    with pytest.raises(TokError, match=f"is damaged: key 'facts.{key}' is missing or of a wrong type"):
+    with pytest.raises(TokError, match=f"is damaged: key 'facts.{key}' is missing, of a wrong type or out of range"):
         open_artifact(tmp_path / "a")
 
 
@@ -198,11 +286,8 @@ def test_a_missing_fact_or_input_is_said_of_the_manifest_by_whoever_asks(tmp_pat
 
 @pytest.mark.parametrize(("key", "value"), [("command", 1), ("command", [1]), ("started", None)])
 def test_provenance_changed_by_hand_is_no_traceback(tmp_path: Path, make_artifact: Make, key: str, value: Any) -> None:
-    file = make_artifact(tmp_path / "a").path / MANIFEST
-    manifest = json.loads(file.read_text())
-    manifest["provenance"][key] = value
-    del manifest["provenance"]["device"]
-    file.write_text(json.dumps(manifest))
+    make_artifact(tmp_path / "a")
+    forge(tmp_path / "a", lambda m: (m["provenance"].update({key: value}), m["provenance"].pop("device")))
     if key == "command":
         with pytest.raises(TokError, match=r"is damaged: key 'provenance\.command'"):
             open_artifact(tmp_path / "a")

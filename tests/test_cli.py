@@ -325,7 +325,7 @@ def test_verify_passes_a_whole_artifact_and_names_a_damaged_file(
     tok: Callable[..., Answer], tmp_path: Path, make_artifact: Callable[..., Any]
 ) -> None:
     made = make_artifact(tmp_path / "a")
-    assert tok("verify", "a") == (0, f"{made.id}: 2 files are whole\n", "")
+    assert tok("verify", "a") == (0, f"{made.id}: manifest and 2 files are whole\n", "")
     (tmp_path / "a" / "log.jsonl").write_text("forged")
     assert tok("verify", "a") == (1, "", "a: 1 of 2 files are damaged or missing. Got log.jsonl.\n")
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forging import age, forge
 from PIL import Image
 from test_faults import SMALL, draw, made, refusal, run
 from torch import Tensor
@@ -380,7 +381,7 @@ def test_samples_whose_recipe_recorded_null_are_found_again(flags: Any) -> None:
     manifest = json.loads((made_now / "manifest.json").read_text())
     assert manifest["recipe"]["sample"]["order"] == "confidence"
     manifest["recipe"]["sample"]["order"] = None  # as versions before did
-    (made_now / "manifest.json").write_text(json.dumps(manifest))
+    age(forge(made_now, lambda m: m.update(recipe=manifest["recipe"])))
     ids = {role: entry["id"] for role, entry in manifest["inputs"].items()}
     before = made_now.with_name(f"{made_now.name[:-6]}{canonical_hash([manifest['recipe'], ids])[:6]}")
     made_now.rename(before)
@@ -543,7 +544,7 @@ def test_samples_that_were_changed_are_one_line(tmp_path: Path, damage: Any, sai
     elif damage:
         draw(file, size=damage)
     with pytest.raises(TokError, match=rf"000001.png: is missing or damaged: .*{said}"):
-        store.read(tmp_path, range(2))
+        store.read(tmp_path, range(2), form="png", per_file=1)
 
 
 def test_a_closed_standard_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,9 +600,7 @@ def test_neighbours_are_looked_for_among_the_images_that_were_tokenized_opened_o
     command += ["--neighbours", "pixels", "--workspace", tmp_path / "ws"]
     run(*command, "--sweep", "temperature=1,0.5")
     assert seen == [3, 3] and sum(spec.endswith("train") for spec in opened) == 1
-    manifest = json.loads((k / "manifest.json").read_text())
-    del manifest["recipe"]["tokens"]["images"]  # as in tokens made before there was such a key
-    (k / "manifest.json").write_text(json.dumps(manifest))
+    forge(k, lambda m: m["recipe"]["tokens"].pop("images"))  # as in tokens made before there was such a key
     made(*command, "-n", 1)
     assert seen.pop() == 12
     shutil.rmtree(k)

@@ -151,21 +151,6 @@ def build_losses(
     return built
 
 
-def weights_read(recipe: Mapping[str, Any]) -> set[str]:
-    """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
-    sections = [*recipe.get("loss", {}).values(), (recipe.get("gan") or {}).get("discriminator", {})]
-    networks = {s.get("network") for s in sections if isinstance(s, Mapping)}
-    found = {flag for network, flag in WEIGHTS_FLAGS.items() if network in networks}
-    parts = {
-        "teacher": recipe.get("teacher"),
-        "text": recipe.get("condition", {}).get("tower"),
-        "language": recipe.get("proposal", {}).get("language"),
-    }
-    if parts["teacher"] is not None:
-        found.add(f"teacher:{parts['teacher']['name']}")
-    return found | {name for name, part in parts.items() if part is not None}
-
-
 def build_discriminator(section: Mapping[str, Any], weights: Mapping[str, Path] | None, seed: int) -> nn.Module:
     """The discriminator that a recipe's section names, with fresh weights; arguments as in `build_losses`."""
     with torch.random.fork_rng(devices=[]):

@@ -11,9 +11,11 @@ from tokcli.artifact.manifest import MANIFEST, RESTORE
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import load_strict, load_tensors
 from tokcli.build import build_clustering, build_decoder, build_proposal, build_tokenizer, condition_of, frozen_on
+from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
 from tokcli.models import TeacherEncoder, Tokenizer
-from tokcli.pretrained.text import build_text_tower, byte_pairs
+from tokcli.pretrained.published_weights import weights_entry
+from tokcli.pretrained.text import build_text_tower, byte_pairs, tower_files
 from tokcli.proposals import Proposal, TextCondition
 from tokcli.quantizers import QUANTIZERS
 
@@ -116,6 +118,30 @@ def load_proposal(artifact: Artifact, device: torch.device) -> Proposal:
     return frozen_on(proposal, device)
 
 
+def check_text_weights(artifact: Artifact, given: Path | None) -> None:
+    """Refuse another text tower than the one that a proposal network was trained with.
+
+    Args:
+        given: its file; None: looked for.
+
+    Raises:
+        TokError: it has other weights or other text tokens, or is found nowhere.
+    """
+    with _recorded(artifact):
+        condition, recorded = condition_of(artifact.recipe), str(artifact.facts["text_sha256"])
+    if not isinstance(condition, TextCondition) or condition.tower is None:
+        return
+    files = tower_files(condition.tower, given)
+    found, entry = known_sha256(files[0]), artifact.inputs.get("weights-text", {})
+    if found != recorded or entry.get("id", "") not in ("", weights_entry(files)["id"]):
+        raise TokError(
+            f"text tower {condition.tower}",
+            f"has other weights than {artifact.path} was trained with",
+            got=f"sha256 {found[:12]}, not {recorded[:12]}" if found != recorded else f"{files[1]}",
+            next="Give the same file: --text-weights PATH",
+        )
+
+
 def load_caption_encoder(
     artifact: Artifact, weights: Path | None, device: torch.device
 ) -> Callable[[Sequence[str]], Tensor] | None:
@@ -131,15 +157,9 @@ def load_caption_encoder(
         condition = condition_of(artifact.recipe)
         if not isinstance(condition, TextCondition):
             return None
-        length, recorded = condition.length, artifact.facts["text_sha256"]
+        length = condition.length
     if condition.tower is None:
         return lambda captions: byte_pairs(captions, length)
+    check_text_weights(artifact, weights)
     tower = build_text_tower(condition.tower, weights).to(device)
-    if tower.sha256 != recorded:
-        raise TokError(
-            f"text tower {condition.tower}",
-            f"has other weights than {artifact.path} was trained with",
-            got=f"sha256 {tower.sha256[:12]}, not {recorded[:12]}",
-            next="Give the same file: --text-weights PATH",
-        )
     return lambda captions: tower.encode(captions, length)

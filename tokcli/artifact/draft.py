@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from tokcli.artifact.manifest import MANIFEST, SCHEMA, content_id, identity, read_manifest
+from tokcli.artifact.manifest import MANIFEST, SCHEMA, SEAL, content_id, differing_keys, identity, read_manifest, seal
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.errors import TokError
 from tokcli.files import disk_error, sha256, write_text
@@ -55,11 +55,16 @@ class Draft:
             }
             for name in [*payload, *sorted(extras)]
         }
-        self.manifest |= {"facts": json.loads(json.dumps(facts)), "files": files, "status": "complete"}
+        self.manifest |= {
+            "schema": SCHEMA,
+            "facts": json.loads(json.dumps(facts)),
+            "files": files,
+            "status": "complete",
+        }
         self.manifest["metrics"] = dict(metrics or {})
         self.manifest["provenance"] |= dict(provenance or {})
         self.manifest["id"] = content_id(self.manifest)
-        write_manifest(self.path, self.manifest)
+        self.manifest = write_manifest(self.path, self.manifest)
         self.close()
         return Artifact(self.path, self.manifest)
 
@@ -76,14 +81,17 @@ def write_listing(folder: Path, name: str, files: Iterable[str]) -> None:
     write_text(folder / name, "".join(line + "\n" for line in lines))
 
 
-def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace a folder's manifest atomically."""
+def write_manifest(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace a folder's manifest atomically, with the hash that seals it; returns what was written."""
     order = ["schema", "kind", "id", "status", "facts", "metrics", "inputs", "files", "recipe", "provenance"]
-    ordered = {key: manifest[key] for key in order if key in manifest}
-    text = json.dumps(ordered, indent=2, ensure_ascii=False)
+    written: dict[str, Any] = json.loads(json.dumps({key: manifest[key] for key in order if key in manifest}))
+    if written["schema"] == SCHEMA:
+        written[SEAL] = seal(written)
+    text = json.dumps(written, indent=2, ensure_ascii=False)
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        text = json.dumps(ordered, indent=2)  # a path that is not UTF-8: escapes bring it back whole
+        text = json.dumps(written, indent=2)  # a path that is not UTF-8: escapes bring it back whole
     write_text(path / MANIFEST, text + "\n")
+    return written
 
 
 def _take_lock(path: Path, wait: bool) -> IO[str]:
@@ -198,18 +206,6 @@ def replaced(recipe: Mapping[str, Any], values: Mapping[str, Any], *, nulls_only
         if isinstance(node, dict) and last in node and (node[last] is None or not nulls_only):
             node[last] = value
     return copied
-
-
-def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two resolved recipes differ, as `optim.lr: 0.001, not 0.002` (a's value, not b's)."""
-    found = []
-    for key in dict.fromkeys([*a, *b]):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differing_keys(left, right, f"{prefix}{key}.")
-        elif left != right:
-            found.append(f"{prefix}{key}: {left!r}, not {right!r}")
-    return found
 
 
 def _refuse_changes(

@@ -1,14 +1,25 @@
-"""The manifest of an artifact: what it must hold, and the id that follows from it."""
+"""The manifest of an artifact: what it must hold, the id that follows from it, and the hash that seals it.
+
+Schema 2 records a hash of the manifest itself, and its id covers the parts of the recipe that networks are built from. Schema 1
+did neither; it is read, and said to be older.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokcli.artifact.facts import wrong_fact
 from tokcli.errors import TokError
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+OLDER = 1  # the other schema that is read
+
+
+SEAL = "sha256"  # key of the hash of all others
 
 
 MANIFEST = "manifest.json"
@@ -23,7 +34,12 @@ KINDS = ("tokenizer", "decoder", "tokens", "proposal", "samples", "statistics", 
 def canonical_hash(value: Any) -> str:
     """SHA-256 of a JSON-like value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own hash, as 64 hexadecimal digits."""
+    return canonical_hash({key: value for key, value in manifest.items() if key != SEAL})
 
 
 TOLERANCES = ("max_bad",)  # keys that say when a command stops, and change nothing that it makes
@@ -41,41 +57,62 @@ def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     }
 
 
+# Sections of recipes that commands build upon.
+SECTIONS = ("condition", "decoder", "encoder", "gan", "loss", "proposal", "quantizer", "sample", "teacher")
+
+
+# What decides, beside these, what a network is; and keys of samples that change no image.
+BUILT = ("method", "grid")
+UNSEEN = ("batch_size", "compile", "neighbours", "grid", "shard_size", "format")
+
+
+def built_from(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a resolved recipe that other commands build upon."""
+    found = {key: recipe[key] for key in (*BUILT, *SECTIONS) if key in recipe}
+    if isinstance(found.get("sample"), Mapping):
+        found["sample"] = {key: value for key, value in found["sample"].items() if key not in UNSEEN}
+    if isinstance(recipe.get("data"), Mapping) and "size" in recipe["data"]:
+        found["data.size"] = recipe["data"]["size"]
+    return found
+
+
 def content_id(manifest: Mapping[str, Any]) -> str:
-    """`<kind>-<12 hex>` over kind, facts, inputs' ids and the payload's hashes."""
+    """`<kind>-<12 hex>` over kind, facts, inputs' ids, the payload's hashes and, from schema 2 on, `built_from` the recipe."""
     content = {
         "kind": manifest["kind"],
         "facts": manifest["facts"],
         "inputs": {role: entry["id"] for role, entry in manifest["inputs"].items()},
         "payload": {name: entry["sha256"] for name, entry in manifest["files"].items() if entry["payload"]},
     }
+    if manifest["schema"] != OLDER:
+        content["recipe"] = built_from(manifest["recipe"])
     return f"{manifest['kind']}-{canonical_hash(content)[:12]}"
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two resolved recipes differ, as `optim.lr: 0.001, not 0.002` (a's value, not b's)."""
+    found = []
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}: {left!r}, not {right!r}")
+    return found
 
 
-FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon, where an artifact has them
-    **dict.fromkeys(("codebook_size", "code_dim", "train_size", "use_size"), _is_count),
-    "name": lambda v: isinstance(v, str),
-    "has_decoder": lambda v: isinstance(v, bool),
-    "grid": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_count, v)),
-    "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-    "teacher": lambda v: v is None or isinstance(v, dict),
-}
-
-
-# Sections of recipes that commands build upon.
-SECTIONS = ("condition", "decoder", "encoder", "gan", "loss", "proposal", "quantizer", "sample", "teacher")
+def is_inside(name: str) -> bool:
+    """Whether a name of a file stays within the folder that it is joined to."""
+    return bool(name) and "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _damaged_key(manifest: Any) -> str | None:
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+    if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
         return "schema"
-    if manifest["schema"] != SCHEMA:
+    if manifest["schema"] not in (OLDER, SCHEMA):
         return None  # its other keys are not for us to judge
     wanted = {"kind": str, "status": str, "recipe": dict, "inputs": dict, "provenance": dict}
+    wanted |= {SEAL: str} if manifest["schema"] == SCHEMA else {}
     if manifest.get("status") == "complete":
         wanted |= {"id": str, "facts": dict, "files": dict, "metrics": dict}
     entries: dict[str, dict[str, type]] = {
@@ -94,15 +131,17 @@ def _damaged_key(manifest: Any) -> str | None:
     command = manifest["provenance"].get("command", [])
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return "provenance.command"
-    facts = manifest.get("facts", {})
-    return next((f"facts.{key}" for key, fits in FORMS.items() if key in facts and not fits(facts[key])), None)
+    if not all(map(is_inside, manifest.get("files", {}))):
+        return "files"
+    fact = wrong_fact(manifest["kind"], manifest.get("facts", {}))
+    return fact and f"facts.{fact}"
 
 
 def read_manifest(path: Path, where: str) -> dict[str, Any]:
-    """The manifest in a folder, checked for form.
+    """The manifest in a folder, checked for form and against the hash that it records.
 
     Raises:
-        TokError: no such folder, no manifest, a damaged one, or one of another schema.
+        TokError: no such folder, no manifest, a damaged one, one of another schema, or one that was changed.
     """
     file = path / MANIFEST
     if not path.is_dir():
@@ -117,9 +156,11 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
         ) from None
     damaged = _damaged_key(manifest)
     if damaged:
-        raise TokError(str(file), f"is damaged: key '{damaged}' is missing or of a wrong type")
-    if manifest["schema"] != SCHEMA:
+        raise TokError(str(file), f"is damaged: key '{damaged}' is missing, of a wrong type or out of range")
+    if manifest["schema"] not in (OLDER, SCHEMA):
         raise TokError(
             str(file), f"is not of schema {SCHEMA}, which this tok reads", got=f"schema {manifest['schema']}"
         )
+    if manifest["schema"] == SCHEMA and seal(manifest) != manifest[SEAL]:
+        raise TokError(str(file), "was changed since it was written: its SHA-256 is not the one in it", next=RESTORE)
     return manifest

@@ -1,14 +1,35 @@
 """Artifacts that are read: opened by path, found by id, checked for kind and lineage."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact.manifest import KINDS, MANIFEST, RESTORE, content_id, read_manifest
+import yaml
+
+from tokcli.artifact.manifest import (
+    KINDS,
+    MANIFEST,
+    OLDER,
+    RESTORE,
+    content_id,
+    differing_keys,
+    identity,
+    is_inside,
+    read_manifest,
+)
 from tokcli.errors import TokError
 from tokcli.files import sha256
+
+log = logging.getLogger("tok")
+RECIPE = "recipe.yaml"
+
+
+class _Running(TokError):
+    """The artifact is still being written."""
 
 
 class _Known(dict[str, Any]):
@@ -29,6 +50,7 @@ class Artifact:
     path: Path
     manifest: Mapping[str, Any]
     _verified: set[str] = field(default_factory=set, compare=False, repr=False)
+    _listed: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -61,6 +83,11 @@ class Artifact:
         """How many classes its images have, 0 for none; None where a plan does not know."""
         return len(self.facts["classes"])
 
+    @property
+    def older(self) -> bool:
+        """Whether its id covers no recipe, and its manifest has no hash of its own."""
+        return bool(self.manifest["schema"] == OLDER)
+
     def input_id(self, role: str) -> str | None:
         """The id of the input in that role, or of the artifact itself where the role is its own kind."""
         if role == self.kind:
@@ -90,6 +117,22 @@ class Artifact:
             self._verified.add(name)
         return path
 
+    def listed(self, name: str) -> dict[str, str]:
+        """The SHA-256 of each file that a listing of this artifact names, `images.sha256` or the like.
+
+        Raises:
+            TokError: see `file`; or it is no listing.
+        """
+        if name in self._listed:
+            return self._listed[name]
+        path = self.file(name)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
+        if not all(re.fullmatch("[0-9a-f]{64}", digest) and is_inside(file) for file, digest in found.items()):
+            raise TokError(str(path), "is no list of hashes", next=RESTORE)
+        self._listed[name] = found
+        return found
+
 
 def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS) -> Artifact:
     """Open a complete artifact.
@@ -100,16 +143,19 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
         kinds: which kinds are wanted there.
 
     Raises:
-        TokError: missing, damaged, still running, or of another kind.
+        TokError: missing, damaged, changed, still running, or of another kind.
     """
-    path, kinds = Path(path), tuple(kinds)
+    return examined(_read(Path(path), flag, tuple(kinds)))
+
+
+def _read(path: Path, flag: str = "", kinds: tuple[str, ...] = KINDS) -> Artifact:
     where = f"{flag} {path}".strip()
     manifest = read_manifest(path, where)
     if manifest["kind"] not in kinds:
         raise TokError(where, f"is not of kind {' or '.join(kinds)}", got=manifest["kind"])
     if manifest["status"] != "complete":
         command = " ".join(manifest.get("provenance", {}).get("command", []))
-        raise TokError(where, "is not complete yet", next=f"Repeat the command that makes it: {command}")
+        raise _Running(where, "is not complete yet", next=f"Repeat the command that makes it: {command}")
     if content_id(manifest) != manifest["id"]:
         raise TokError(
             str(path / MANIFEST),
@@ -120,13 +166,56 @@ def open_artifact(path: str | Path, flag: str = "", kinds: Iterable[str] = KINDS
     return Artifact(path, manifest)
 
 
+def examined(artifact: Artifact) -> Artifact:
+    """An artifact that is used, not only listed: of an older one it is said so, and its recipe is compared with its file of it.
+
+    Raises:
+        TokError: they differ.
+    """
+    if artifact.older:
+        known = RECIPE in artifact.manifest["files"]
+        log.info(
+            "%s: of the older kind, whose id does not cover the recipe%s",
+            artifact.path,
+            f"; {RECIPE} says the same as the manifest" if known and _agrees(artifact) else "",
+        )
+    return artifact
+
+
+def _agrees(artifact: Artifact) -> bool:
+    path = artifact.file(RECIPE)
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise TokError(str(path), "is no recipe", next=RESTORE)
+    ours = identity(artifact.recipe)
+    # null in the manifest of a training that a still earlier version began: what stood for null was recorded later
+    differing = [text for text in differing_keys(ours, identity(stored)) if ": None, not " not in text]
+    if differing:
+        raise TokError(
+            str(artifact.path / MANIFEST),
+            f"its recipe was changed: it is not that of {RECIPE}",
+            got="; ".join(differing),
+            next=RESTORE,
+        )
+    return True
+
+
 def scan(workspace: Path) -> list[Artifact]:
-    """All complete artifacts in a workspace, sorted by folder name; anything else there is passed over."""
-    found = []
+    """All complete artifacts in a workspace, sorted by folder name; what is running is passed over, what is damaged named."""
+    return list(_scanned(workspace, log.warning))
+
+
+def _scanned(workspace: Path, say: Callable[[str, TokError], None]) -> Iterator[Artifact]:
     for file in sorted(workspace.glob(f"*/{MANIFEST}")):
-        with contextlib.suppress(TokError):
-            found.append(open_artifact(file.parent))
-    return found
+        try:
+            yield _read(file.parent)
+        except _Running:
+            pass
+        except TokError as error:
+            say("passed over: %s", error)
 
 
 def locate(wanted: str, hint: str | None, near: Path) -> Artifact:
@@ -137,12 +226,12 @@ def locate(wanted: str, hint: str | None, near: Path) -> Artifact:
     """
     for path in [Path(hint)] if hint else []:
         with contextlib.suppress(TokError):
-            artifact = open_artifact(path)
+            artifact = _read(path)
             if artifact.id == wanted:
-                return artifact
-    for artifact in scan(near):
+                return examined(artifact)
+    for artifact in _scanned(near, log.debug):
         if artifact.id == wanted:
-            return artifact
+            return examined(artifact)
     raise TokError(
         wanted,
         f"this input is not at {hint or 'its recorded path'} nor in {near}",

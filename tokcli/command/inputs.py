@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokcli.artifact import plans
-from tokcli.artifact.opening import Artifact, open_artifact, scan
+from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
 from tokcli.command.options import EMBEDDED, Options
 from tokcli.errors import TokError
 from tokcli.recipe.check import check
@@ -190,7 +190,7 @@ def choose(
     if given is not None:
         return open_input(options, flag, given, kinds)
     found = [a for a in scan(options.workspace) if a.kind in kinds and fits(a)]
-    chosen = _only(found, flag, kinds, f"in {options.workspace}", maker)
+    chosen = examined(_only(found, flag, kinds, f"in {options.workspace}", maker))
     log.info("%s %s (the only one that fits)", flag, chosen.path)
     return chosen
 
@@ -229,7 +229,7 @@ def choose_decoder(options: Options, given: Path | None, tokenizer_id: str | Non
         check_decodes(chosen, "--decoder", given)
         return chosen
     found = scan(options.workspace)
-    chosen = decoder_among(found, tokenizer_id, "--decoder", where=f"in {options.workspace}")
+    chosen = examined(decoder_among(found, tokenizer_id, "--decoder", where=f"in {options.workspace}"))
     log.info("--decoder %s (the only one that fits)", chosen.path)
     return chosen
 

@@ -4,8 +4,9 @@
 batch is done when its indices lie in `.parts`; they are put together when all are.
 """
 
+import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,27 +108,39 @@ def clean(folder: Path) -> None:
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
-def read(folder: Path, numbers: Iterable[int], *, form: str = "png", per_file: int = 1) -> UInt8[Tensor, "n 3 s s"]:
+def image_file(number: int, form: str, per_file: int) -> str:
+    """The name of the file that holds the image of that number, within the folder of a finished store."""
+    return f"images-{number // per_file:05d}.tar" if form == "shards" else f"images/{number:06d}.png"
+
+
+def read(
+    folder: Path, numbers: Iterable[int], *, form: str, per_file: int, digests: Mapping[str, str] | None = None
+) -> UInt8[Tensor, "n 3 s s"]:
     """Images by their numbers.
 
     Args:
         form: `png` or `shards`.
         per_file: images in each tar.
+        digests: SHA-256 of each PNG by its name; None: not compared.
 
     Raises:
-        TokError: a file is missing or damaged.
+        TokError: a file is missing, damaged or not the one that was written.
     """
-    images = []
+    images: list[Tensor] = []
     for number in numbers:
-        path = folder / f"images-{number // per_file:05d}.tar" if form == "shards" else image_path(folder, number)
+        name = image_file(number, form, per_file)
+        path = folder / name
         try:
             if form == "shards":
                 offset, size = index_tar(path).images[number % per_file]
                 with open(path, "rb") as file:
                     file.seek(offset)
-                    images.append(decode(file.read(size), path.name))
+                    data = file.read(size)
             else:
-                images.append(decode(path))
+                data = path.read_bytes()
+                if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):
+                    raise BadImage(path.name, "its SHA-256 is not the one that was written")
+            images.append(decode(data, path.name))
             if images[-1].shape != images[0].shape:
                 raise BadImage(path.name, f"of another size than those before: {tuple(images[-1].shape[1:])}")
         except (OSError, BadImage, IndexError) as error:

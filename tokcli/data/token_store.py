@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -159,6 +160,33 @@ class TokenStore:
         self.rows = self._ends[-1]
         if self.labels.shape != (self.rows,) or self.labels.dtype != np.int32:
             raise NpyError(str(folder / "labels.npy"), f"not {self.rows} labels", got=f"{self.labels.shape}")
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Compare what is stored with what is said of it.
+
+        Args:
+            facts: of the artifact: `rows`, `views`, `grid`, `codebook_size`, `classes`.
+
+        Raises:
+            TokError: other numbers, codes outside of the codebook, or labels of no class.
+        """
+        said = {
+            "rows": (facts["rows"], self.rows),
+            "views": (len(facts["views"]), self.views),
+            "grid": (math.prod(facts["grid"]), self.n),
+        }
+        wrong = [f"{name}: {fact}, not {held}" for name, (fact, held) in said.items() if fact != held]
+        if wrong:
+            raise TokError(str(self.folder), "its shards are not what its facts say", got="; ".join(wrong))
+        for name, arrays, least, most in (
+            ("codes", self._shards, 0, facts["codebook_size"]),
+            ("labels", [self.labels], -1, len(facts["classes"])),
+        ):
+            for array in arrays:
+                low, high = (int(array.min()), int(array.max())) if array.size else (least, least)
+                if low < least or high >= most:
+                    what = f"holds {name} outside of {least} to {most - 1}, which its facts allow"
+                    raise TokError(str(self.folder), what, got=f"{low} to {high}")
 
     @cached_property
     def keys(self) -> list[str]:

@@ -15,6 +15,7 @@ from tokcli.artifact.opening import Artifact, locate
 from tokcli.command.options import Options
 from tokcli.command.output import reference
 from tokcli.data.sources import ImageSource, limited, open_source
+from tokcli.data.sources.contents import known_sha256
 from tokcli.device import precision
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
@@ -27,7 +28,6 @@ from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judg
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import References
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
-from tokcli.files import sha256
 from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
@@ -149,7 +149,7 @@ class Judge:
         used |= {"weights-lpips": self.maps.network.sha256} if self.maps else {}
         used |= {"weights-clip": self.clip.images.sha256} if self.clip else {}
         teachers = {key: file for key, file in self.options.weights.items() if key.startswith("teacher")}
-        used |= {f"weights-{key}": sha256(file) for key, file in teachers.items()}
+        used |= {f"weights-{key}": known_sha256(file) for key, file in teachers.items()}
         # with other weights it is another report
         found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}

@@ -59,12 +59,15 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
 
 
 def read_log(a: Artifact) -> list[dict[str, Any]]:
-    """The records of an artifact's `log.jsonl`, [] where it has none; lines that are no record are passed over."""
-    path = a.path / "log.jsonl"
-    if not path.is_file():
+    """The records of an artifact's `log.jsonl`, [] where it has none; lines that are no record are passed over.
+
+    Raises:
+        TokError: it is not the one that was written.
+    """
+    if "log.jsonl" not in a.manifest["files"]:
         return []
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in a.file("log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             found += [record] if isinstance(record, dict) else []

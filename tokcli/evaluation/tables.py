@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from tokcli.artifact.draft import differing_keys
+from tokcli.artifact.manifest import differing_keys
 from tokcli.evaluation.aims import Published, interleaved
 from tokcli.evaluation.paper import PAPER, place, shown_empty
 from tokcli.evaluation.records import Measured, Measurement

@@ -15,6 +15,7 @@ from tokcli.errors import TokError
 from tokcli.evaluation.references import STATISTICS
 from tokcli.handles.networks import Handle
 from tokcli.measure.previews import read_samples
+from tokcli.proposals.training_tokens import open_store
 
 
 class TokensHandle(Handle):
@@ -23,7 +24,7 @@ class TokensHandle(Handle):
     @cached_property
     def store(self) -> TokenStore:
         """The shards: `labels`, `keys`, `captions`, and `batch(rows, views)`."""
-        return TokenStore(self.artifact.path)
+        return open_store(self.artifact)
 
     def __len__(self) -> int:
         return self.store.rows

@@ -25,8 +25,8 @@ from tokcli.recipe.ranges import Layers
 TINY = 1e-20
 
 
-def lpips_heads(names: list[str], known: tuple[str, ...]) -> list[Tensor]:
-    """The learned channel weights (1, c, 1, 1) of VGG16's layers, version 0.1, from the package `lpips`.
+def lpips_file() -> Path:
+    """The learned weights of VGG16's channels, version 0.1, in the package `lpips`.
 
     Raises:
         TokError: the package is not installed.
@@ -35,7 +35,12 @@ def lpips_heads(names: list[str], known: tuple[str, ...]) -> list[Tensor]:
     file = folder / "weights" / "v0.1" / "vgg.pth" if folder else None
     if file is None or not file.is_file():
         raise TokError("perceptual loss vgg16", "LPIPS's linear heads not found", next="Run pip install lpips")
-    heads = load_tensors(file)
+    return file
+
+
+def lpips_heads(names: list[str], known: tuple[str, ...]) -> list[Tensor]:
+    """The learned channel weights (1, c, 1, 1) of VGG16's layers; raises as `lpips_file`."""
+    heads = load_tensors(lpips_file())
     return [heads[f"lin{known.index(name)}.model.1.weight"] for name in names]
 
 

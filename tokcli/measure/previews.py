@@ -20,17 +20,24 @@ from tokcli.measure.evaluating import evaluating
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 
+LISTING = "images.sha256"  # of samples in form `png`
 COLUMNS = 12  # images of a preview
 
 
 def read_samples(samples: Artifact, numbers: Sequence[int]) -> UInt8[Tensor, "n 3 s s"]:
-    """Images of a samples artifact.
+    """Images of a samples artifact, each compared with its hash; those of one that is being written are taken as they are.
 
     Raises:
-        TokError: a file is missing or damaged.
+        TokError: a file is missing, damaged or another one.
     """
     facts = samples.facts
-    return store.read(samples.path, numbers, form=facts.get("format", "png"), per_file=facts.get("per_file", 1))
+    form, per_file = facts.get("format", "png"), facts.get("per_file", 1)
+    digests = None
+    if "files" in samples.manifest:
+        for tar in {store.image_file(i, form, per_file) for i in numbers} if form == "shards" else ():
+            samples.file(tar)
+        digests = samples.listed(LISTING) if form == "png" else None
+    return store.read(samples.path, numbers, form=form, per_file=per_file, digests=digests)
 
 
 def colours_of(

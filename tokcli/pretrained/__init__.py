@@ -17,7 +17,7 @@ from tokcli.pretrained.supervised_vit import SupervisedViT
 from tokcli.pretrained.timm_models import DINO, MAE, Timm, ViTS14
 from tokcli.registry import lookup
 
-__all__ = ["NETWORKS", "READY", "Network", "build_network", "network_class", "usual"]
+__all__ = ["NETWORKS", "READY", "Network", "build_network", "network_class", "network_file", "usual"]
 
 NETWORKS: dict[str, type[Network]] = {
     "efflite0": EffLite0,
@@ -84,6 +84,16 @@ def usual(name: str, role: str) -> Usual:
     return Usual(network.image_size, list(network.default_layers), list(network.perceptual_layers))
 
 
+def network_file(name: str, given: Path | None, *, role: str, flag: str | None) -> Path:
+    """The file of a network's weights: the one given, else that of cache, installed package or hub.
+
+    Raises:
+        TokError: no such network, or weights found nowhere.
+    """
+    cls, full = network_class(name, role=role), READY.get(name, name)
+    return Path(given) if given else find_weights(full, cls.source(full), where=f"{role} {name}", flag=flag)
+
+
 def build_network(
     name: str,
     weights: Path | Literal["random"] | None = None,
@@ -103,10 +113,10 @@ def build_network(
         TokError: no such network, weights found nowhere, or a file that does not fit.
     """
     cls, where = network_class(name, role=role), f"{role} {name}"
-    name = READY.get(name, name)
+    asked, name = name, READY.get(name, name)
     path = None  # found first, so that what is missing is told within seconds
     if weights != "random":
-        path = Path(weights) if weights else find_weights(name, cls.source(name), where=where, flag=weights_flag)
+        path = network_file(asked, weights, role=role, flag=weights_flag)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers do not depend on which network it loads
         torch.manual_seed(0)
         network = cls(name)  # type: ignore[call-arg]

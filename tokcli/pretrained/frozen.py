@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.artifact.weights import load_strict, load_tensors
+from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
-from tokcli.files import sha256
 from tokcli.pretrained.published_weights import Source
 
 
@@ -65,4 +65,4 @@ class Frozen(nn.Module):
         if broken:
             raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
         load_strict(self.body, state, f"{where}: {path}")
-        self.sha256 = sha256(path)
+        self.sha256 = known_sha256(path)

@@ -6,11 +6,13 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from tokcli.artifact.manifest import canonical_hash
+from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, cache_dir, sha256
 
@@ -75,7 +77,7 @@ def find_weights(name: str, source: Source, *, where: str, flag: str | None) -> 
         folder = package_folder(source.package[0])
         if folder and (folder / source.package[1]).is_file():
             path = folder / source.package[1]
-            if not sha256(path).startswith(source.package_sha):
+            if not known_sha256(path).startswith(source.package_sha):
                 raise TokError(where, f"{path} is damaged", next=f"Repeat: {source.how_to_fetch()}")
             return path
     try:
@@ -89,6 +91,17 @@ def find_weights(name: str, source: Source, *, where: str, flag: str | None) -> 
         f"Give {flag} PATH, or fetch" if flag else "Fetch"
     ) + f" them where there is a network: {source.how_to_fetch()}"
     raise TokError(where, f"weights not found{reason}", next=advice)
+
+
+def weights_entry(files: Sequence[Path]) -> dict[str, str]:
+    """The entry of files of weights among a manifest's inputs: named by their contents, wherever they lie.
+
+    Raises:
+        TokError: a file cannot be read.
+    """
+    digests = [known_sha256(file) for file in files]
+    whole = digests[0] if len(digests) == 1 else canonical_hash(digests)
+    return {"id": f"weights-{whole[:12]}", "path": str(files[0].absolute())}
 
 
 def download(url: str) -> Path:

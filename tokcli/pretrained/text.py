@@ -71,6 +71,11 @@ class TextTower(Frozen):
                     found[number, :kept] = own[:kept].half().float()
         return found
 
+    @classmethod
+    def words_files(cls, weights: Path) -> list[Path]:
+        """Files beside the weights that say how captions become text tokens."""
+        return []
+
     def _longest(self, caption: str) -> int:
         """With how many text tokens the network is run for this caption: a function of it alone, for the same reason."""
         return 0
@@ -178,8 +183,12 @@ class MiniLM(TextTower):
     def load(self, path: Path, where: str) -> None:
         """Take the weights of a file, and word pieces from `tokenizer.json` beside it or from the cache."""
         super().load(path, where)
-        beside = path.parent / "tokenizer.json"
-        self.words = _word_pieces(beside if beside.is_file() else cache_dir() / "minilm-tokenizer.json", where)
+        self.words = _word_pieces(_words_of(path), where)
+
+    @classmethod
+    def words_files(cls, weights: Path) -> list[Path]:
+        """Its word pieces."""
+        return [file for file in [_words_of(weights)] if file.is_file()]
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without what token features do not need."""
@@ -198,6 +207,11 @@ class MiniLM(TextTower):
         device = next(self.body.parameters()).device
         numbers, given = numbers.to(device), torch.arange(longest)[None] < lengths[:, None]
         return self.body(numbers, given.to(device))[:, 1:], lengths - 1  # without [CLS]
+
+
+def _words_of(weights: Path) -> Path:
+    beside = weights.parent / "tokenizer.json"
+    return beside if beside.is_file() else cache_dir() / "minilm-tokenizer.json"
 
 
 def _word_pieces(path: Path, where: str) -> Any:
@@ -232,6 +246,18 @@ def tower_dim(name: str) -> int:
     return tower_class(name).dim(name)
 
 
+def tower_files(name: str, given: Path | None) -> list[Path]:
+    """The files that a text tower's features depend on, its weights first: the ones given, else those of cache or hub.
+
+    Raises:
+        TokError: no such tower, or weights found nowhere.
+    """
+    cls = tower_class(name)
+    source, where = cls.source(name), f"text tower {name}"
+    path = given or find_weights(_cached(name), source, where=where, flag="--text-weights")
+    return [Path(path), *cls.words_files(Path(path))]
+
+
 def build_text_tower(name: str, weights: Path | Literal["random"] | None = None) -> TextTower:
     """A frozen text tower with its weights.
 
@@ -243,13 +269,7 @@ def build_text_tower(name: str, weights: Path | Literal["random"] | None = None)
         TokError: no such tower, weights found nowhere, or a file that does not fit.
     """
     cls, where = tower_class(name), f"text tower {name}"
-    path = None
-    if weights != "random":
-        path = (
-            Path(weights)
-            if weights
-            else find_weights(_cached(name), cls.source(name), where=where, flag="--text-weights")
-        )
+    path = None if weights == "random" else tower_files(name, weights)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tower = cls(name)  # type: ignore[call-arg]

@@ -26,6 +26,16 @@ PARTS = {  # Hugging Face's names of a block's parts, and whether their matrices
 }
 
 
+def language_file(language: str, given: Path | None) -> Path:
+    """The file of a language model's weights: the one given, else that of cache or hub.
+
+    Raises:
+        TokError: found nowhere.
+    """
+    source = Source(hub=(f"openai-community/{language}", "model.safetensors"))
+    return given or find_weights(language, source, where=f"language model {language}", flag="--language-weights")
+
+
 class GPT2Proposal(AutoregressiveProposal):
     """p(token | condition, tokens before it): LayerNorm, biases, GELU, learned positions, tied head.
 
@@ -56,10 +66,8 @@ class GPT2Proposal(AutoregressiveProposal):
             TokError: its weights are found nowhere, or do not fit.
         """
         if self.language is not None:
-            where = f"language model {self.language}"
-            source = Source(hub=(f"openai-community/{self.language}", "model.safetensors"))
-            path = given or find_weights(self.language, source, where=where, flag="--language-weights")
-            self.load_language(load_tensors(path), f"{where}: {path}")
+            path = language_file(self.language, given)
+            self.load_language(load_tensors(path), f"language model {self.language}: {path}")
 
     def load_language(self, state: Mapping[str, Tensor], where: str) -> None:
         """Take blocks, last norm and positions from a language model's weights, in Hugging Face's names.

@@ -13,15 +13,27 @@ from tokcli.pretrained.text import build_text_tower
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals.conditions import Condition, TextCondition
 
+CAPTIONS = "captions.jsonl"
 Table = BytePairTable | FeatureTable
 
 
 def open_store(tokens: Artifact) -> TokenStore:
-    """The tokens of an artifact, after the hash of every file was checked."""
-    if distributed.is_main():
-        for name in tokens.manifest["files"]:
+    """The tokens of an artifact, after every file was compared with its hash, and what they hold with the facts.
+
+    One rank of each machine does so.
+
+    Raises:
+        TokError: they are damaged, or not what the manifest says.
+    """
+    store = None
+    if distributed.local_rank() == 0:
+        read = [path.name for path in tokens.path.glob("indices-*.npy")]  # whatever lies there
+        read += [CAPTIONS] * (tokens.path / CAPTIONS).exists()
+        for name in [*tokens.manifest["files"], *read]:
             tokens.file(name)
-    return TokenStore(tokens.path)
+        store = TokenStore(tokens.path)
+        store.check(tokens.facts)
+    return store or TokenStore(tokens.path)
 
 
 def captioned(tokens: Artifact) -> bool | None:
@@ -29,6 +41,9 @@ def captioned(tokens: Artifact) -> bool | None:
     if isinstance(tokens, Planned):
         known: bool | None = tokens.facts["captions"]
         return known
+    if CAPTIONS not in tokens.manifest["files"]:
+        return False
+    tokens.file(CAPTIONS)
     return any(TokenStore(tokens.path).captions)
 
 

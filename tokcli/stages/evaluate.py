@@ -10,14 +10,15 @@ from typing import Literal
 import torch
 from pydantic import Field, field_validator
 
-from tokcli import build, pictures
-from tokcli.artifact.opening import Artifact, locate, scan
+from tokcli import pictures
+from tokcli.artifact.opening import Artifact, examined, locate, scan
 from tokcli.artifact.plans import Plan, Planned, read_plan
 from tokcli.command import plan
 from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input, recipe_folder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.command.session import session
+from tokcli.command.weight_files import weights_read
 from tokcli.data.sources import sibling
 from tokcli.errors import NotFound, TokError
 from tokcli.evaluation import text_tables
@@ -94,7 +95,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
     if artifacts:
         given = [open_input(options, "ARTIFACT", path, MEASURED) for path in artifacts]
     else:
-        given = [a for a in scan(options.workspace) if a.kind in MEASURED]
+        given = [examined(a) for a in scan(options.workspace) if a.kind in MEASURED]
         log.info("ARTIFACT...: all %d of %s", len(given), options.workspace)
     if not given:
         raise TokError(
@@ -117,7 +118,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="Name held-out images: --data DIR")
     recipe = load_recipe(options, EvalRecipe, "eval", recipe_folder(spec), {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
-    found = {name for a in given for name in build.weights_read(a.recipe)}
+    found = {name for a in given for name in weights_read(a.recipe)}
     read = {name for name in found if name.partition(":")[0] in ("teacher", "text")}
     check_weights(options, {"inception", *read, *(name for name, wanted in asked.items() if wanted)})
     sizes = [a.facts["use_size"] for a in given if a.kind == "samples"]

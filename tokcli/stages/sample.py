@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tokcli import build, loading, pictures
+from tokcli import loading, pictures
 from tokcli.artifact.draft import Draft, write_listing
 from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
 from tokcli.artifact.plans import Plan
@@ -24,10 +24,11 @@ from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.session import session, share_of
+from tokcli.command.weight_files import weights_read
 from tokcli.data import sample_store as store
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
-from tokcli.measure.previews import read_samples
+from tokcli.measure.previews import LISTING, read_samples
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.sampling import contact_sheet
@@ -60,7 +61,9 @@ def main(
     )
     if mode not in (None, proposal_artifact.facts["mode"]):
         raise TokError(f"--proposal {proposal}", f"is of mode {proposal_artifact.facts['mode']}", got=f"--mode {mode}")
-    check_weights(options, build.weights_read(proposal_artifact.recipe))
+    check_weights(options, weights_read(proposal_artifact.recipe))
+    if "text" in options.weights:
+        loading.check_text_weights(proposal_artifact, options.weights["text"])
     decoder_artifact = choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
     requests = [request_of(options, point, proposal_artifact, edit, mask) for point in points]
@@ -232,8 +235,8 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
         )
         if asked.format == "png":
             files = [str(store.image_path(folder, i).relative_to(folder)) for i in range(len(labels))]
-            write_listing(folder, "images.sha256", files)
-            payload.append("images.sha256")
+            write_listing(folder, LISTING, files)
+            payload.append(LISTING)
         facts = _facts(request, proposal) | {"labels": labels}
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels

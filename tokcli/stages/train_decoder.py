@@ -28,6 +28,7 @@ from tokcli.command.inputs import (
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.command.session import session
+from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
 from tokcli.data.sources import limited, open_source, sibling
@@ -101,7 +102,7 @@ def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Arti
 
 def _recipe(options: Options, spec: str) -> DecoderRecipe:
     recipe = load_recipe(options, DecoderRecipe, "decoder-conv", recipe_folder(spec), FAMILIES)
-    check_weights(options, build.weights_read(resolved(recipe)))
+    check_weights(options, weights_read(resolved(recipe)))
     return recipe
 
 
@@ -188,7 +189,7 @@ def _plan(
         writes="decoder",
         reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)"} | ({"init": start} if start else {}),
         facts=_facts(recipe, facts, decoder, frozen),
-        inputs=_inputs(images.entry, tokenizer, start),
+        inputs=_inputs(images.entry, tokenizer, start) | weights_planned(resolved(recipe), options.weights),
         seconds=str if tokenizer is None or isinstance(tokenizer, Planned) else seconds,
         compute=counted[0] if counted else None,
         activations=counted[1] if counted else None,
@@ -289,6 +290,7 @@ def _train(
     size, grid = recipe.data.size, tuple(facts["grid"])
     source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
     inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
+    inputs |= weights_inputs(resolved(recipe), options.weights)
     draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
         return draft

@@ -26,6 +26,7 @@ from tokcli.command.inputs import (
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.session import session
+from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.token_batches import TokenBatch, TokenBatches
 from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
@@ -141,7 +142,7 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
 
 def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
     recipe = load_recipe(options, ProposalRecipe, name, recipe_folder(spec), FAMILIES)
-    check_weights(options, build.weights_read(resolved(recipe)))
+    check_weights(options, weights_read(resolved(recipe)))
     return recipe
 
 
@@ -197,7 +198,8 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         writes="proposal",
         reads={"tokens": tokens or "(as the recipe expects)"} | ({"init": start} if start else {}),
         facts=_facts(recipe, facts, network),
-        inputs=_inputs(tokens, start),
+        inputs=_inputs(tokens, start)
+        | weights_planned(resolved(recipe), options.weights, unread=["language"] if start else []),
         seconds=str if tokens is None or isinstance(tokens, Planned) else seconds,
         compute=computed,
         activations=step.activations,
@@ -266,7 +268,9 @@ def _train(
 ) -> Artifact:
     facts = made_by.facts
     grid, classes = tuple(facts["grid"]), len(facts["classes"])
-    inputs = _inputs(made_by, start)
+    inputs = _inputs(made_by, start) | weights_inputs(
+        resolved(recipe), options.weights, unread=["language"] if start else []
+    )
     mode = PROPOSALS[recipe.proposal.name].mode
     draft = begin(options, "proposal", f"{mode}-{facts['name']}", resolved(recipe), inputs, device)
     if isinstance(draft, Artifact):

@@ -24,6 +24,7 @@ from tokcli.command.inputs import (
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.command.session import session
+from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
 from tokcli.data.sources import ImageSource, limited, open_source, sibling
@@ -52,7 +53,7 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
     kind = method_class(chosen)
     recipe = load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
     recipe = kind.settled(recipe)
-    check_weights(options, build.weights_read(resolved(recipe)))
+    check_weights(options, weights_read(resolved(recipe)))
     start = open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:
         return _plan(options, kind, recipe, spec, start)
@@ -92,7 +93,7 @@ def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: s
         reads={"data": spec} | ({"init": start} if start else {}),
         writes="tokenizer",
         facts=facts,
-        inputs=_inputs(images.entry, start),
+        inputs=_inputs(images.entry, start) | weights_planned(resolved(recipe), options.weights),
         compute=computed,
         activations=activations,
         seconds=seconds if options.data is not None and images.source is not None else str,
@@ -175,6 +176,7 @@ def _train(
     size = recipe.data.size
     source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
     inputs = _inputs({"id": source.id, "path": source.name}, start)
+    inputs |= weights_inputs(resolved(recipe), options.weights)
     draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
         return draft

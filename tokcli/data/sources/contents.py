@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +31,10 @@ BLOCK = 64  # files that a thread reads in one go
 State = tuple[int, int, int, int, int]  # bytes, time of change of the data and of the file (ns), inode, device
 
 
+def _short() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
 def state_of(found: os.stat_result) -> State:
     """What changes when a file does."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev & (2**63 - 1)
@@ -43,30 +48,53 @@ def digest_of(images: Sequence[Path | str], states: Sequence[State], name: str) 
     return file_digests(images, table, name).astype("<i8").tobytes()
 
 
+def known_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits; it is read once, and again only when it has changed.
+
+    Raises:
+        TokError: it cannot be read.
+    """
+    try:
+        state = np.array([state_of(path.stat())], dtype=np.int64)
+        (found,) = file_digests([path], state, f"sha256 of {path.resolve()}", make=hashlib.sha256)
+    except OSError as error:
+        raise TokError(str(path), error.strerror.lower() if error.strerror else str(error)) from None
+    if not found.any():
+        raise TokError(str(path), "cannot be read")
+    return found.astype("<i8").tobytes().hex()
+
+
 def file_digests(
-    paths: Sequence[Path | str], states: np.ndarray, name: str, *, remember: Callable[[int, bytes], bool] | None = None
+    paths: Sequence[Path | str],
+    states: np.ndarray,
+    name: str,
+    *,
+    remember: Callable[[int, bytes], bool] | None = None,
+    make: Callable[[], Any] = _short,
 ) -> np.ndarray:
-    """Digests of files, int64 (n, 2); of one that cannot be read zeros.
+    """Digests of files, int64 (n, words); of one that cannot be read zeros.
 
     Args:
         states: int64 (n, 5), see `State`.
         name: of the data set.
         remember: looks at the bytes of each file that is read, and says whether it need not be read at the next start.
+        make: begins a hash; the usual one has 2 words.
     """
-    digests, known = _known(name, states)
+    words = make().digest_size // 8
+    digests, known = _known(name, states, words)
     if known.all():
         return digests
     with _alone(name):
-        digests, known = _known(name, states)  # another process may have read them meanwhile
+        digests, known = _known(name, states, words)  # another process may have read them meanwhile
         rows = np.flatnonzero(~known)
         _, first, group = np.unique(
             states[rows], axis=0, return_index=True, return_inverse=True
         )  # links to one file: once
-        found, keep = np.zeros((len(first), 2), np.int64), np.zeros(len(first), bool)
+        found, keep = np.zeros((len(first), words), np.int64), np.zeros(len(first), bool)
         old = time.time_ns() - RACY
         try:
             for number, (digest, lasting) in enumerate(
-                _read_all([paths[rows[i]] for i in first], remember, rows[first])
+                _read_all([paths[rows[i]] for i in first], remember, rows[first], make)
             ):
                 found[number], keep[number] = digest, lasting
         finally:
@@ -77,10 +105,13 @@ def file_digests(
 
 
 def _read_all(
-    paths: Sequence[Path | str], look: Callable[[int, bytes], bool] | None, numbers: np.ndarray
+    paths: Sequence[Path | str],
+    look: Callable[[int, bytes], bool] | None,
+    numbers: np.ndarray,
+    make: Callable[[], Any],
 ) -> Iterator[tuple[np.ndarray, bool]]:
     def one(at: int) -> tuple[np.ndarray, bool]:
-        digest, keep = hashlib.blake2b(digest_size=16), True
+        digest, keep = make(), True
         try:
             with open(paths[at], "rb", buffering=0) as file:
                 while data := file.read(CHUNK):
@@ -88,7 +119,7 @@ def _read_all(
                     if look is not None:
                         keep = look(int(numbers[at]), data) and keep
         except OSError:
-            return np.zeros(2, np.int64), False
+            return np.zeros(digest.digest_size // 8, np.int64), False
         return np.frombuffer(digest.digest(), "<i8"), keep
 
     blocks = [range(start, min(start + BLOCK, len(paths))) for start in range(0, len(paths), BLOCK)]
@@ -103,14 +134,14 @@ def _file(name: str) -> Path:
     return cache_dir() / "contents" / f"{hashlib.blake2b(os.fsencode(name), digest_size=12).hexdigest()}.npy"
 
 
-def _known(name: str, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Remembered digests (n, 2), and which rows have one."""
-    digests, known = np.zeros((len(states), 2), np.int64), np.zeros(len(states), bool)
+def _known(name: str, states: np.ndarray, words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Remembered digests (n, words), and which rows have one."""
+    digests, known = np.zeros((len(states), words), np.int64), np.zeros(len(states), bool)
     try:
         kept = open_npy(_file(name))
     except (OSError, NpyError):
         return digests, known
-    if kept.ndim != 2 or kept.shape[1] != 7 or kept.dtype != np.int64 or not len(kept):
+    if kept.ndim != 2 or kept.shape[1] != 5 + words or kept.dtype != np.int64 or not len(kept):
         return digests, known
     places = np.searchsorted(kept[:, 3], states[:, 3]).clip(max=len(kept) - 1)  # by inode, as `_keep` sorts them
     known = (kept[places, :5] == states).all(1)

@@ -1,0 +1,109 @@
+"""Files of weights as inputs: whatever a training reads of pretrained networks is named by its contents, and recorded.
+
+Another file is another artifact, be it given by a flag, fetched from a hub or found in a package; the same bytes are the same
+wherever they lie and whatever they are called.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokcli.build import WEIGHTS_FLAGS
+from tokcli.losses.perceptual import lpips_file
+from tokcli.pretrained import network_file
+from tokcli.pretrained.published_weights import weights_entry
+from tokcli.pretrained.teachers import teacher_file
+from tokcli.pretrained.text import tower_files
+from tokcli.proposals.gpt2 import language_file
+
+UNKNOWN = "weights-unknown"  # id of files that a plan has not looked for
+
+
+class _Read(NamedTuple):
+    """What a recipe of training reads.
+
+    Args:
+        role: among the inputs, after `weights-`.
+        flags: names in `Options.weights` of which it reads one.
+        files: from `Options.weights` to the files, looked for where none is given.
+    """
+
+    role: str
+    flags: tuple[str, ...]
+    files: Callable[[Mapping[str, Path]], list[Path]]
+
+
+def _teacher(name: str) -> _Read:
+    def files(given: Mapping[str, Path]) -> list[Path]:
+        return [network_file(name, teacher_file(given, name), role="teacher", flag="--teacher-weights")]
+
+    return _Read("teacher", ("teacher", f"teacher:{name}"), files)
+
+
+def _network(role: str, called: str, name: str) -> _Read:
+    """A network that a loss or a discriminator is made of."""
+    flag = WEIGHTS_FLAGS.get(name)
+    option = "--vgg-weights" if flag == "vgg" else None
+
+    def files(given: Mapping[str, Path]) -> list[Path]:
+        found = [network_file(name, given.get(flag or ""), role=called, flag=option)]
+        return found + ([lpips_file()] if name == "vgg16" and called == "perceptual loss" else [])
+
+    return _Read(role, (flag,) if flag else (), files)
+
+
+def _of(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section, empty where there is none."""
+    section = recipe.get(key)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
+    """What a recipe of training reads, each role once; that of a foreign artifact may hold anything."""
+    teacher, tower = _of(recipe, "teacher").get("name"), _of(recipe, "condition").get("tower")
+    language, judge = _of(recipe, "proposal").get("language"), _of(_of(recipe, "gan"), "discriminator")
+    if teacher is not None:
+        yield _teacher(str(teacher))
+    for term, section in _of(recipe, "loss").items():
+        if isinstance(section, Mapping) and "network" in section:
+            yield _network(term, "perceptual loss", str(section["network"]))
+    if "network" in judge:
+        yield _network("discriminator", "discriminator", str(judge["network"]))
+    if tower is not None:
+        yield _Read("text", ("text",), lambda weights: tower_files(tower, weights.get("text")))
+    if language is not None:
+        yield _Read("language", ("language",), lambda weights: [language_file(language, weights.get("language"))])
+
+
+def weights_read(recipe: Mapping[str, Any]) -> set[str]:
+    """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
+    return {flag for one in _read(recipe) for flag in one.flags}
+
+
+def weights_inputs(
+    recipe: Mapping[str, Any], given: Mapping[str, Path], *, unread: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """The inputs `weights-ROLE` of a training, each file hashed once and again only when it changes.
+
+    Args:
+        recipe: checked and resolved.
+        given: `Options.weights`.
+        unread: roles whose files are not read all the same.
+
+    Raises:
+        TokError: weights are found nowhere, or cannot be read.
+    """
+    return {f"weights-{one.role}": weights_entry(one.files(given)) for one in _read(recipe) if one.role not in unread}
+
+
+def weights_planned(
+    recipe: Mapping[str, Any], given: Mapping[str, Path], *, unread: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """The same for a dry run, which reads no weights but those that are given."""
+    return {
+        f"weights-{one.role}": weights_entry(one.files(given))
+        if any(flag in given for flag in one.flags)
+        else {"id": UNKNOWN, "path": ""}
+        for one in _read(recipe)
+        if one.role not in unread
+    }
