@@ -15,6 +15,8 @@ from tokcli.metrics.reported import Reported
 
 VAL, TRAIN = Against("data-1", "set/val", 100), Against("data-2", "set/train", 900)
 
+SHA = "ab" * 32
+
 
 def measured(kind, *found, tokenizer="tokenizer-1", mode=None, size=64, recipe=None, name="vqkd", id="x"):
     path = f"/ws/{kind}-{id}"
@@ -232,11 +234,18 @@ def family(make_artifact, tmp_path):
     ref = lambda a: {"id": a.id, "path": str(a.path)}  # noqa: E731
     data = {"data": {"id": "data-1", "path": "set/train"}}
     teacher = {"teacher": {"name": "timm:x"}}
-    t = make_artifact(tmp_path / "t", inputs=data, recipe=teacher, facts={"teacher": {"sha256": "abc"}})
+    t = make_artifact(
+        tmp_path / "t", inputs=data, recipe=teacher, facts={"teacher": {"name": "x", "sha256": SHA, "feature_dim": 8}}
+    )
     loss = {"l1": {"weight": 1.0}, "perceptual": {"weight": 1.0, "network": "squeezenet"}}
     gan = {"discriminator": {"name": "features", "network": "dinov2-s"}}
+    weights = {"weights-perceptual": {"id": f"weights-{'cd' * 6}", "path": "x"}}
     d = make_artifact(
-        tmp_path / "d", b"2", "decoder", inputs={**data, "tokenizer": ref(t)}, recipe={"loss": loss, "gan": gan}
+        tmp_path / "d",
+        b"2",
+        "decoder",
+        inputs={**data, "tokenizer": ref(t), **weights},
+        recipe={"loss": loss, "gan": gan},
     )
     s = make_artifact(tmp_path / "s", b"3", "samples", inputs={"decoder": ref(d), "tokenizer": ref(t)})
     return t, d, s
@@ -249,8 +258,9 @@ def test_judges_of_the_whole_lineage_are_found(family):
     assert involved(lineage, "timm:x", None) == ("teacher",)
     assert involved(lineage, "squeezenet", None) == ("perceptual loss",)
     assert involved(lineage, "timm:vit_small_patch14_dinov2.lvd142m", None) == ("discriminator",)  # dinov2-s in full
-    assert involved(lineage, "vits14", "abc") == ("teacher",)  # the same weights under another name
-    assert involved(lineage, "vits14", "def") == ()
+    assert involved(lineage, "vits14", SHA) == ("teacher",)  # the same weights under another name
+    assert involved(lineage, "vits14", "12" * 32) == ()
+    assert involved(lineage, "vits14", "cd" * 32) == ("perceptual loss",)
     assert involved(ancestry(t), "squeezenet", None) == ()  # the tokenizer has not seen its decoder's losses
 
 

@@ -282,8 +282,10 @@ def test_a_full_disk_is_one_line_and_the_repeat_resumes(
 
 def test_a_moved_input_is_found_by_its_id(family: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("tokenizer", "decoder", "proposal"):
-        file = copy(family[kind], tmp_path / kind) / "manifest.json"
-        file.write_text(file.read_text().replace(json.dumps(str(family["tokenizer"]), ensure_ascii=False), '"/gone"'))
+        forge(
+            copy(family[kind], tmp_path / kind),
+            lambda m: m["inputs"].get("tokenizer", {}).update(path="/gone"),
+        )
     flags = ["sample", "--recipe", "toy/sample-ar", "-n", 1, "--workspace", tmp_path]
     assert made(*flags).is_dir()
     shutil.rmtree(tmp_path / "tokenizer")
@@ -404,8 +406,7 @@ def test_a_tokenizer_is_not_drawn_beside_itself(family: dict[str, Path]) -> None
 def test_a_recorded_recipe_that_describes_no_network_is_damage(
     family: dict[str, Path], sample: list[Any], tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    file = copy(family["proposal"], tmp_path / "p") / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"recipe": recipe}))
+    forge(copy(family["proposal"], tmp_path / "p"), lambda m: m.update(recipe=recipe))
     assert "manifest.json: its recipe or facts do not describe a network" in refusal(
         *sample, "--proposal", tmp_path / "p"
     )

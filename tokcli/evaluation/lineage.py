@@ -11,6 +11,7 @@ from tokcli.pretrained import READY
 log = logging.getLogger("tok")
 
 
+ROLES = {"teacher": "teacher", "discriminator": "discriminator", "text": None, "language": None}  # others: of a loss
 FILES = ("data", "image", "mask", "checkpoint")  # roles of inputs that are no artifacts
 
 
@@ -59,13 +60,17 @@ def involved(lineage: Iterable[Artifact], extractor: str, sha256: str | None) ->
     Args:
         lineage: from `ancestry`.
         extractor: its name; short names stand for what they abbreviate.
-        sha256: of its weights, so that a teacher from the same file counts under any name.
+        sha256: of its weights, so that the same file counts under any name.
     """
     wanted, roles = READY.get(extractor, extractor), []
     for one in lineage:
         for network, role in _networks(one.recipe):
             if READY.get(network, network) == wanted:
                 roles.append(role)
+        for role, entry in one.inputs.items():
+            called = ROLES.get(role.removeprefix("weights-"), "perceptual loss")
+            if called and sha256 and role.startswith("weights-") and entry["id"] == f"weights-{sha256[:12]}":
+                roles.append(called)
         teacher = one.facts.get("teacher")
         if isinstance(teacher, Mapping) and sha256 and teacher.get("sha256") == sha256:
             roles.append("teacher")
