@@ -171,8 +171,7 @@ def _plan(
         losses = build.build_losses(recipe.loss, None, device)
         adversary = _adversary(recipe, None, device)
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
-    if adversary:
-        modules["discriminator"] = adversary.discriminator
+    modules |= {"discriminator": adversary.discriminator} if adversary else {}
     if frozen:
         modules["tokenizer"] = frozen.eval().requires_grad_(False)
     counted = _compute(recipe, tokenizer, frozen, decoder, losses, adversary, images) if tokenizer and frozen else None
