@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tokcli.data.batches import Batch
-from tokcli.stages import train_decoder
-from tokcli.stages.train_decoder import Encoding
+from tokcli.training import encoding
+from tokcli.training.encoding import Encoding
 
 
 class Counting:
@@ -33,7 +33,7 @@ def test_images_that_do_not_change_are_encoded_once() -> None:
 
 
 def test_random_views_and_sets_too_large_for_memory_are_encoded_each_time(monkeypatch) -> None:
-    monkeypatch.setattr(train_decoder, "KEPT", 11)
+    monkeypatch.setattr(encoding, "KEPT", 11)
     for count in (0, 6):
         tokenizer = Counting()
         encode = Encoding(tokenizer, count, 2)  # type: ignore[arg-type]

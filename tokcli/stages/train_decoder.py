@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -44,14 +43,13 @@ from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.recipe.yaml import to_yaml
-from tokcli.training import loop
+from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
 from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import Stateful, complete
 from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
-KEPT = 1 << 24  # indices of training images in memory: 64 MiB
 Losses = list[tuple[str, float, nn.Module]]
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "data.transform": TRANSFORMS,
@@ -206,7 +204,10 @@ def _compute(
 ) -> tuple[compute.Compute, float]:
     """What the training computes, see `compute.training`; all networks are on the meta device."""
     size, number = recipe.data.size, len(images.source) if images.source else None
-    kept = build.build_transform(recipe.data).deterministic and (number or 0) * math.prod(made_by.facts["grid"]) <= KEPT
+    kept = (
+        build.build_transform(recipe.data).deterministic
+        and (number or 0) * math.prod(made_by.facts["grid"]) <= encoding.KEPT
+    )
 
     def inputs() -> list[Tensor]:
         some = torch.empty(compute.MICRO, 3, size, size)
@@ -254,29 +255,6 @@ def _updater(
     return Updater(Reconstruction(decoder, PixelLoss(losses, adversary)), recipe.optim, recipe.train, device)
 
 
-class Encoding:
-    """Indices of training images; those of an image that always looks the same are computed once.
-
-    Args:
-        tokenizer: frozen.
-        count: how many images keep their indices; 0 where a random transform makes each view another.
-        tokens: of an image. Where all take more than `KEPT`, none are kept.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, count: int, tokens: int) -> None:
-        self.tokenizer = tokenizer
-        kept = 0 < count * tokens <= KEPT
-        self.known = torch.full((count, tokens), -1, dtype=torch.int32) if kept else None
-
-    def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b n"]:
-        """The indices of a batch; images in [0, 1] on the tokenizer's device."""
-        if self.known is None:
-            return self.tokenizer.encode(images)
-        if (self.known[batch.indices] < 0).any():
-            self.known[batch.indices] = self.tokenizer.encode(images).int().cpu()
-        return self.known[batch.indices].long().to(images.device)
-
-
 def _train(
     options: Options,
     recipe: DecoderRecipe,
@@ -313,7 +291,7 @@ def _train(
         world=distributed.world_size(),
     )
 
-    encode = Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
+    encode = encoding.Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = unit(batch.images, device)
