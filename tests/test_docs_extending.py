@@ -63,8 +63,8 @@ def test_the_quantizer_keeps_the_contract(bits: Any) -> None:
 
 def test_the_teacher_gives_patches_and_its_own_pooled_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NETWORKS, "deit", None)  # type: ignore[arg-type]
-    monkeypatch.setitem(TEACHERS, "deit", None)  # type: ignore[arg-type]
-    run("## A teacher", NETWORKS=NETWORKS, TEACHERS=TEACHERS, Teacher=Teacher)
+    run("## A teacher", NETWORKS=NETWORKS)
+    monkeypatch.setitem(TEACHERS, "deit", Teacher)  # as the line of the dict gives it
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = build_teacher("deit", {"image_size": 64}, "random")(images)
     assert features.shape == (1, 16, 192)

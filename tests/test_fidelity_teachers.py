@@ -22,6 +22,8 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALVES = ([0.5] * 3, [0.5] * 3)
 # OpenAI's CLIP, clip/clip.py, `_transform`
 OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+# Caffe's SqueezeNet 1.1, its deploy transform: the mean of 0..255, no scaling
+CAFFE = ([122.7 / 255, 116.7 / 255, 104.0 / 255], [1 / 255] * 3)
 TIMM = {
     "norm1": "norm1", "qkv": "attn.qkv.", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2",
     "blocks": "blocks.{}.",
@@ -102,6 +104,7 @@ PUBLISHED = {
     "efflite0": HALVES, "vits14": IMAGENET, "clip": OPENAI, "vit": IMAGENET, "dino": IMAGENET, "mae": IMAGENET,
     "dinov2-s": IMAGENET, "dinov2-b": IMAGENET, "dinov2-l": IMAGENET, "dinov2-g": IMAGENET, "dinov3-s": IMAGENET,
     "dinov3-b": IMAGENET, "dinov3-l": IMAGENET, "siglip2-b": HALVES, "convnext-b": IMAGENET, "eva02-clip-b": OPENAI,
+    "squeezenet": CAFFE, "vgg16": IMAGENET, "inception": HALVES,
     "clip-l": OPENAI, "openclip-l": HALVES, "openclip-h": OPENAI, "openclip-bigg": OPENAI,
 }  # fmt: skip
 

@@ -45,7 +45,12 @@ def disk_error(path: Path, error: OSError) -> TokError:
         return TokError(str(path), "cannot write here", why=error.strerror or "", next="Choose another --out")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return TokError(str(path), "cannot be written", why="a file is in the way", next="Choose another --out")
-    return TokError(str(path), "cannot be written", why=error.strerror or str(error))
+    return TokError(
+        str(path),
+        "cannot be written",
+        why=error.strerror or str(error),
+        next="Choose another place, or free some space",
+    )
 
 
 def require_space(folder: Path, need: int, where: str, *, next: str) -> None:

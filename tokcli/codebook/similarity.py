@@ -21,7 +21,9 @@ def tsne(points: Float[np.ndarray, "m d"], perplexity: float, seed: int) -> Floa
     from threadpoolctl import threadpool_limits
 
     if len(points) < 4 or not np.isfinite(points).all():
-        raise TokError("t-SNE", "needs at least 4 points, all finite", got=f"{len(points)} points")
+        raise TokError(
+            "t-SNE", "needs at least 4 points, all finite", got=f"{len(points)} points", next="Choose more codes"
+        )
     start = "pca" if points.shape[1] > 1 else "random"
     few = (len(points) - 1) / 3
     with threadpool_limits(1):

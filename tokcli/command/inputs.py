@@ -74,7 +74,12 @@ def load_recipe(
     stage = model.model_fields["stage"].annotation
     wanted = getattr(stage, "__args__", ("",))[0]
     if tree.get("stage") != wanted:
-        raise TokError(str(path), f"is not a recipe of stage '{wanted}'", got=repr(tree.get("stage")))
+        raise TokError(
+            str(path),
+            f"is not a recipe of stage '{wanted}'",
+            got=repr(tree.get("stage")),
+            next="Give a recipe of this stage: tok recipes lists them",
+        )
     override(tree, options.sets, families, resolve, say)
     recipe = check(model, tree, str(path), families, resolve)
     for where, section in (("optim", recipe), ("gan.optim", getattr(recipe, "gan", None))):

@@ -29,8 +29,9 @@ def device_of(options: Options) -> torch.device:
         if not torch.cuda.is_available():
             raise TokError(f"--device {name}", "no CUDA device is available", next="Use --device cpu")
         device = torch.device("cuda", distributed.local_rank() if device.index is None else device.index)
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise TokError(f"--device {name}", f"there are {torch.cuda.device_count()} CUDA devices")
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise TokError(f"--device {name}", f"there are {count} CUDA devices", next=f"Choose a number below {count}")
         torch.cuda.set_device(device)
     elif device.type != "cpu":  # float64, which draws are made in, is not to be had everywhere
         raise TokError(f"--device {name}", "this device is not supported", next="Choose cpu, cuda or cuda:N")

@@ -30,7 +30,12 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
             arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in file.files}
             images = _header(path)[0][0] if IMAGES in file.files else None
     except (OSError, ValueError, IndexError, zipfile.BadZipFile, EOFError) as error:
-        raise TokError(where, "is not a whole .npz file", why=(str(error) or "empty").splitlines()[0]) from None
+        raise TokError(
+            where,
+            "is not a whole .npz file",
+            why=(str(error) or "empty").splitlines()[0],
+            next="Download or write it again",
+        ) from None
     if not {"mu", "sigma"} <= arrays.keys():
         raise TokError(
             where,
@@ -47,7 +52,12 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
 def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int | None, where: str) -> Gaussian:
     if mean.shape != (width,) or covariance.shape != (width, width):
         got = f"mean {mean.shape}, covariance {covariance.shape}"
-        raise TokError(where, f"is not of Inception's {width:,} features", got=got)
+        raise TokError(
+            where,
+            f"is not of Inception's {width:,} features",
+            got=got,
+            next="Give statistics that pytorch-fid, clean-fid or ADM's script wrote with Inception's 2,048 pooled features",
+        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise TokError(where, "holds numbers that are not finite", next="Fetch it again")
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), count, where)
@@ -81,6 +91,7 @@ def read_images(path: Path) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
                 raise TokError(
                     str(path),
                     f"is cut off after image {first + len(data) // size} of {shape[0]}",
+                    next="Download it again",
                 )
             images = np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
             yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2)

@@ -244,7 +244,7 @@ def is_npz(spec: str) -> bool:
 def _file(spec: str) -> Path:
     path = Path(spec).expanduser().resolve()
     if not path.is_file():
-        raise TokError(f"--reference {spec}", "no such file")
+        raise TokError(f"--reference {spec}", "no such file", next="Give a .npz of statistics or images, or a data set")
     return path
 
 

@@ -34,7 +34,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
         TokError: no artifact, one that is unfinished or damaged, or a kind without a handle.
     """
     if not isinstance(path, str | Path):
-        raise TokError("load", "takes the path of an artifact", got=type(path).__name__)
+        raise TokError(
+            "load",
+            "takes the path of an artifact",
+            got=type(path).__name__,
+            next="Give a folder that a tok command printed",
+        )
     try:
         where = torch.device(device)
     except RuntimeError:

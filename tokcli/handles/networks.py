@@ -111,7 +111,12 @@ class TokenizerHandle(Decoding):
         if isinstance(decoder, TokenizerHandle):
             decoder = decoder.artifact.path
         if not isinstance(decoder, str | Path | None):
-            raise TokError("decoder", "must be a path or what tokcli.load gives for one", got=type(decoder).__name__)
+            raise TokError(
+                "decoder",
+                "must be a path or what tokcli.load gives for one",
+                got=type(decoder).__name__,
+                next="Give decoder=PATH, or leave it out",
+            )
         key = None if decoder is None else str(decoder)
         if key not in self._decoders:
             self._decoders[key] = loading.load_decoder(self._decoder(decoder), self.device)
@@ -157,15 +162,27 @@ def _indices(indices: Any, codebook_size: int, grid: Sequence[int]) -> Int64[Ten
     try:
         array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
     except (ValueError, TypeError, RuntimeError):
-        raise TokError("indices", "must be an array of whole numbers", got=type(indices).__name__) from None
+        raise TokError(
+            "indices",
+            "must be an array of whole numbers",
+            got=type(indices).__name__,
+            next="Give a tensor, an array or nested lists",
+        ) from None
     if array.dtype.kind not in "iu" or array.dtype.hasobject:
-        raise TokError("indices", "must be whole numbers", got=str(array.dtype))
+        raise TokError("indices", "must be whole numbers", got=str(array.dtype), next="Give what encode returned")
     found = torch.from_numpy(array.astype(np.int64))
     n, shape = grid[0] * grid[1], tuple(found.shape)
     found = found.flatten(1) if shape[1:] == tuple(grid) else found[None] if found.dim() == 1 else found
     if found.dim() != 2 or found.shape[1] != n or not len(found):
-        raise TokError("indices", f"must be (b, {n}), the {grid[0]}x{grid[1]} tokens of each image", got=str(shape))
+        raise TokError(
+            "indices",
+            f"must be (b, {n}), the {grid[0]}x{grid[1]} tokens of each image",
+            got=str(shape),
+            next="Give what encode returned, with a leading batch axis",
+        )
     if found.min() < 0 or found.max() >= codebook_size:
         span = f"{int(found.min())} to {int(found.max())}"
-        raise TokError("indices", f"must be from 0 to {codebook_size - 1}", got=span)
+        raise TokError(
+            "indices", f"must be from 0 to {codebook_size - 1}", got=span, next="Give the indices of this tokenizer"
+        )
     return found

@@ -55,7 +55,12 @@ class SamplesHandle(Handle):
         """
         wanted = range(len(self)) if numbers is None else numbers
         if not len(wanted) or any(not 0 <= number < len(self) or number != int(number) for number in wanted):
-            raise TokError("images", f"are numbered 0 to {len(self) - 1}", got=", ".join(map(str, wanted)))
+            raise TokError(
+                "images",
+                f"are numbered 0 to {len(self) - 1}",
+                got=", ".join(map(str, wanted)),
+                next="Give numbers in this range",
+            )
         return read_samples(self.artifact, wanted)
 
     @property

@@ -156,7 +156,10 @@ class Distillation(Method):
         self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
         if not recipe.learn_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":
             raise TokError(
-                "learn_from_blank", "false needs a codebook of running means", got="quantizer.learning: gradient"
+                "learn_from_blank",
+                "false needs a codebook of running means",
+                got="quantizer.learning: gradient",
+                next="Set learn_from_blank to true, or quantizer.learning to ema",
             )
         self.objective = DistillationLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)

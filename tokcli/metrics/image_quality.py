@@ -100,7 +100,12 @@ def ssim(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) 
     """
     x, y = _pair(images, targets)
     if min(x.shape[-2:]) < WINDOW:
-        raise TokError("ssim", f"needs images of at least {WINDOW} px", got=f"{x.shape[-1]} x {x.shape[-2]}")
+        raise TokError(
+            "ssim",
+            f"needs images of at least {WINDOW} px",
+            got=f"{x.shape[-1]} x {x.shape[-2]}",
+            next="Use larger images",
+        )
     return torch.stack([_ssim_map(a, b).mean() for a, b in zip(x, y, strict=True)]) if len(x) else x.new_zeros(0)
 
 

@@ -35,7 +35,12 @@ def inception_score(logits: Float[Tensor, "n classes"], splits: int = SPLITS) ->
         TokError: fewer images than splits, or logits that are not finite.
     """
     if len(logits) < splits:
-        raise TokError("inception score", f"{splits} splits need as many images", got=f"{len(logits)}")
+        raise TokError(
+            "inception score",
+            f"{splits} splits need as many images",
+            got=f"{len(logits)}",
+            next="Draw more samples with -n",
+        )
     if not logits.isfinite().all():
         raise TokError("inception score", "logits are not finite", next="Check the network's weights")
     # images come sorted by class: splits of them must not be

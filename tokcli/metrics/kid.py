@@ -41,7 +41,12 @@ def kid(
     """
     size = min(subset_size, len(a), len(b))
     if size < 2:
-        raise TokError("kid", "needs at least 2 images on each side", got=f"{len(a)} and {len(b)}")
+        raise TokError(
+            "kid",
+            "needs at least 2 images on each side",
+            got=f"{len(a)} and {len(b)}",
+            next="Give more images, or set eval.manifold to 0",
+        )
     if a.shape[1] != b.shape[1]:
         raise TokError(
             "kid",

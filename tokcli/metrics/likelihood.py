@@ -16,7 +16,11 @@ def masked_ce(total: float, tokens: int) -> float:
         TokError: no tokens, or a sum that is not finite.
     """
     if tokens < 1:
-        raise TokError("proposal", "no held-out tokens to judge it by")
+        raise TokError(
+            "proposal",
+            "no held-out tokens to judge it by",
+            next="Give a val split beside the training images, or --tokens",
+        )
     if not math.isfinite(total):
         raise TokError("proposal", "its likelihood is not finite", got=f"{total}", next="Check its training log")
     return total / tokens
@@ -47,5 +51,9 @@ def token_accuracy(correct: int | float, tokens: int) -> float:
         TokError: no tokens.
     """
     if tokens < 1:
-        raise TokError("proposal", "no held-out tokens to judge it by")
+        raise TokError(
+            "proposal",
+            "no held-out tokens to judge it by",
+            next="Give a val split beside the training images, or --tokens",
+        )
     return correct / tokens

@@ -45,9 +45,14 @@ def bags(indices: Int[Tensor, "b n"], grid: tuple[int, int], codebook_size: int)
 
 def _checked(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray) -> None:
     if not len(labels) == train.shape[0] or not len(wanted) == test.shape[0] or not len(wanted):
-        raise TokError("understanding", "every image needs a class", got=f"{len(labels)} and {len(wanted)} classes")
+        raise TokError(
+            "understanding",
+            "every image needs a class",
+            got=f"{len(labels)} and {len(wanted)} classes",
+            next="Give data with classes",
+        )
     if len(np.unique(labels)) < 2:
-        raise TokError("understanding", "needs training images of at least 2 classes")
+        raise TokError("understanding", "needs training images of at least 2 classes", next="Give data with classes")
 
 
 def probe_accuracy(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray) -> float:

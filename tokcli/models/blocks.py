@@ -25,7 +25,12 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise TokError("heads", "must divide the width", got=f"{heads} heads, width {width}")
+            raise TokError(
+                "heads",
+                "must divide the width",
+                got=f"{heads} heads, width {width}",
+                next="Set heads to a divisor of the width",
+            )
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))

@@ -27,6 +27,7 @@ def halved(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
             "encoder.widths",
             f"stages halve the image to 1/{stride}, which must divide its size",
             got=f"{height}x{width} px",
+            next="Set data.size to a multiple, or leave out some of encoder.widths",
         )
     return height // stride, width // stride
 

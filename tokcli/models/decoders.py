@@ -142,6 +142,7 @@ class ViTDecoder(nn.Module):
                 "decoder",
                 f"a {grid[0]}x{grid[1]} grid does not cut the image into square patches",
                 got=f"{height}x{breadth} px",
+                next="Set data.size to a multiple of the grid",
             )
         self.embed = nn.Linear(code_dim, width)
         start_weights(self.embed)

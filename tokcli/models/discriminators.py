@@ -63,7 +63,10 @@ class PatchDiscriminator(nn.Module):
         if min(images.shape[2:]) < 3 * 2**self.depth:
             got = f"{images.shape[2]}x{images.shape[3]} px"
             raise TokError(
-                "gan.discriminator.depth", f"{self.depth} stages need images of {3 * 2**self.depth} px", got=got
+                "gan.discriminator.depth",
+                f"{self.depth} stages need images of {3 * 2**self.depth} px",
+                got=got,
+                next="Set gan.discriminator.depth lower, or data.size higher",
             )
         return self.layers(training_layout(2 * images - 1)).flatten(1)
 

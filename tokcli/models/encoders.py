@@ -87,6 +87,7 @@ class ViTEncoder(nn.Module):
                 "encoder.patch_size",
                 "must divide the image size",
                 got=f"patches of {self.patch_size} px in images of {height}x{width} px",
+                next="Set encoder.patch_size to a divisor of data.size",
             )
         return height // self.patch_size, width // self.patch_size
 

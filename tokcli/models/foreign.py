@@ -105,7 +105,12 @@ def convert(state: Mapping[str, Tensor], layout: str, tokenizer: Tokenizer, wher
             for what, names in unlike.items()
             if names
         ]
-        raise TokError(where, f"is not a checkpoint of layout {layout}", why="; ".join(parts))
+        raise TokError(
+            where,
+            f"is not a checkpoint of layout {layout}",
+            why="; ".join(parts),
+            next="Name the FORMAT that this file was published in",
+        )
     found = {ours: torch.cat([state[name] for name in theirs]).reshape(wanted[ours].shape) for ours, theirs in pairs}
     found["quantizer.initialised"] = torch.tensor(True)
     return found

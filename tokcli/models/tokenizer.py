@@ -96,6 +96,11 @@ class Tokenizer(nn.Module):
         fresh = {name: t for name, t in self.state_dict().items() if name not in exported}
         surplus = {name for name in state if name in fresh}
         if surplus:
-            raise TokError(where, "holds training state, not an exported tokenizer", got=", ".join(sorted(surplus)))
+            raise TokError(
+                where,
+                "holds training state, not an exported tokenizer",
+                got=", ".join(sorted(surplus)),
+                next="Give the folder of a finished tokenizer",
+            )
         load_strict(self, {**fresh, **state}, where)
         self.quantizer.restart_training_state()

@@ -60,9 +60,19 @@ class Frozen(nn.Module):
         try:
             state = self.convert(load_tensors(path))
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
-            raise TokError(where, f"{path} does not hold the weights of this network", why=str(error)) from None
+            raise TokError(
+                where,
+                f"{path} does not hold the weights of this network",
+                why=str(error),
+                next="Give the file of this network",
+            ) from None
         broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if broken:
-            raise TokError(where, f"{path} holds values that are not finite", got=", ".join(broken[:3]))
+            raise TokError(
+                where,
+                f"{path} holds values that are not finite",
+                got=", ".join(broken[:3]),
+                next="Download the file again",
+            )
         load_strict(self.body, state, f"{where}: {path}")
         self.sha256 = known_sha256(path)

@@ -55,7 +55,12 @@ class Teacher(nn.Module):
         self.name = name
         self.network = build_network(name, weights, role="teacher", weights_flag="--teacher-weights")
         if not norm and not self.network.has_final_norm:
-            raise TokError(f"teacher {name}", "norm: false changes nothing", why="the network has no final norm")
+            raise TokError(
+                f"teacher {name}",
+                "norm: false changes nothing",
+                why="the network has no final norm",
+                next="Leave teacher.norm out",
+            )
         self.layers: list[int | str] = list(self.network.resolve(layers))
         if image_size is not None and grid is not None:
             raise TokError(

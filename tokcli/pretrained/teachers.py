@@ -1,24 +1,16 @@
-"""Teachers by name. All are one class around a network; one that needs more is a file and a line here."""
+"""Teachers by name: every pretrained network is one."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tokcli.pretrained import READY
+from tokcli.pretrained import NETWORKS, READY
 from tokcli.pretrained.teacher import Teacher
 from tokcli.registry import lookup
 
 __all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class", "teacher_file"]
 
-TEACHERS: dict[str, type[Teacher]] = {
-    "efflite0": Teacher,
-    "vits14": Teacher,
-    "clip": Teacher,
-    "vit": Teacher,
-    "dino": Teacher,
-    "mae": Teacher,
-    **dict.fromkeys(READY, Teacher),
-}
+TEACHERS: dict[str, type[Teacher]] = dict.fromkeys([*NETWORKS, *READY], Teacher)
 
 
 def teacher_class(name: str) -> type[Teacher]:

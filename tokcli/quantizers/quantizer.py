@@ -54,7 +54,9 @@ class Quantizer(nn.Module):
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
         if codebook_size > MOST_CODES:
-            raise TokError("quantizer", f"more than {MOST_CODES:,} codes", got=f"{codebook_size:,}")
+            raise TokError(
+                "quantizer", f"more than {MOST_CODES:,} codes", got=f"{codebook_size:,}", next="Set a smaller codebook"
+            )
         self.codebook_size, self.code_dim = codebook_size, code_dim
         # saved, so that a resumed run does not initialise again and throw its codebook away
         self.register_buffer("initialised", torch.tensor(True))

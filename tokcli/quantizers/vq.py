@@ -102,12 +102,26 @@ class VQ(Quantizer):
         super().__init__(codebook_size, code_dim)
         defaults = _defaults(learning, rescue)
         if decay is not None and learning == "gradient":
-            raise TokError("quantizer.decay", "goes with learning: ema", got=f"{decay} and {learning}")
+            raise TokError(
+                "quantizer.decay",
+                "goes with learning: ema",
+                got=f"{decay} and {learning}",
+                next="Leave it out, or set quantizer.learning to ema",
+            )
         if rescue == "anchors" and learning == "ema":
-            raise TokError("quantizer.rescue", "anchors go with learning: gradient")
+            raise TokError(
+                "quantizer.rescue",
+                "anchors go with learning: gradient",
+                next="Set quantizer.learning to gradient, or another rescue",
+            )
         for key, value in {"rescue_after": rescue_after, "rescue_below": rescue_below}.items():
             if value is not None and rescue not in ("revive", "kmeans"):
-                raise TokError(f"quantizer.{key}", "goes with rescue: revive or kmeans", got=f"{value} and {rescue}")
+                raise TokError(
+                    f"quantizer.{key}",
+                    "goes with rescue: revive or kmeans",
+                    got=f"{value} and {rescue}",
+                    next="Leave it out, or set quantizer.rescue to revive",
+                )
         self.rescue = rescue
         self.rescue_after = defaults["rescue_after"] if rescue_after is None else rescue_after
         self.rescue_below = defaults["rescue_below"] if rescue_below is None else rescue_below

@@ -43,7 +43,12 @@ def override(
         for section in sections:
             child = node.setdefault(section, {})
             if not isinstance(child, dict):
-                raise TokError(f"--set {dotted}", f"'{section}' is a value, not a section", got=repr(child))
+                raise TokError(
+                    f"--set {dotted}",
+                    f"'{section}' is a value, not a section",
+                    got=repr(child),
+                    next="Set the key itself",
+                )
             node = child
         before = node.get(last)
         if last == "name" and before not in (None, value):
@@ -105,5 +110,10 @@ def parse_set(assignments: tuple[str, ...], flag: str = "") -> dict[str, Any]:
             parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
         except yaml.YAMLError as error:
             problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-            raise TokError(flag or f"--set {text}", "the value is not YAML", why=problem) from None
+            raise TokError(
+                flag or f"--set {text}",
+                "the value is not YAML",
+                why=problem,
+                next="Quote the value for the shell and for YAML",
+            ) from None
     return parsed

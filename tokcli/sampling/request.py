@@ -76,7 +76,12 @@ def class_numbers(asked: list[int | str] | None, names: list[str]) -> list[int]:
     """
     if not names:
         if asked:
-            raise TokError("--classes", "the proposal network was trained without classes", got=str(asked))
+            raise TokError(
+                "--classes",
+                "the proposal network was trained without classes",
+                got=str(asked),
+                next="Leave --classes out",
+            )
         return [-1]
     if asked is None:
         return list(range(len(names)))

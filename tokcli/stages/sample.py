@@ -60,7 +60,12 @@ def main(
         options, "--proposal", proposal, ["proposal"], lambda a: mode in (None, a.facts["mode"]), "tok train-proposal"
     )
     if mode not in (None, proposal_artifact.facts["mode"]):
-        raise TokError(f"--proposal {proposal}", f"is of mode {proposal_artifact.facts['mode']}", got=f"--mode {mode}")
+        raise TokError(
+            f"--proposal {proposal}",
+            f"is of mode {proposal_artifact.facts['mode']}",
+            got=f"--mode {mode}",
+            next="Leave --mode out, or choose another network",
+        )
     check_weights(options, weights_read(proposal_artifact.recipe))
     if "text" in options.weights:
         loading.check_text_weights(proposal_artifact, options.weights["text"])

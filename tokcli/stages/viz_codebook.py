@@ -190,7 +190,11 @@ def _draw(
     network = loading.load_tokenizer(a, device)
     viz, quantizer = recipe.viz, network.quantizer
     if not quantizer.discrete:
-        raise TokError(f"--{role} {a.path}", "was trained without a quantizer and has no codes")
+        raise TokError(
+            f"--{role} {a.path}",
+            "was trained without a quantizer and has no codes",
+            next="Choose a tokenizer with a codebook",
+        )
     folder = root if role == "tokenizer" else root / role
     folder.mkdir(exist_ok=True)
     seen = _read(network, source, a.facts["use_size"], viz, device)
