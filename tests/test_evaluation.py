@@ -9,7 +9,7 @@ import pytest
 from tokcli.evaluation.judge import asked_for
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.records import Against, Measured, Measurement
-from tokcli.evaluation.tables import build_tables, small_sets
+from tokcli.evaluation.tables import build_tables, warning_of_small_sets
 from tokcli.evaluation.text_tables import as_csv, as_text
 from tokcli.metrics.reported import Reported
 
@@ -72,8 +72,16 @@ def test_other_columns_stand_in_the_order_of_metrics_and_those_of_an_extractor_l
 def test_sets_too_small_for_a_distance_are_listed_once_each():
     few = measured("samples", fd(9.0, count=18), fd(8.0, count=18, extractor="efflite0"), usage(0.5), id="few")
     many = measured("samples", fd(9.0, count=5000), fd(9.0, count=5000, against=TRAIN), id="many")
-    assert small_sets([few, many]) == ["samples-few (18)", "set/val (100)", "set/train (900)"]
-    assert small_sets([measured("tokenizer", usage(0.5))]) == []
+    said = warning_of_small_sets([few, many])
+    assert said is not None and said.endswith("equal N: samples-few (18), set/val (100), set/train (900)")
+    found = build_tables([few, many])
+    assert said in found.paper.notes and said in found.whole.notes and said not in found.more.notes
+    assert warning_of_small_sets([measured("tokenizer", usage(0.5))]) is None
+
+
+def test_what_was_not_measured_is_said_once():
+    found = build_tables([measured("tokenizer", usage(0.5))])
+    assert found.paper.notes[0] == "-: not measured" and "-: not measured" not in found.more.notes
 
 
 def test_two_tokenizers_are_two_rows_told_apart_by_id_where_names_are_equal():

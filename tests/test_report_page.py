@@ -8,7 +8,7 @@ import pytest
 from browser import Browser, browser  # noqa: F401  the fixture
 from PIL import Image
 
-from tokcli.evaluation import charts
+from tokcli.evaluation import charts, sweep_charts
 from tokcli.evaluation import html as pages
 from tokcli.evaluation.html import Picture, write_report
 from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
@@ -86,12 +86,20 @@ def test_the_tables_equal_metrics_json(shown, report):
     table = report[0]["table"]
     read = (
         "const own = n => [...n.querySelectorAll('th, td')].map(c => (c.querySelector('.number') || c).firstChild.textContent);"
-        "return [...document.querySelectorAll('section:first-child table')].map(t => [...t.rows].map(own))"
+        "const table = [...document.querySelectorAll('section')].find(n => n.querySelector('h2').textContent === 'Table');"
+        "return [...table.querySelectorAll('table')].map(t => [...t.rows].map(own))"
     )
     paper, more = shown.run(read)
     text = lambda row, column: row["cells"].get(column["key"], {"text": "-"})["text"]  # noqa: E731
     assert paper[0] == ["tokenizer", *(c["title"] for c in table["columns"])]
-    assert paper[1:] == [[row["name"], *(text(row, c) for c in table["columns"])] for row in table["rows"]]
+    rows = [[row["name"], *(text(row, c) for c in table["columns"])] for row in table["rows"]]
+    empty = {n for n, c in enumerate(table["columns"], 1) if not any(c["key"] in row["cells"] for row in table["rows"])}
+    assert empty  # said once, by a cell beside all rows
+    rows = [
+        ["not measured" if n in empty else t for n, t in enumerate(row) if number == 0 or n not in empty]
+        for number, row in enumerate(rows)
+    ]
+    assert paper[1:] == rows
     assert more[0] == ["metric", *(row["name"] for row in table["rows"])]
     assert more[1:] == [[c["title"], *(text(row, c) for row in table["rows"])] for c in table["more"]]
 
@@ -144,7 +152,7 @@ def test_precision_and_recall_of_two_extractors_are_not_on_one_chart():
         {"metric": f"{m}_{e}", "fields": {"metric": m, "extractor": e}} for m in ("precision", "recall") for e in "xy"
     ]
     drawn = [{"id": i, "metrics": {m["metric"]: 0.5 for m in both}, "measurements": both} for i in "ab"]
-    titles = re.findall('aria-label="([^"]+)"', "".join(pages._pareto(drawn, ["1", "2"])))
+    titles = re.findall('aria-label="([^"]+)"', "".join(sweep_charts._pareto(drawn, ["1", "2"])))
     assert titles == ["recall_x against precision_x", "recall_y against precision_y"]
 
 
@@ -187,6 +195,35 @@ def test_names_of_close_points_do_not_lie_on_each_other():
         others = boxes[:number]
         assert not any(left < o[1] and o[0] < right and top < o[3] and o[2] < bottom for o in others)
     assert all(f"<title>tip {i}</title>" in picture for i in range(20))
+    below = re.findall("<li>(.*?)</li>", picture)
+    assert sorted([*below, *(name for *_, name in shown)]) == sorted(["alone", *(f"scale {i}" for i in range(20))])
+    assert [re.search(rf">{n}</text></g>", picture) is not None for n in range(1, len(below) + 1)] == [True] * len(
+        below
+    )
+
+
+def test_an_axis_that_begins_at_zero_shows_it():
+    points = [charts.Point(0.4, 40.0, "a"), charts.Point(0.5, 50.0, "b")]
+    left = lambda picture: float(re.search(r'cx="([\d.]+)"', picture)[1])  # noqa: E731
+    near, far = charts.scatter(points, "t", "x"), charts.scatter(points, "t", "x", zero_x=True)
+    assert left(near) < 80 and left(far) > 200 and ">0<" in far and ">0<" not in near
+
+
+def test_dots_lie_on_one_axis_with_their_intervals():
+    picture = charts.dots(
+        [charts.Dot("first", 10.0, (5.0, 15.0)), charts.Dot("second", 20.0, None, "20 of b", True)], "rFD"
+    )
+    dots = [(kind, float(x)) for kind, x in re.findall(r'circle class="(\w+)" cx="([\d.]+)"', picture)]
+    line = [float(x) for x in re.search(r'class="line" d="M([\d.]+) \d+H([\d.]+)"', picture).groups()]
+    assert [kind for kind, _ in dots] == ["best", "rest"]
+    assert line[0] < dots[0][1] < line[1] < dots[1][1] and dots[0][1] == pytest.approx(sum(line) / 2, abs=0.1)
+    assert "<title>20 of b</title>" in picture and "<title>first</title>" in picture
+
+
+def test_pictures_and_charts_come_before_the_long_table(page):
+    headings = re.findall("<h2>(.*?)</h2>", page.read_text())
+    assert headings[:3] == ["Pictures", "Comparison", "Table"]
+    assert 'aria-label="FD_AR efflite0 ↓"' in page.read_text()  # four samples have one
 
 
 def test_the_front_holds_what_no_other_beats():
@@ -210,7 +247,7 @@ def test_samples_of_another_number_decoder_or_request_are_not_on_one_curve():
                 "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number},
                 "measurements": [{"metric": "fd_x", "fields": {"metric": "fd", "extractor": "x"}, "count": count, "by": by}],
             })  # fmt: skip
-        return pages._sweeps({"artifacts": artifacts}, recipes)
+        return sweep_charts.sweeps({"artifacts": artifacts}, recipes)
 
     first = (1.0, 100, "d", None)
     for other in ((2.0, 5000, "d", None), (2.0, 100, "e", None), (2.0, 100, "d", "classes Flags")):

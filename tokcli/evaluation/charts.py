@@ -29,6 +29,24 @@ class Point(NamedTuple):
     best: bool = True
 
 
+class Dot(NamedTuple):
+    """A line of a chart of dots.
+
+    Args:
+        name: written above it.
+        value: where the dot lies.
+        interval: the ends of the line through it; None: no line.
+        tip: shown when it is pointed at.
+        marked: drawn hollow.
+    """
+
+    name: str
+    value: float
+    interval: Sequence[float] | None = None
+    tip: str = ""
+    marked: bool = False
+
+
 def number(value: float) -> str:
     """Four digits, without an exponent where there is room."""
     return f"{value:,.0f}" if 10_000 <= abs(value) < 1_000_000 else f"{value:.4g}"
@@ -43,9 +61,11 @@ def thin(points: Sequence[Point]) -> list[Point]:
 class Frame:
     """The axes of a chart, and where a value lies between them."""
 
-    def __init__(self, points: Sequence[Point], room: float = 0.0) -> None:
-        self.low_x, self.high_x = _span([p.x for p in points])
-        self.low_y, self.high_y = _span([p.y for p in points])
+    def __init__(
+        self, points: Sequence[Point], room: float = 0.0, *, zero_x: bool = False, zero_y: bool = False
+    ) -> None:
+        self.low_x, self.high_x = _span([p.x for p in points] + [0.0] * zero_x)
+        self.low_y, self.high_y = _span([p.y for p in points] + [0.0] * zero_y)
         self.room = room  # pixels kept free at every side, for names
 
     def at(self, point: Point) -> tuple[float, float]:
@@ -87,24 +107,63 @@ def curve(points: Sequence[Point], title: str, label: str) -> str:
     return frame.draw(f"{title}: {number(points[-1].y)}", label, f'<path class="line" d="M{path}"/>')
 
 
-def scatter(points: Sequence[Point], title: str, label: str, *, joined: bool = False) -> str:
+def dots(lines: Sequence[Dot], title: str) -> str:
+    """One line per dot, its name above and its value at the right, all on one axis."""
+    ends = [v for dot in lines for v in (dot.value, *(dot.interval or ()))]
+    low, high = _span(ends)
+    edge, row = 8, 27
+    floor = TOP + row * len(lines) + 4
+
+    def at(value: float) -> float:
+        return edge + DOT + (value - low) / (high - low) * (WIDTH - 2 * (edge + DOT))
+
+    parts = [f'<text x="2" y="14" class="title">{html.escape(title)}</text>']
+    for place, dot in enumerate(lines):
+        y = TOP + row * place + 21
+        shown = html.escape(_short(dot.name, 36))
+        parts.append(f'<g tabindex="0"><title>{html.escape(dot.tip or dot.name)}</title>')
+        parts.append(f'<text x="{edge}" y="{y - 9}">{shown}</text>')
+        parts.append(f'<text x="{WIDTH - edge}" y="{y - 9}" text-anchor="end">{number(dot.value)}</text>')
+        parts.append(f'<path class="axis" d="M{edge} {y}H{WIDTH - edge}"/>')
+        if dot.interval is not None:
+            parts.append(f'<path class="line" d="M{at(dot.interval[0]):.1f} {y}H{at(dot.interval[1]):.1f}"/>')
+        kind = "rest" if dot.marked else "best"
+        parts.append(f'<circle class="{kind}" cx="{at(dot.value):.1f}" cy="{y}" r="{DOT:.0f}"/></g>')
+    for x, anchor, value in ((edge, "start", low), (WIDTH - edge, "end", high)):
+        parts.append(f'<text x="{x}" y="{floor + 11}" text-anchor="{anchor}">{number(value)}</text>')
+    size = f'viewBox="0 0 {WIDTH} {floor + 16}"'
+    return f'<svg {size} role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+
+
+def scatter(
+    points: Sequence[Point], title: str, label: str, *, joined: bool = False, zero_x: bool = False, zero_y: bool = False
+) -> str:
     """Points with their names; the best are filled, and joined by a line where `joined`.
 
-    A name that has no room beside its point is left out, those of the best last: pointing at it shows it.
+    A name that has no room beside its point is a number there, and stands under the chart.
+
+    Args:
+        zero_x, zero_y: that axis begins at 0.
     """
-    frame = Frame(points, room=16)
+    frame = Frame(points, room=16, zero_x=zero_x, zero_y=zero_y)
     best = sorted(p for p in points if p.best)
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(frame.at, best))
     parts = [f'<path class="line" d="M{path}"/>'] if joined and best else []
     places = [frame.at(point) for point in points]
     names = _names(places, points)
+    below = []
     for number, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
+        if point.name and number not in names:
+            below.append(point.name)
+            names[number] = f'<text x="{x:.1f}" y="{y - 6:.1f}" text-anchor="middle">{len(below)}</text>'
         parts.append(
             f'<g tabindex="0"><title>{html.escape(point.tip or point.name)}</title>'
             f'<circle class="{"best" if point.best else "rest"}" cx="{x:.1f}" cy="{y:.1f}" r="{DOT:.0f}"/>'
             f"{names.get(number, '')}</g>"
         )
-    return frame.draw(title, label, "".join(parts))
+    legend = "".join(f"<li>{html.escape(name)}</li>" for name in below)
+    chart = frame.draw(title, label, "".join(parts))
+    return f"<div>{chart}<ol>{legend}</ol></div>" if below else chart
 
 
 class _Box(NamedTuple):

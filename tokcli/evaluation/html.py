@@ -3,16 +3,15 @@
 import base64
 import html
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokcli.evaluation import charts
-from tokcli.evaluation.charts import Node, Point
+from tokcli.evaluation.charts import Dot, Node, Point
+from tokcli.evaluation.sweep_charts import sweeps
 from tokcli.files import write_text
-from tokcli.metrics import METRICS
 from tokcli.pictures.theme import fill
-from tokcli.recipe.sample_options import charted
 
 WEB = Path(__file__).parent / "web"
 STEPS = "step"  # the key of a log's records that is the x axis
@@ -66,16 +65,21 @@ def write_report(
         TokError: the disk is full or the folder cannot be written.
     """
     sections = [
+        ("Pictures", "What the numbers are about.", "".join(map(_picture, sheets))),
+        (
+            "Comparison",
+            "The table's columns as charts. A line through a dot is its 95 % interval over images, where one was computed.",
+            _comparison(report),
+        ),
         (
             "Table",
             "One row per tokenizer. Arrows say which way is better; point at a number, or tap it, to see where it comes from.",
             _tables(report),
         ),
-        ("Pictures", "What the numbers are about.", "".join(map(_picture, sheets))),
         (
             "Sampling",
             "One proposal network sampled in several ways. Filled points are those that no other beats on both axes.",
-            _sweeps(report, recipes),
+            sweeps(report, recipes),
         ),
         ("Lineage", "What was made of what, from left to right.", _lineage(report)),
         (
@@ -99,6 +103,21 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
+def _comparison(report: Mapping[str, Any]) -> str:
+    """A chart per column of the paper's table in which at least two rows have a number."""
+    table, drawn = report["table"], []
+    for column in table["columns"]:
+        cells = [(row, row["cells"].get(column["key"])) for row in table["rows"]]
+        dots = [
+            Dot(row["name"], cell["value"], cell["interval"], f"{row['name']}: {cell['text']}", bool(cell["involved"]))
+            for row, cell in cells
+            if cell is not None and math.isfinite(cell["value"])
+        ]
+        if len(dots) > 1:
+            drawn.append(charts.dots(dots, column["title"]))
+    return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
 def _tables(report: Mapping[str, Any]) -> str:
     table = report["table"]
     parts = [_table(report, table["columns"])]
@@ -120,11 +139,17 @@ def _protocol(protocol: Mapping[str, Any]) -> Iterable[str]:
 
 def _table(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f'<th scope="col" title="{_text(c["protocol"] or "")}">{_text(c["title"])}</th>' for c in columns)
+    rows = _lines(report["table"], columns)
+    empty = {c["key"] for c in columns if not any(c["key"] in row["cells"] for row in rows)}
+    once = f'<td class="none" rowspan="{len(rows)}">not measured</td>'
     lines = [
         f'<tr{_kind(row)}><th scope="row">{_text(row["name"])}</th>'
-        + "".join(_cell(report, row["cells"].get(c["key"])) for c in columns)
+        + "".join(
+            (once if number == 0 else "") if c["key"] in empty else _cell(report, row["cells"].get(c["key"]))
+            for c in columns
+        )
         + "</tr>"
-        for row in _lines(report["table"], columns)
+        for number, row in enumerate(rows)
     ]
     head = f'<thead><tr><th scope="col">tokenizer</th>{head}</tr></thead>'
     return f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
@@ -208,75 +233,6 @@ def _picture(picture: Picture) -> str:
     if picture.folded:
         return f"<details><summary>{title} <small>{text}</small></summary>{image}</details>"
     return f"<figure><figcaption><b>{title}</b> {text}</figcaption>{image}</figure>"
-
-
-def _sweeps(report: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Charts of every proposal network of which several samples are here and differ in how they were drawn."""
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for a in report["artifacts"]:
-        if a["kind"] == "samples":  # only of one decoder, number and request are their distances comparable
-            alike = next(((m["count"], m["by"]) for m in a["measurements"]), (0, None))
-            groups.setdefault((a["inputs"].get("proposal", ""), a["inputs"].get("decoder", ""), *alike), []).append(a)
-    parts = []
-    for (proposal, *_), samples in groups.items():
-        drawn = [recipes.get(a["id"], {}).get("sample", {}) for a in samples]
-        keys = [key for key in charted() if len({str(one.get(key)) for one in drawn}) > 1]
-        if len(samples) > 1 and keys:
-            names = [", ".join(str(one.get(key)) for key in keys) for one in drawn]
-            shown = [*_against_key(samples, drawn, keys), *_pareto(samples, names)]
-            parts.append(
-                f'<h3>{_text(proposal)}: by {_text(", ".join(keys))}</h3><div class="charts">{"".join(shown)}</div>'
-            )
-    return "".join(parts)
-
-
-def _against_key(
-    samples: Sequence[Mapping[str, Any]], drawn: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> Iterable[str]:
-    """Each distance over the key that was varied, where it is one key of numbers."""
-    values = [one.get(keys[0]) for one in drawn]
-    if len(keys) > 1 or not all(isinstance(v, int | float) for v in values):
-        return
-    for metric in _shared(samples, _is_distance):
-        points = sorted(
-            Point(float(v), a["metrics"][metric], charts.number(a["metrics"][metric]), a["id"])
-            for v, a in zip(values, samples, strict=True)
-            if v is not None
-        )
-        yield charts.scatter(points, f"{metric} over {keys[0]}", keys[0], joined=True)
-
-
-def _pareto(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterable[str]:
-    """Distances against precision and against recall, and these two against each other, where measured."""
-    distances = _shared(samples, _is_distance)
-    precisions = _shared(samples, lambda fields: fields["metric"] == "precision")
-    recalls = _shared(samples, lambda fields: fields["metric"] == "recall")
-    pairs = [(x, d, 1, -1) for x in (*precisions, *recalls) for d in distances]
-    pairs += [
-        (p, r, 1, 1) for p in precisions for r in recalls if precisions[p]["extractor"] == recalls[r]["extractor"]
-    ]
-    for x, y, way_x, way_y in pairs:
-        places = [(a["metrics"][x], a["metrics"][y]) for a in samples]
-        best = charts.front(places, (way_x, way_y))
-        points = [
-            Point(*at, name, f"{name}: {a['id']}", b)
-            for at, name, a, b in zip(places, names, samples, best, strict=True)
-        ]
-        yield charts.scatter(points, f"{y} against {x}", x, joined=True)
-
-
-def _is_distance(fields: Mapping[str, Any]) -> bool:
-    """Whether a number compares the features of samples with those of real images, and is better the lower."""
-    metric = METRICS[fields["metric"]]
-    return metric.takes in ("moments", "sets") and metric.better == "lower"
-
-
-def _shared(
-    samples: Sequence[Mapping[str, Any]], wanted: Callable[[Mapping[str, Any]], bool]
-) -> dict[str, Mapping[str, Any]]:
-    """Wanted numbers that all samples have: their fields by reported name."""
-    found = {m["metric"]: m["fields"] for m in samples[0]["measurements"] if wanted(m["fields"])}
-    return {name: fields for name, fields in found.items() if all(name in a["metrics"] for a in samples)}
 
 
 def _lineage(report: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ SAYS = {
         "Originals, reconstructions, samples",
         "held-out images and what became of them; samples stand under the class asked for",
     ),
+    "captions": ("Samples by caption", "each sample stands under the caption that it was drawn for"),
     "compared": ("Side by side", "the same held-out images through every tokenizer"),
     "worst": ("Worst reconstructions", "the held-out images that come back worst"),
 }
@@ -45,7 +46,8 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
             if a.kind == "samples" and "sheet.png" in a.manifest["files"]:
                 drawn = a.recipe["sample"]
                 how = ", ".join(f"{key} {drawn[key]}" for key in ("number", *charted()) if drawn.get(key) is not None)
-                name = f"Samples by class: {a.path.name}"
+                asked = "caption" if drawn.get("prompts") else "class"
+                name = f"Samples by {asked}: {a.path.name}"
                 shown.append(Picture(a.file("sheet.png"), name, how, folded=True))
     title = f"{given[0].facts['name']}: evaluation on {report['protocol']['held_out']['name']}"
     return write_report(

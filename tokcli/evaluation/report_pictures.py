@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -29,6 +30,11 @@ def _like(samples: Artifact, names: Sequence[str] | None, number: int) -> list[i
     return [labels.index(label) if label in labels else None for label in asked]
 
 
+def _prompts(samples: Artifact) -> tuple[str, ...]:
+    """The captions that samples were drawn for, in order; () where they were not."""
+    return tuple(samples.recipe.get("sample", {}).get("prompts") or ())
+
+
 class Sheets:
     """Pictures of what a judge has measured.
 
@@ -50,6 +56,7 @@ class Sheets:
         decoders = [self.judge.given[key] for key in self.judge.reconstructed]
         if len(decoders) > 1 and len({a.facts["use_size"] for a in decoders}) == 1:
             yield "compared.png", self._side_by_side(decoders)
+        yield from self._captioned()
 
     def _sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
@@ -57,7 +64,8 @@ class Sheets:
         images, names = self._examples(decoder.facts["use_size"])
         rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
         for a in self.judge.given.values():
-            if a.kind == "samples" and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
+            drawn = a.kind == "samples" and not _prompts(a)
+            if drawn and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
                 wanted = _like(a, names, len(images))
                 title = f"{a.facts['mode'].upper()} sample"
                 title += f" {sum(row.startswith(title) for row in rows) + 1}" if title in rows else ""
@@ -65,6 +73,21 @@ class Sheets:
                 if set(wanted) != {None}:
                     rows[title] = torch.cat([nothing if n is None else read_samples(a, [n]) for n in wanted])
         return pictures.comparison_sheet(rows, column_labels=names)
+
+    def _captioned(self) -> Iterator[tuple[str, Image]]:
+        """A sheet for each list of captions and size: a column per caption, a row per samples drawn for them."""
+        groups: dict[tuple[tuple[str, ...], Any], list[Artifact]] = {}
+        for a in self.judge.given.values():
+            if a.kind == "samples" and (prompts := _prompts(a)):
+                groups.setdefault((prompts, a.facts["use_size"]), []).append(a)
+        for number, ((prompts, _), found) in enumerate(groups.items()):
+            columns = min(COLUMNS, len(prompts), *(a.facts["number"] for a in found))
+            rows: dict[str, Tensor] = {}
+            for a in found:
+                title = f"{a.facts['name']} {a.facts['mode'].upper()}"
+                rows[f"{title} {a.id[-6:]}" if title in rows else title] = read_samples(a, list(range(columns)))
+            suffix = f"-{number}" if number else ""
+            yield f"captions{suffix}.png", pictures.comparison_sheet(rows, column_labels=prompts[:columns])
 
     def _side_by_side(self, decoders: Sequence[Artifact]) -> Image:
         """Rows original and the same images through each tokenizer; the decoders' images have one size."""

@@ -9,7 +9,7 @@ from tokcli.artifact.manifest import differing_keys
 from tokcli.evaluation.aims import Published, interleaved
 from tokcli.evaluation.paper import PAPER, place, shown_empty
 from tokcli.evaluation.records import Measured, Measurement
-from tokcli.evaluation.text_tables import Cell, Column, Row, Table, cell_text
+from tokcli.evaluation.text_tables import NOT_MEASURED, Cell, Column, Row, Table, cell_text
 from tokcli.metrics import METRICS
 from tokcli.metrics.fid import ENOUGH_IMAGES, frechet_distance
 from tokcli.metrics.reported import Reported
@@ -38,14 +38,20 @@ class Entry:
         return (m.count, m.of, compared, self.artifact.size, m.by)
 
 
-def small_sets(measured: Iterable[Measured]) -> list[str]:
-    """The sets of images of which Fréchet distances were made though they are too few, with their numbers."""
+def warning_of_small_sets(measured: Iterable[Measured]) -> str | None:
+    """The sets of images of which Fréchet distances were made though they are too few, with their numbers; None: none is."""
     found: dict[str, int | None] = {}
     for one in measured:
         for m in one.measurements:
             if m.what.declared.function is frechet_distance and m.against is not None:
                 found |= {one.path.rsplit("/", 1)[-1]: m.count, m.against.name: m.against.images}
-    return [f"{name} ({images:,})" for name, images in found.items() if images is not None and images < ENOUGH_IMAGES]
+    few = [f"{name} ({images:,})" for name, images in found.items() if images is not None and images < ENOUGH_IMAGES]
+    if not few:
+        return None
+    return (
+        "Fréchet distances are too large, by an amount that depends on N, where images are fewer than "
+        f"{ENOUGH_IMAGES:,}; compare only at equal N: {', '.join(few)}"
+    )
 
 
 @dataclass
@@ -211,12 +217,17 @@ def build_tables(measured: Sequence[Measured], aims: Published | None = None) ->
         cells = {key: Cell(e.measurement.value, bool(e.measurement.involved)) for key, e in found.items()}
         drawn[tokenizer].append(Row(name, cells))
     called = {one.tokenizer: one.name for one in measured}
+    warned = warning_of_small_sets(measured)
     names, whole = list(dict.fromkeys(called.values())), [*paper, *more]
     tables = []
     for shown in (paper, more, whole):
         theirs = {t: row for t, name in called.items() if aims and (row := aims.row(name, shown))}
         notes = aims.notes(names, whole) if aims and shown is not more else []
-        tables.append(Table(shown, interleaved(drawn, theirs), [*_notes(entries, columns, shown), *notes]))
+        cautions = [warned] if warned and shown is not more else []
+        if any(column not in columns.values() for column in shown):
+            cautions.append(f"{NOT_MEASURED}: not measured")
+        explained = [*cautions, *_notes(entries, columns, shown), *notes]
+        tables.append(Table(shown, interleaved(drawn, theirs), explained))
     as_json = {
         "columns": [_column_json(c, entries, columns) for c in paper],
         "more": [_column_json(c, entries, columns) for c in more],

@@ -30,10 +30,9 @@ from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.references import References
 from tokcli.evaluation.report_page import write_page
 from tokcli.evaluation.report_pictures import Sheets
-from tokcli.evaluation.tables import build_tables, small_sets
+from tokcli.evaluation.tables import build_tables, warning_of_small_sets
 from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO
-from tokcli.metrics.fid import ENOUGH_IMAGES
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import MAX_PIXELS, Pixels
 from tokcli.recipe.sections import Recipe, Section
@@ -212,14 +211,8 @@ def _run(
         _print(draft.file("report.md").read_text(encoding="utf-8"))
         return draft
     results = [judge.measure(a) for a in given]
-    few = small_sets(results)
-    if few:
-        log.warning(
-            "Fréchet distances are too large, by an amount that depends on N, where images are fewer than %s; compare "
-            "only at equal N: %s",
-            f"{ENOUGH_IMAGES:,}",
-            ", ".join(few),
-        )
+    if few := warning_of_small_sets(results):
+        log.warning("%s", few)
     files = _write(draft.path, results, judge)
     facts = {"name": given[0].facts["name"], "protocol": judge.protocol()}
     measured = {result.id: result.metrics for result in results}
