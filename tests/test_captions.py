@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from tokcli import pictures
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.data.prompts import read_prompts
@@ -138,6 +139,29 @@ def test_tokens_without_captions_cannot_train_a_text_network(family: dict[str, P
         "train-proposal", "--recipe", "toy/proposal-ar", "--tokens", tokens, "--out", tmp_path / "p", "--set", TEXT
     )
     assert "its images have no captions" in str(result.exception)
+
+
+def test_samples_stand_under_their_captions_in_a_report(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [
+        made(*sampling(family, name, tmp_path / name), "--prompts", "-", "-n", 3, stdin="red heart\nox\n")
+        for name in ("ar", "nar")
+    ]
+    sheets: list[tuple[list[str], list[str] | None]] = []
+    draw = pictures.comparison_sheet
+    told = lambda rows, *, column_labels=None, **_: sheets.append((list(rows), column_labels and list(column_labels)))  # noqa: E731
+    monkeypatch.setattr(pictures, "comparison_sheet", lambda rows, **keys: told(rows, **keys) or draw(rows, **keys))
+    said = ["--recipe", "toy/eval", "--set", "eval.extractors=[]", "--data", family["photos"]]
+    report = made("eval", family["tokenizer"], *drawn, *said, "--out", tmp_path / "report")
+    assert (
+        [f"{open_artifact(drawn[0]).facts['name']} {mode}" for mode in ("AR", "NAR")],
+        ["red heart", "ox"],
+    ) in sheets
+    assert (["original", "reconstruction"], ["cat", "dog"]) in sheets  # none stands under a class
+    page = (report / "report.html").read_text()
+    assert (report / "captions.png").is_file() and page.count("<b>Samples by caption</b>") == 1
+    assert "Samples by class" not in page
 
 
 def test_evaluation_reads_the_captions_of_held_out_images(family: dict[str, Path], tmp_path: Path) -> None:
