@@ -161,11 +161,8 @@ def _plan(
     size = recipe.data.size
     facts = tokenizer.facts if tokenizer else recipe.expects.planned() | {"name": None, "use_size": size}
     if facts["code_dim"] is None or facts["grid"] is None:
-        raise TokError(
-            "--dry-run",
-            "needs --tokenizer, or expects.code_dim and expects.grid in the recipe",
-            next="Give --tokenizer a tokenizer or a plan",
-        )
+        what = "needs --tokenizer, or expects.code_dim and expects.grid in the recipe"
+        raise TokError("--dry-run", what, next="Give --tokenizer a tokenizer or a plan")
     images = plan.find_images(spec, size, options.labels, recipe.data.max_pixels)
     with on_meta() as device:
         frozen = loading.tokenizer_of(tokenizer) if tokenizer else None
