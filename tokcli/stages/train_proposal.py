@@ -104,12 +104,8 @@ def _check(
 ) -> Artifact | None:
     """Refuse what does not go together; the network to start from, where there is one."""
     if mode not in (None, PROPOSALS[recipe.proposal.name].mode):
-        raise TokError(
-            f"--mode {mode}",
-            "the recipe is of a network of another mode",
-            got=f"proposal.name: {recipe.proposal.name}",
-            next="Give a recipe of this mode, or leave --mode out",
-        )
+        got, step = f"proposal.name: {recipe.proposal.name}", "Give a recipe of this mode, or leave --mode out"
+        raise TokError(f"--mode {mode}", "the recipe is of a network of another mode", got=got, next=step)
     if init is not None and "language" in options.weights:
         raise Misuse("--language-weights", "--init says where the weights come from", next="Give one of the two")
     start = open_input(options, "--init", init, ["proposal"]) if init else None
