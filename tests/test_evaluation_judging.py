@@ -53,6 +53,9 @@ class Quarters(Copy):
         cells = torch.nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), 2).flatten(1)
         return (cells > 0.5).long()
 
+    def codes(self, indices):
+        return torch.nn.functional.one_hot(indices, 4).float()
+
 
 def tiny(name="tiny"):
     return Extractor(name, Tiny(), name)
@@ -161,7 +164,8 @@ def test_classes_that_tokens_show_are_told(tmp_path, pictures):
     learnt = open_source(str(tmp_path / "learnt"), size=SIZE)
     found = judge_understanding(Quarters(), learnt, source, CPU, size=SIZE, most=100)
     assert {m.name: (m.value, m.count, m.against.images) for m in found} == {
-        "probe_accuracy": (1.0, 16, 16), "knn_accuracy": (pytest.approx(1.0, abs=0.5), 16, 16)
+        "probe_accuracy": (1.0, 16, 16), "knn_accuracy": (pytest.approx(1.0, abs=0.5), 16, 16),
+        "vector_probe_accuracy": (0.5, 16, 16),  # half of the codes are bright in both classes: their mean says nothing
     }  # fmt: skip
 
 

@@ -7,6 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
@@ -22,7 +25,7 @@ from tokcli.metrics.likelihood import masked_ce, proposal_ppl
 from tokcli.metrics.neighbours import neighbours
 from tokcli.metrics.precision_recall import precision, recall
 from tokcli.metrics.reported import Reported
-from tokcli.metrics.understanding import bags
+from tokcli.metrics.understanding import bags, vector_probe_accuracy
 from tokcli.pretrained.extract import features
 
 
@@ -68,6 +71,12 @@ def good_and_bad(takes):
         codes, labels = torch.arange(40).view(40, 1).expand(40, 4) % 4, np.arange(40) % 4
         told = bags(codes, (2, 2), 4)
         return (told, labels, told, labels), (told, labels, told, (labels + 1) % 4)
+    if takes == "vectors":
+        labels = np.arange(40) % 4
+        told = torch.eye(4)[torch.from_numpy(labels)] + noise(40, 4).float() / 99
+        return (told, labels, told, labels), (told, labels, told, (labels + 1) % 4)
+    if takes == "image_nats":
+        return (torch.tensor([10.0, 12.0]),), (torch.tensor([20.0, 12.0]),)
     if takes == "hits":
         return (8, 10), (2, 10)
     return (10.0, 10), (20.0, 10)
@@ -101,6 +110,7 @@ def test_a_metric_of_pairs_gives_each_image_its_own_number(name):
         (Reported("fd", "vits14", "ar"), "fd_vits14_ar", "FD_AR vits14"),
         (Reported("fd", "timm:resnet18.a1_in1k"), "fd_timm:resnet18.a1_in1k", "FD timm:resnet18.a1_in1k"),
         (Reported("precision", "inception", "nar"), "precision_inception_nar", "precision_NAR inception"),
+        (Reported("bits_per_image", mode="nar"), "bits_per_image_nar", "bits/image_NAR"),
         (Reported("clip_score", "clip", "t2i"), "clip_score_t2i", "CLIP score_T2I"),
     ],
 )
@@ -292,3 +302,14 @@ def test_the_csv_keeps_every_digit_and_leaves_out_what_was_not_measured():
     rows = list(csv.reader(as_csv(TABLE).splitlines()))
     assert rows[0] == ["tokenizer", "codebook_usage", "rfd_vits14", "proposal_ppl (b)"]
     assert rows[1:] == [["VQ-KD efflite0", "0.984", "12.345", ""], ["FSQ | 240", "1.0", "240.0", "240.0"]]
+
+
+def test_the_vector_probe_is_logistic_regression_of_standardised_vectors():
+    labels = np.arange(60) % 3
+    centres = noise(3, 4, seed=5)
+    train, test = (centres[labels] + noise(60, 4, seed=s) for s in (6, 7))
+    train, test = ((x * torch.tensor([1.0, 100.0, 1e-3, 1.0]) + 7).float() for x in (train, test))
+    with_scikit = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300)).fit(train.numpy(), labels)
+    assert vector_probe_accuracy(train, labels, test, labels) == with_scikit.score(test.numpy(), labels)
+    constant = torch.cat([train, torch.ones(60, 1)], 1)
+    assert vector_probe_accuracy(constant, labels, torch.cat([test, torch.ones(60, 1)], 1), labels) > 0.5

@@ -18,7 +18,7 @@ MADE = {  # what it takes: the key it gets, its reported name in an artifact, it
     "reconstruction_moments": ("shift", "shift_efflite0", "shift_efflite0", "shift efflite0"),
     "moments": ("gap", "mean_gap", "mean_gap_ar", "mean gap_AR"),
     "sets": ("ratio", "ratio_efflite0", "ratio_efflite0_ar", "real per generated_AR efflite0"),
-    "nll": ("bits", "bits", "bits", "bits a token"),
+    "nll": ("bits", "bits", "bits_ar", "bits a token_AR"),
 }
 NEVER = ("other judge", "other mode")  # registered for an extractor and a mode that are not here
 

@@ -128,12 +128,19 @@ def test_masked_ce_of_one_ratio_masks_equally_many(network: MaskedProposal) -> N
     mask = random_mask(seeds, torch.full((4,), 8), N)
     logits = masked_logits(network, indices, mask, network._prefix(labels))
     ce = -logits.log_softmax(-1).gather(-1, indices[..., None])[..., 0]
-    got = network.judged(indices, labels, seeds, 0.5).nats
+    half = torch.full((4,), 0.5)
+    got = network.judged(indices, labels, seeds, half).nats
     assert torch.allclose(got, (ce * mask).sum(1) / 8) and got.shape == (4,)
-    hits = network.judged(indices, labels, seeds, 0.5).hits
+    hits = network.judged(indices, labels, seeds, half).hits
     assert torch.equal(hits, ((logits.argmax(-1) == indices) & mask).sum(1) / 8)
-    with pytest.raises(TokError, match="mask_ratio"):
-        network.judged(indices, labels, seeds, 0.0)
+    shares = network.judged(indices, labels, seeds, torch.tensor([1 / N, 0.5, 0.5, 1.0])).nats
+    assert torch.allclose(shares[1:3], got[1:3]) and torch.allclose(shares[3], network_ce(network, indices, labels)[3])
+
+
+def network_ce(network: MaskedProposal, indices: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of all tokens where all are masked."""
+    logits = masked_logits(network, indices, torch.ones_like(indices, dtype=torch.bool), network._prefix(labels))
+    return torch.nn.functional.cross_entropy(logits.mT, indices, reduction="none").mean(1)
 
 
 def _reference(network: MaskedProposal, label: int, seed: int, sampling: Sampling) -> list[int]:

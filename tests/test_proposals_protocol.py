@@ -42,7 +42,7 @@ class Recurrent(Proposal):
         condition = torch.where(self.dropped(seeds), -1, condition)
         return {"loss": F.cross_entropy(self.logits(indices[:, :-1], condition).mT, indices)}
 
-    def judged(self, indices: Tensor, condition: Tensor, seeds: Tensor, mask_ratio: float) -> Judged:
+    def judged(self, indices: Tensor, condition: Tensor, seeds: Tensor, mask_ratio: Tensor) -> Judged:
         logits = self.logits(indices[:, :-1], condition)
         return Judged(F.cross_entropy(logits.mT, indices, reduction="none"), logits.argmax(-1) == indices)
 

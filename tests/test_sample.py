@@ -567,6 +567,14 @@ def test_neighbours_are_the_nearest_and_copies_show(family: dict[str, Path]) -> 
     assert report(far, found, "pixels")["nearer_than_held_out_pixels"] == 0.0
 
 
+def test_the_median_of_an_even_number_of_distances_is_the_mean_of_the_middle_two() -> None:
+    some = [
+        Nearest(torch.tensor(d), torch.zeros(4), torch.zeros(4)) for d in ([4.0, 1.0, 2.0, 9.0], [1.0, 2.0, 5.0, 8.0])
+    ]
+    found = report(*some, "pixels")
+    assert found == {"nearest_pixels": 3.0, "nearest_pixels_held_out": 3.5, "nearer_than_held_out_pixels": 0.5}
+
+
 def test_neighbours_stand_in_the_artifact(flags: Any) -> None:
     a = open_artifact(made(*flags("ar"), "-n", 5, "--neighbours", "pixels"))
     assert (a.path / "neighbours.png").exists() and a.manifest["files"]["neighbours.png"]["payload"] is False

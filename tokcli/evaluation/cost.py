@@ -16,6 +16,7 @@ from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.reconstructions import LPIPS
 from tokcli.pretrained import build_network
 from tokcli.pretrained.teachers import build_teacher
+from tokcli.proposals.any_order import DRAWS
 
 
 class Settings(Protocol):
@@ -64,7 +65,7 @@ def evaluation_cost(
         if a.kind == "proposal":
             with on_meta():
                 network = loading.proposal_of(a)
-            each += network.judging_flops()
+            each += network.judging_flops() * (1 + DRAWS if network.mode == "nar" else 1)
     shared = sum(judges.values())  # originals, once for all artifacts of a size
     unread = sum(number is None for number in references)
     uncounted += [f"{unread} reference(s) of which nobody knows how many images they have"] * bool(unread)

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokcli.data.pixels import unit
-from tokcli.data.reading import read_batches
+from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
 from tokcli.evaluation.extractors import chosen
@@ -24,10 +24,11 @@ from tokcli.metrics.understanding import bags
 from tokcli.models import Tokenizer
 from tokcli.pretrained.teachers import Teacher
 from tokcli.proposals import Proposal
+from tokcli.proposals.any_order import DRAWS
 
 log = logging.getLogger("tok")
 MOST_NAMED = 10  # classes that only one split has
-SERVES: tuple[Takes, ...] = ("counts", "features", "bags", "nll", "hits")
+SERVES: tuple[Takes, ...] = ("counts", "features", "bags", "vectors", "nll", "hits", "image_nats")
 
 
 def judge_tokenizer(
@@ -103,12 +104,22 @@ def judge_understanding(
         log.warning("no probe: %s holds one class, or %s none of them", train.name, held_out.name)
         return []
     grid, k = network.grid(size), network.quantizer.codebook_size
-    of_learnt, of_asked = (bags(told.indices, grid, k) for told in (learnt, asked))
+    views: dict[Takes, Callable[[Tensor], Any]] = {
+        "bags": lambda indices: bags(indices, grid, k),
+        "vectors": lambda indices: _mean_codes(network, indices, device),
+    }
     against = Against(train.id, train.name, len(learnt.labels))
     return [
         Measurement(Reported(key), number.value, len(asked.labels), against=against)
-        for key, number in ask("bags", of_learnt, learnt.labels, of_asked, asked.labels)
+        for takes, seen in views.items()
+        for key, number in ask(takes, seen(learnt.indices), learnt.labels, seen(asked.indices), asked.labels)
     ]
+
+
+@torch.no_grad()
+def _mean_codes(network: Tokenizer, indices: Tensor, device: torch.device) -> Tensor:
+    """The mean of each image's code vectors (b, d)."""
+    return torch.cat([network.codes(part.to(device)).mean(1).float().cpu() for part in indices.split(BATCH)])
 
 
 def judge_proposal(
@@ -131,4 +142,14 @@ def judge_proposal(
             ", ".join(unknown),
         )
     tokens = predicting.held_out_tokens(tokenizer, source, device, size=size, classes=classes, captions=captions)
-    return _measurements(predicting.judge(network, tokens, device, mask_ratio=mask_ratio), source)
+    found = _measurements(predicting.judge(network, tokens, device, mask_ratio=mask_ratio), source)
+    return [_of_mode(m, network.mode) for m in found]
+
+
+def _of_mode(m: Measurement, mode: str) -> Measurement:
+    """With the network's mode, where networks of both have such a number, and what the number is where it is a bound."""
+    if m.what.declared.modes:
+        return m
+    bound = mode == "nar" and m.what.declared.takes == "image_nats"
+    by = f"an upper bound over all orders of the tokens, {DRAWS} masks an image" if bound else m.by
+    return replace(m, by=by, what=replace(m.what, mode=mode))

@@ -20,6 +20,7 @@ from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import Proposal
+from tokcli.proposals.any_order import any_order_nats
 
 MASK_RATIO = 0.5  # of masked_ce, where a recipe says nothing else
 
@@ -95,20 +96,28 @@ def judge(network: Proposal, batches: Iterable[HeldOut], device: torch.device, *
         mask_ratio: share of the tokens that a network of mode nar has to predict.
     """
     total, right, count, images = 0.0, 0.0, 0, 0
+    whole: list[Tensor] = []
     with evaluating(network):
         for batch in batches:
             numbers, indices, condition = (part.to(device) for part in batch)
-            nats, hits = network.judged(indices, condition, numbers, mask_ratio)
+            nats, hits = network.judged(
+                indices, condition, numbers, torch.full_like(numbers, mask_ratio, dtype=torch.float64)
+            )
+            if network.mode == "nar":
+                whole.append(any_order_nats(network, indices, condition, numbers).cpu())
+            else:
+                whole.append(nats.sum(1).cpu())
             total, right = total + float(nats.double().sum()), right + float(hits.double().sum())
             count, images = count + nats.numel(), images + len(indices)
     values = [*ask("nll", total, count, mode=network.mode), *ask("hits", right, count, mode=network.mode)]
+    bits = [
+        Found(Reported(k), n.value, images, "images") for k, n in ask("image_nats", torch.cat(whole), mode=network.mode)
+    ]
     if network.mode == "nar":  # of each image so many tokens: it is the images that are counted
-        return Judged(
-            [Found(Reported(k, ratio=mask_ratio), n.value, images, "images") for k, n in values], {"images": images}
-        )
-    return Judged(
-        [Found(Reported(k), n.value, count, "tokens") for k, n in values], {"tokens": count, "images": images}
-    )
+        found = [Found(Reported(k, ratio=mask_ratio), n.value, images, "images") for k, n in values]
+        return Judged(found + bits, {"images": images})
+    found = [Found(Reported(k), n.value, count, "tokens") for k, n in values]
+    return Judged(found + bits, {"tokens": count, "images": images})
 
 
 def measure_proposal(

@@ -17,15 +17,16 @@ from tokcli.metrics.fid import frechet_distance
 from tokcli.metrics.image_quality import l1, psnr, sharpness, ssim
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.kid import kid
-from tokcli.metrics.likelihood import masked_ce, proposal_ppl, token_accuracy
+from tokcli.metrics.likelihood import bits_per_image, masked_ce, proposal_ppl, token_accuracy
 from tokcli.metrics.lpips import lpips
 from tokcli.metrics.precision_recall import precision, recall
-from tokcli.metrics.understanding import knn_accuracy, probe_accuracy
+from tokcli.metrics.understanding import knn_accuracy, probe_accuracy, vector_probe_accuracy
 
 Takes = Literal[
     "counts",
     "features",
     "bags",
+    "vectors",
     "images",
     "maps",
     "reconstruction_moments",
@@ -37,6 +38,7 @@ Takes = Literal[
     "embeddings",
     "nll",
     "hits",
+    "image_nats",
 ]
 Better = Literal["higher", "lower", "neither"]
 
@@ -65,7 +67,8 @@ class Metric:
             Of a tokenizer on held-out images:
             counts: `f(counts (k,))`, tokens per code;
             features: `f(predicted, target)`, both (b, n, d), one value per image;
-            bags: `f(train, labels, test, wanted)`, `bags` of tokens and their images' classes.
+            bags: `f(train, labels, test, wanted)`, `bags` of tokens and their images' classes;
+            vectors: the same of the means of images' code vectors (n, d).
             Of reconstructions:
             images: `f(images, targets)`, both uint8 (b, c, h, w), one value per image;
             maps: `f(images, targets, heads)`, feature maps of VGG16 by layer, one value per image;
@@ -79,7 +82,8 @@ class Metric:
             embeddings: `f(images, captions)`, both (b, d), one value per image.
             Of a proposal network on held-out tokens:
             nll: `f(total, tokens)`, a sum in nats and its number of tokens;
-            hits: `f(correct, tokens)`, two numbers of tokens.
+            hits: `f(correct, tokens)`, two numbers of tokens;
+            image_nats: `f(nats)`, -log p of each image's tokens (b,), of mode nar an upper bound; one value per image.
         better: which direction is an improvement.
         title: the column heading, without the arrow.
         percent: shown as a percentage in tables; the number itself stays in [0, 1].
@@ -112,6 +116,9 @@ METRICS: dict[str, Metric] = {
     "entropy_bits": Metric(entropy_bits, "counts", "higher", "entropy, bits"),
     "top_code_share": Metric(top_code_share, "counts", "lower", "top code %", percent=True, digits=1),
     "probe_accuracy": Metric(probe_accuracy, "bags", "higher", "probe %", percent=True, digits=1),
+    "vector_probe_accuracy": Metric(
+        vector_probe_accuracy, "vectors", "higher", "vector probe %", percent=True, digits=1
+    ),
     "knn_accuracy": Metric(knn_accuracy, "bags", "higher", "k-NN %", percent=True, digits=1),
     "feature_loss": Metric(feature_loss, "features", "lower", "feature loss", digits=4),
     "psnr": Metric(psnr, "images", "higher", "PSNR, dB"),
@@ -148,6 +155,7 @@ METRICS: dict[str, Metric] = {
     "recall": Metric(recall, "neighbours", "higher", "recall", digits=3),
     "density": Metric(density, "neighbours", "higher", "density", digits=3),
     "coverage": Metric(coverage, "neighbours", "higher", "coverage", digits=3),
+    "bits_per_image": Metric(bits_per_image, "image_nats", "lower", "bits/image", digits=1),
     "proposal_ppl": Metric(proposal_ppl, "nll", "lower", "PPL", modes=("ar",)),
     "token_accuracy": Metric(
         token_accuracy, "hits", "higher", "token accuracy %", percent=True, digits=1, modes=("ar",)

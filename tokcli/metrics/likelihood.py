@@ -2,6 +2,9 @@
 
 import math
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tokcli.errors import TokError
 
 
@@ -40,6 +43,19 @@ def proposal_ppl(total: float, tokens: int) -> float:
     """
     mean = masked_ce(total, tokens)
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def bits_per_image(nats: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Bits of each image's tokens, on one scale for both kinds of network: lower is better, n log2 k is a uniform guess.
+
+    Args:
+        nats: -log p of all tokens of an image given its condition: exact of an autoregressive network, an upper bound of a masked one.
+
+    Raises:
+        TokError: no images, or nats that are not finite.
+    """
+    masked_ce(float(nats.double().sum()), len(nats))
+    return nats / math.log(2)
 
 
 def token_accuracy(correct: int | float, tokens: int) -> float:

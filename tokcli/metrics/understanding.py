@@ -1,21 +1,24 @@
-"""Do tokens understand? Classes told from tokens alone, by a linear probe and by nearest neighbours.
+"""Do tokens understand? Classes told from tokens alone, by linear probes and by nearest neighbours.
 
-An image is the counts of its codes, over the whole grid and over its four quarters (a spatial pyramid: Lazebnik, Schmid and
-Ponce 2006), square-rooted and of length 1. Nothing but indices enters, which is all that a proposal network ever sees: code
-vectors of 3 numbers or 1280 are judged alike.
+Two views of an image. The counts of its codes, over the whole grid and over its four quarters (a spatial pyramid: Lazebnik,
+Schmid and Ponce 2006), square-rooted and of length 1: nothing but indices enters, which is all that a proposal network ever
+sees, and code vectors of 3 numbers or 1280 are judged alike. And the mean of its code vectors, the field's linear probe, which
+sees what the codes mean and depends on their width.
 """
 
 import warnings
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokcli.errors import TokError
 
 NEIGHBOURS = 10
-INVERSE_DECAY = 10.0  # scikit-learn's C; fixed, so that nothing is tuned on the images that judge
+INVERSE_DECAY = 10.0  # scikit-learn's C of bags; fixed, so that nothing is tuned on the images that judge
+INVERSE_DECAY_VECTORS = 1.0  # the same of standardised vectors
 ROUNDS = 300  # of L-BFGS at most
 ROWS = 1024  # of a product with all training images held at once
 
@@ -65,13 +68,33 @@ def probe_accuracy(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray
     Raises:
         TokError: images without classes, or of one class only.
     """
+    _checked(train, labels, test, wanted)
+    return _told_by_a_line(train, labels, test, wanted, INVERSE_DECAY)
+
+
+def _told_by_a_line(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray, inverse_decay: float) -> float:
     from sklearn.linear_model import LogisticRegression
 
-    _checked(train, labels, test, wanted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ROUNDS is the protocol, also where the loss still moves a little
-        fitted = LogisticRegression(C=INVERSE_DECAY, max_iter=ROUNDS).fit(train, labels)
+        fitted = LogisticRegression(C=inverse_decay, max_iter=ROUNDS).fit(train, labels)
     return float((fitted.predict(test) == wanted).mean())
+
+
+def vector_probe_accuracy(
+    train: Float[Tensor, "n d"], labels: np.ndarray, test: Float[Tensor, "m d"], wanted: np.ndarray
+) -> float:
+    """Share of test images whose class a multinomial logistic regression of mean code vectors tells, in [0, 1].
+
+    Args:
+        train, test: means of each image's code vectors; standardised here by those of the training images.
+        labels, wanted: as for `probe_accuracy`, whose errors it shares.
+    """
+    _checked(train, labels, test, wanted)
+    deviation, mean = torch.std_mean(train.double(), dim=0, correction=0)
+    scale = torch.where(deviation > 0, deviation, 1.0)
+    learnt, asked = (((x.double() - mean) / scale).numpy() for x in (train, test))
+    return _told_by_a_line(learnt, labels, asked, wanted, INVERSE_DECAY_VECTORS)
 
 
 def knn_accuracy(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray, k: int = NEIGHBOURS) -> float:

@@ -86,7 +86,7 @@ class AutoregressiveProposal(TransformerProposal):
         indices: Int64[Tensor, "b n"],
         condition: Shaped[Tensor, "b *c"],
         seeds: Int64[Tensor, " b"] | None = None,
-        mask_ratio: float = 1.0,
+        mask_ratio: Float[Tensor, " b"] | None = None,
     ) -> Judged:
         """-log p of each token given those before it, in nats, and whether it was the likeliest; nothing is masked."""
         features = self._features(indices[:, :-1], self._prefix(condition)).flatten(0, 1)

@@ -7,7 +7,6 @@ prefix.
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from tokcli.errors import TokError
 from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
 from tokcli.proposals.draw import Drawing, Sampling
@@ -96,19 +94,17 @@ class MaskedProposal(TransformerProposal):
         indices: Int64[Tensor, "b n"],
         condition: Shaped[Tensor, "b *c"],
         seeds: Int64[Tensor, " b"],
-        mask_ratio: float,
+        mask_ratio: Float[Tensor, " b"],
     ) -> Judged:
         """Mean cross-entropy (nats) of each sample's masked tokens, ceil(ratio n) of them chosen by its seed, and their hits."""
-        if not 0 < mask_ratio <= 1:
-            raise TokError("eval.mask_ratio", "must be over 0 and at most 1", got=f"{mask_ratio}")
-        count = max(1, math.ceil(mask_ratio * self.tokens))
-        mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
+        counts = mask_counts(mask_ratio, self.tokens)
+        mask = random_mask(seeds, counts, self.tokens)
         features = self._features(torch.where(mask, self.mask_row, indices), self._prefix(condition)).flatten(0, 1)
         head, weights = self.head_weight(self.codebook_size), mask.flatten().float()
         found = head_cross_entropy(features, head, indices.flatten(), weights)
         hits = (likeliest(features, head) == indices.flatten()) * weights
         nats = found.plain * weights
-        return Judged(nats.view_as(indices).sum(1) / count, hits.view_as(indices).sum(1) / count)
+        return Judged(nats.view_as(indices).sum(1) / counts, hits.view_as(indices).sum(1) / counts)
 
     def _features(self, canvas: Tensor, prefix: Tensor) -> Float[Tensor, "b n d"]:
         """Features of the tokens of a canvas of codes and masks."""

@@ -133,14 +133,14 @@ class Proposal(nn.Module):
         indices: Int64[Tensor, "b n"],
         condition: Shaped[Tensor, "b *c"],
         seeds: Int64[Tensor, " b"],
-        mask_ratio: float,
+        mask_ratio: Float[Tensor, " b"],
     ) -> Judged:
         """How well the network predicts tokens, without gradients and dropout (the caller sees to both).
 
         Args:
             indices, condition: as in `loss`.
             seeds: numbers of the images, which choose what a network of mode nar has to predict.
-            mask_ratio: share of the tokens that it has to predict, in (0, 1]; mode ar predicts all.
+            mask_ratio: shares of the tokens of each image that it has to predict, in (0, 1]; mode ar predicts all.
         """
         raise NotImplementedError
 

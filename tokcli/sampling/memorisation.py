@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from PIL.Image import Image
@@ -92,10 +93,12 @@ def report(samples: Nearest, held_out: Nearest | None, name: str) -> dict[str, f
 
     The share is 0.5 for a network that draws as the data does, and near 1 for one that copies.
     """
-    found = {f"nearest_{name}": float(samples.distances.median())}
+    found = {
+        f"nearest_{name}": float(np.median(samples.distances.cpu().numpy()))
+    }  # torch's is the lower of the middle two
     if held_out is not None:
-        median = held_out.distances.median()
-        found[f"nearest_{name}_held_out"] = float(median)
+        median = float(np.median(held_out.distances.cpu().numpy()))
+        found[f"nearest_{name}_held_out"] = median
         found[f"nearer_than_held_out_{name}"] = float((samples.distances < median).float().mean())
     return found
 
