@@ -46,7 +46,7 @@ def mark(name: str, module: nn.Module) -> None:
 
 def describe(choice: str, steps: int, operators: int) -> None:
     """Print the profile of one recipe."""
-    path = find_recipe(choice, folder="", name="")
+    path = find_recipe(choice, preset="", name="")
     tree = read_yaml(path)
     kind = method_class(str(tree["method"]))
     known = check(kind.recipe_model, tree, str(path), kind.families, resolve)

@@ -38,7 +38,7 @@ SMALL = {
 
 def recipe_of(folder: str = "imagenet", **sets: Any) -> ClusterRecipe:
     options = Options(recipe=f"{folder}/tokenizer-cluster", sets={k.replace("__", "."): v for k, v in sets.items()})
-    return Clustering.settled(load_recipe(options, ClusterRecipe, "", folder, Clustering.families, resolve))
+    return Clustering.settled(load_recipe(options, ClusterRecipe, "", Clustering.families, resolve))
 
 
 def on_meta(recipe: ClusterRecipe) -> Clustering:
@@ -68,7 +68,7 @@ def test_pixel_decoders_of_the_tables_accept_cluster_s_rows(folder: str, decoder
 
 
 @pytest.mark.parametrize("name", some(["vits14", "clip"], 1))
-@pytest.mark.parametrize("folder", ["openmoji", "fashion-mnist", "folder"])
+@pytest.mark.parametrize("folder", ["openmoji", "fashion-mnist", "folder/small", "folder/base"])
 def test_recipes_of_small_data_take_another_teacher_too(folder: str, name: str) -> None:
     recipe = recipe_of(folder, teacher__name=name)
     assert on_meta(recipe).tokenizer.grid(recipe.data.size) == (8, 8)
@@ -149,7 +149,7 @@ def test_cluster_with_clip_from_the_command_line(photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", some(["clip", "timm:test_vit", "vit", "dino", "mae", "efflite0", "vits14"], 2))
 def test_vqkd_of_the_tables_predicts_any_teacher(name: str) -> None:
     kind, options = METHODS["vqkd"], Options(recipe="imagenet/tokenizer-vqkd", sets={"teacher.name": name})
-    recipe = load_recipe(options, kind.recipe_model, "", "imagenet", kind.families, resolve)
+    recipe = load_recipe(options, kind.recipe_model, "", kind.families, resolve)
     with torch.device("meta"):
         method, images = kind(recipe, None, torch.device("meta")), torch.empty(1, 3, 224, 224)
         wanted = method.teacher(images, method.tokenizer.grid(224))

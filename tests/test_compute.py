@@ -112,7 +112,7 @@ PUBLISHED = [
 def test_the_published_networks_own_counts_are_the_counters(name: str) -> None:
     from tokcli.stages.train_proposal import _random
 
-    recipe = load_recipe(Options(recipe=name), ProposalRecipe, "", "imagenet", FAMILIES)
+    recipe = load_recipe(Options(recipe=name), ProposalRecipe, "", FAMILIES)
     facts = recipe.expects.planned()
     with compute.META:
         network = build.build_proposal(resolved(recipe), facts["codebook_size"], facts["grid"], facts["classes"])
@@ -145,7 +145,7 @@ def test_what_drawing_takes_is_what_really_runs(
 
 def method_of(name: str, device: torch.device, **sets: Any) -> tuple[Any, Any]:
     kind = method_class(name.split("tokenizer-")[1])
-    recipe = load_recipe(Options(recipe=name, sets=sets), kind.recipe_model, "", "toy", kind.families, resolve)
+    recipe = load_recipe(Options(recipe=name, sets=sets), kind.recipe_model, "", kind.families, resolve)
     recipe = kind.settled(recipe)
     with device:
         return recipe, kind(recipe, None, device)

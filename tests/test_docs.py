@@ -144,7 +144,7 @@ def test_every_flag_has_a_help_text(command: str) -> None:
 
 def default_recipe(command: str, values: dict[str, Any]) -> Path:
     name = STAGES[command].format(mode=values.get("mode") or "ar")
-    return find_recipe(values["recipe"], folder="openmoji", name=name)
+    return find_recipe(values["recipe"], preset="openmoji", name=name)
 
 
 @pytest.mark.parametrize("words", [w for w in USED if "--set" in w], ids=" ".join)
@@ -157,7 +157,7 @@ def test_every_recipe_key_that_the_docs_set_is_accepted(words: list[str], tmp_pa
 
 
 def test_a_recipe_key_that_does_not_exist_would_be_found(tmp_path: Path) -> None:
-    tree = read_yaml(find_recipe("openmoji/tokens", folder="openmoji", name=""))
+    tree = read_yaml(find_recipe("openmoji/tokens", preset="openmoji", name=""))
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree | {"tokens": {"crop": 2}}))
     with pytest.raises(InvalidRecipe, match="tokens.crop: unknown key"):
         recipes.check_file(tmp_path / "recipe.yaml")
@@ -165,7 +165,7 @@ def test_a_recipe_key_that_does_not_exist_would_be_found(tmp_path: Path) -> None
 
 def test_the_discriminators_section_is_one_of_a_recipe(tmp_path: Path) -> None:
     (text,) = blocks(PAGES["docs/tokenizers.md"], "yaml")
-    tree = read_yaml(find_recipe("openmoji/decoder-conv", folder="openmoji", name=""))
+    tree = read_yaml(find_recipe("openmoji/decoder-conv", preset="openmoji", name=""))
     (tmp_path / "gan.yaml").write_text(text)
     (tmp_path / "recipe.yaml").write_text(json.dumps(tree | read_yaml(tmp_path / "gan.yaml")))
     recipes.check_file(tmp_path / "recipe.yaml")
@@ -175,7 +175,7 @@ def test_every_recipe_folder_recipe_and_script_named_exists() -> None:
     everything = "\n".join(GUIDES.values())
     folders = set(re.findall(r"\brecipes/([\w-]+)(?![\w.])", everything))
     assert folders >= {"openmoji", "toy", "folder"}
-    assert [f for f in folders if not list((ROOT / "recipes" / f).glob("*.yaml"))] == []
+    assert [f for f in folders if not list((ROOT / "recipes" / f).rglob("*.yaml"))] == []
     named = {n for n in re.findall(r"`((?:imagenet|coco|openmoji|toy)/[a-z][\w-]*-[\w-]+)`", everything)}
     assert len(named) >= 8 and [n for n in named if not (ROOT / "recipes" / f"{n}.yaml").is_file()] == []
     scripts = {file for text in DOCS.values() for file in re.findall(r"\bscripts/[\w.]+\.(?:sh|py)", text)}

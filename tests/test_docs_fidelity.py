@@ -83,7 +83,7 @@ COMMAND_LINES = [words for shell in blocks(PAGE, "sh") for words in invocations(
 def test_every_command_line_parses_and_what_it_sets_is_accepted(words: list[str], tmp_path: Path) -> None:
     values = COMMANDS[words[0]].make_context(words[0], list(words[1:])).params
     if values["recipe"]:
-        tree = read_yaml(find_recipe(values["recipe"], folder="imagenet", name=""))
+        tree = read_yaml(find_recipe(values["recipe"], preset="imagenet", name=""))
         override(tree, parse_set(values["sets"]))
         (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
         recipes.check_file(tmp_path / "recipe.yaml")

@@ -16,7 +16,7 @@ from tokcli.recipe.check import InvalidRecipe, check, component_model, leaving_o
 from tokcli.recipe.explain import Key, keys, meaning_of
 from tokcli.recipe.ranges import Area, Share
 from tokcli.recipe.sections import Component, Recipe
-from tokcli.recipe.yaml import recipes_root
+from tokcli.recipe.yaml import recipe_files, recipe_name
 
 ROOT = Path(__file__).parent.parent
 TOPICS = topics()
@@ -139,7 +139,7 @@ class Whole(Recipe):
     part: Component
 
 
-@pytest.mark.parametrize("path", sorted(recipes_root().glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", recipe_files(), ids=recipe_name)
 def test_every_key_of_a_shipped_recipe_is_explained(path: Path) -> None:
     recipe = resolved(check_file(path))
     name = {"tokenizer": f"tokenizer-{recipe.get('method')}"}.get(recipe["stage"], recipe["stage"])

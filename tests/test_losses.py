@@ -11,19 +11,19 @@ from tokcli.errors import TokError
 from tokcli.losses import LOSSES, L1Loss, L2Loss, PerceptualLoss, cosine
 from tokcli.metrics.lpips import lpips
 from tokcli.recipe.check import check, resolved
-from tokcli.recipe.yaml import read_yaml, recipes_root
+from tokcli.recipe.yaml import read_yaml, recipe_files, recipe_name, recipes_root
 from tokcli.stages import train_decoder
 
 # what the numbers in the headers of our own recipes were measured with: differences on [0, 1], and these weights of them
 UNIT_TERMS = {"l1": torch.abs, "l2": torch.square}
 UNIT_WEIGHTS = {
     "fashion-mnist": {"l1": 3.0, "l2": 6.0}, "openmoji": {"l1": 3.0, "l2": 6.0},
-    "folder": {"l1": 1.0, "l2": 1.0}, "toy": {"l1": 1.0},
+    "folder/base": {"l1": 1.0, "l2": 1.0}, "toy": {"l1": 1.0},
 }  # fmt: skip
 OWN = sorted(
-    f"{f.parent.name}/{f.name}"
-    for f in recipes_root().glob("*/*.yaml")
-    if f.parent.name in UNIT_WEIGHTS and UNIT_TERMS.keys() & read_yaml(f).get("loss", {}).keys()
+    f"{recipe_name(f)}.yaml"
+    for f in recipe_files()
+    if recipe_name(f.parent) in UNIT_WEIGHTS and UNIT_TERMS.keys() & read_yaml(f).get("loss", {}).keys()
 )
 
 
@@ -57,7 +57,7 @@ def test_own_recipes_pull_at_pixels_as_when_they_were_measured_on_the_unit_range
     image, prediction = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8, requires_grad=True)
     section = {name: keys for name, keys in read_yaml(recipes_root() / recipe)["loss"].items() if name in UNIT_TERMS}
     for name, weight, loss in build_losses(section, None, torch.device("cpu")):
-        old = UNIT_WEIGHTS[recipe.split("/")[0]][name] * UNIT_TERMS[name](prediction - image).mean()
+        old = UNIT_WEIGHTS[recipe.rpartition("/")[0]][name] * UNIT_TERMS[name](prediction - image).mean()
         new = weight * loss(prediction, image)
         gradients = [torch.autograd.grad(term, prediction)[0] for term in (old, new)]
         assert torch.equal(old, new) and torch.equal(*gradients)

@@ -14,9 +14,9 @@ from tokcli.methods import method_class
 from tokcli.recipe.check import InvalidRecipe, check, resolved
 from tokcli.recipe.overrides import override, parse_set
 from tokcli.recipe.sections import Component, Optim, Recipe
-from tokcli.recipe.yaml import _say_fallback, find_recipe, read_yaml, recipes_root, to_yaml
+from tokcli.recipe.yaml import _say_fallback, find_recipe, read_yaml, recipe_files, recipe_name, recipes_root, to_yaml
 
-SHIPPED = sorted(recipes_root().glob("*/*.yaml"))
+SHIPPED = recipe_files()
 
 
 class Codes:
@@ -240,33 +240,35 @@ def test_checking_leaves_the_given_tree_alone() -> None:
 
 def test_unknown_recipe_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(TokError, match="Did you mean 'toy/tokens'"):
-        find_recipe("toy/token", folder="toy", name="tokens")
+        find_recipe("toy/token", preset="toy", name="tokens")
 
 
 def test_recipe_is_found_by_path_by_name_and_by_default(tmp_path: Path) -> None:
     toy = recipes_root() / "toy" / "tokens.yaml"
-    assert find_recipe("tokens", folder="toy", name="x") == find_recipe("toy/tokens", folder="x", name="x") == toy
-    assert find_recipe(None, folder="toy", name="tokens") == find_recipe(str(toy), folder="x", name="x") == toy
+    assert find_recipe("tokens", preset="toy", name="x") == find_recipe("toy/tokens", preset="x", name="x") == toy
+    assert find_recipe(None, preset="toy", name="tokens") == find_recipe(str(toy), preset="x", name="x") == toy
     with pytest.raises(TokError, match="no such file"):
-        find_recipe(str(tmp_path / "none.yaml"), folder="toy", name="x")
+        find_recipe(str(tmp_path / "none.yaml"), preset="toy", name="x")
 
 
 def test_taking_another_folder_s_recipe_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     _say_fallback.cache_clear()  # of tests before this one
     caplog.set_level(logging.INFO, "tok")
     for _ in range(2):
-        assert find_recipe(None, folder="coco", name="proposal-ar").parent.name == "folder"
-    find_recipe(None, folder="folder", name="proposal-ar")  # a user's own images: meant for them
-    assert [r.getMessage() for r in caplog.records] == ["recipe: folder/proposal-ar (coco has none)"]
+        assert recipe_name(find_recipe(None, preset="coco", name="proposal-ar")) == "folder/base/proposal-ar"
+    find_recipe(None, preset="folder/base", name="proposal-ar")  # a user's own images: meant for them
+    assert [r.getMessage() for r in caplog.records] == ["recipe: folder/base/proposal-ar (coco has none)"]
 
 
 def test_every_data_set_with_a_tokenizer_has_its_own_recipes_of_what_follows() -> None:
     needed = ("tokens", "sample-ar", "sample-nar", "eval", "viz")
     homes = {path.parent for path in SHIPPED if path.stem.startswith("tokenizer-")}
-    assert [f"{home.name}/{name}" for home in homes for name in needed if not (home / f"{name}.yaml").is_file()] == []
+    assert [
+        f"{recipe_name(home)}/{name}" for home in homes for name in needed if not (home / f"{name}.yaml").is_file()
+    ] == []
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", SHIPPED, ids=recipe_name)
 def test_shipped_recipe_is_valid_and_its_resolved_form_repeats_it(path: Path, tmp_path: Path) -> None:
     from tokcli.cli.recipes import check_file
 
@@ -297,7 +299,7 @@ def test_all_invalid_recipes_are_told_at_once(tmp_path: Path, monkeypatch: pytes
         ("c", "stage: tokens\ntokens: {}"),
     ):
         (tmp_path / "own" / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(recipes_module, "recipes_root", lambda: tmp_path)
+    monkeypatch.setattr(recipes_module, "recipe_files", lambda: sorted(tmp_path.rglob("*.yaml")))
     with pytest.raises(InvalidRecipe) as caught:
         catalog.check(None)
     assert [Path(line.split(":")[0]).name for line in str(caught.value).splitlines()] == ["a.yaml", "b.yaml"]
@@ -309,7 +311,7 @@ def test_recipe_of_another_stage_is_refused() -> None:
     from tokcli.stages.tokenize import TokensRecipe
 
     with pytest.raises(TokError, match="is not a recipe of stage 'tokens'. Got 'decoder'"):
-        load_recipe(Options(recipe="toy/decoder-conv"), TokensRecipe, "tokens", "toy", {})
+        load_recipe(Options(recipe="toy/decoder-conv"), TokensRecipe, "tokens", {})
 
 
 @pytest.mark.parametrize("transform", [{"name": "centre-crop"}, {"name": "center-crop", "flop": True}, {}, {"name": 3}])

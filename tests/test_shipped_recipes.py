@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from tokcli.cli import cli
-from tokcli.recipe.yaml import read_yaml, recipes_root
+from tokcli.recipe.yaml import read_yaml, recipe_files, recipe_name, recipes_root
 
-SHIPPED = sorted(str(path.relative_to(recipes_root()).with_suffix("")) for path in recipes_root().glob("*/*.yaml"))
+SHIPPED = [recipe_name(path) for path in recipe_files()]
 PROPOSALS = {  # whose samples a recipe of stage sample draws, where its name does not say it
     "imagenet/sample-ar": "imagenet/proposal-ar-medium", "coco/sample-ar": "coco/proposal-ar-medium",
     "imagenet/sample-ar-llamagen": "imagenet/proposal-ar-llamagen-b", "coco/sample-ar-llamagen": "coco/proposal-ar-medium",
@@ -67,7 +67,8 @@ class Workshop:
 
     def of(self, recipe: str) -> Path:
         """The artifact of a recipe, and before it those that it reads."""
-        folder, stage = recipe.split("/")[0], recipe.split("/")[1].split("-")[0]
+        folder, _, name = recipe.rpartition("/")
+        stage = name.split("-")[0]
         return getattr(self, stage)(recipe, folder)  # type: ignore[no-any-return]
 
     def _data(self, captions: bool) -> str:

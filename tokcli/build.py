@@ -1,7 +1,7 @@
 """Fresh networks from recipes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from tokcli.pretrained.teachers import build_teacher
 from tokcli.proposals import CONDITIONS, PROPOSALS, Condition, NoCondition, Proposal, TextCondition
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import component_model
-from tokcli.recipe.sections import Data
+from tokcli.recipe.sections import Component, Data
 from tokcli.registry import lookup
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,6 +99,23 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
         )
     quantizer = component("quantizer", QUANTIZERS, {**recipe["quantizer"], "code_dim": encoder.code_dim})
     return Tokenizer(encoder, quantizer, CodesAsFeatures())
+
+
+def decoder_sizes(data: Data, decoder: Component, size: int, grid: Sequence[int]) -> dict[str, Any]:
+    """Keys of a recipe of stage decoder that must be others for a tokenizer's images and tokens, as dotted key -> value.
+
+    Stages of convolutions are left out, or the first one is repeated, where the grid is doubled to the image: those at the
+    image's resolution stay.
+
+    Args:
+        data, decoder: sections of the recipe.
+        size, grid: pixels of the tokenizer's images, and its tokens.
+    """
+    found: dict[str, Any] = {} if data.size == size else {"data.size": size}
+    widths, doublings = decoder.keys.get("widths"), (size // grid[0]).bit_length() - 1
+    if isinstance(widths, list) and widths and grid[0] << doublings == size and len(widths) != doublings + 1:
+        found["decoder.widths"] = ([widths[0]] * (doublings + 1 - len(widths)) + widths)[-doublings - 1 :]
+    return found
 
 
 def build_decoder(recipe: Mapping[str, Any], code_dim: int, grid: tuple[int, int], size: int) -> nn.Module:

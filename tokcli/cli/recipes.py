@@ -8,23 +8,22 @@ from tokcli.errors import TokError
 from tokcli.recipe import explain
 from tokcli.recipe.check import InvalidRecipe
 from tokcli.recipe.check import check as check_recipe
-from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+from tokcli.recipe.yaml import find_recipe, read_yaml, recipe_files, recipe_name
 from tokcli.registry import lookup
 
 
 def listing() -> str:
     """Every recipe with the first line of its header."""
-    root = recipes_root()
     lines = []
-    for path in sorted(root.glob("*/*.yaml")):
+    for path in recipe_files():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
-        lines.append(f"{path.relative_to(root).with_suffix('')!s:<36}{first}")
+        lines.append(f"{recipe_name(path):<36}{first}")
     return "\n".join(lines)
 
 
 def text(name: str) -> str:
     """A recipe's file as it is, header included."""
-    return find_recipe(name, folder="folder", name="").read_text(encoding="utf-8").rstrip()
+    return find_recipe(name, preset="", name="").read_text(encoding="utf-8").rstrip()
 
 
 def check(name: str | None) -> str:
@@ -33,7 +32,7 @@ def check(name: str | None) -> str:
     Raises:
         InvalidRecipe: with every fault of every file.
     """
-    paths = [find_recipe(name, folder="folder", name="")] if name else sorted(recipes_root().glob("*/*.yaml"))
+    paths = [find_recipe(name, preset="", name="")] if name else recipe_files()
     faults = []
     for path in paths:
         try:

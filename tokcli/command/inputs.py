@@ -14,7 +14,7 @@ from tokcli.errors import TokError
 from tokcli.recipe.check import check
 from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Expects, Recipe
-from tokcli.recipe.yaml import find_recipe, read_yaml, recipes_root
+from tokcli.recipe.yaml import find_recipe, is_preset, read_yaml
 from tokcli.training.optimizers import check_torch
 
 
@@ -55,7 +55,6 @@ def load_recipe(
     options: Options,
     model: type[R],
     name: str,
-    folder: str,
     families: Mapping[str, Mapping[str, Callable[..., Any]]],
     resolve: Callable[[str], Callable[..., Any] | None] = lambda name: None,
     say: Callable[..., None] = log.info,
@@ -64,12 +63,11 @@ def load_recipe(
 
     Args:
         model: the stage's recipe.
-        name: default file name, such as `tokenizer-vqkd`.
-        folder: the data set's folder of recipes.
+        name: default file name, such as `tokenizer-vqkd`, in the options' preset.
         families, resolve: see `recipe.check`.
         say: is told which keys went with a component that a flag replaced.
     """
-    path = find_recipe(options.recipe, folder=folder, name=name)
+    path = find_recipe(options.recipe, preset=options.preset.name if options.preset else "", name=name)
     tree = read_yaml(path)
     stage = model.model_fields["stage"].annotation
     wanted = getattr(stage, "__args__", ("",))[0]
@@ -88,8 +86,13 @@ def load_recipe(
     return recipe
 
 
-def method_of(options: Options, folder: str, given: str | None) -> str:
-    """The tokenizer method: `--method` or `--set method=`, else that of `--recipe`, else VQ-KD.
+def names_no_recipe(options: Options) -> bool:
+    """Whether the recipe is a preset's for this stage: `--recipe` names the preset, or nothing."""
+    return options.recipe is None or is_preset(options.recipe)
+
+
+def method_of(options: Options, given: str | None) -> str:
+    """The tokenizer method: `--method` or `--set method=`, else that of the recipe that `--recipe` names, else VQ-KD.
 
     Raises:
         TokError: they and the recipe, whose other keys are its method's, name different ones.
@@ -98,9 +101,9 @@ def method_of(options: Options, folder: str, given: str | None) -> str:
     if said is not None and given not in (None, said):
         raise TokError(f"--method {given}", "is not what --set says", got=f"method={said}", next="Leave one out")
     given = given if said is None else str(said)
-    if options.recipe is None:
+    if names_no_recipe(options):
         return given or "vqkd"
-    path = find_recipe(options.recipe, folder=folder, name="")
+    path = find_recipe(options.recipe, preset=options.preset.name if options.preset else "", name="")
     recorded = str(read_yaml(path).get("method", given or "vqkd"))
     if given not in (None, recorded):
         raise TokError(
@@ -110,12 +113,6 @@ def method_of(options: Options, folder: str, given: str | None) -> str:
             next=f"Choose a recipe of {given}, or leave the method out",
         )
     return recorded
-
-
-def recipe_folder(spec: str) -> str:
-    """The folder of recipes of a data set: `openmoji/train` -> `openmoji`; a user's own path -> `folder`."""
-    head = spec.split("/")[0]
-    return head if "/" not in head and (recipes_root() / head).is_dir() and not Path(spec).is_dir() else "folder"
 
 
 def named_data(options: Options) -> str | None:

@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EMBEDDED = "openmoji/train"  # the data set of those who name none
+
+
+class Preset(NamedTuple):
+    """A folder of recipes, one for each stage."""
+
+    name: str  # such as "folder/small"
+    why: str  # it was taken, in words
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Options:
     device: str | None = None
     threads: int | None = None
     dry_run: bool = False
+    preset: Preset | None = None  # that recipes come from which --recipe does not name; see `with_preset`
     weights: Mapping[str, Path] = field(
         default_factory=dict
     )  # "teacher", "teacher:NAME", "vgg", "inception", "text", "language" -> file

@@ -51,6 +51,7 @@ def provenance(options: Options, device: torch.device, seed: int) -> dict[str, A
         "threads": torch.get_num_threads(),
         "world_size": distributed.world_size(),
         "seed": seed,
+        "preset": options.preset._asdict() if options.preset else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

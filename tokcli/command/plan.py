@@ -27,7 +27,7 @@ log = logging.getLogger("tok")
 UNKNOWN = "data-unknown"  # id of data that are not on this machine
 LOOKED_AT = 256  # images that are asked for captions
 TOLD = ("classes", "rows")  # facts of which the text says that they are unknown
-PROBE = 2  # samples of the first trial
+PROBES = 2, 8  # samples of the trials that tell what a step takes by itself, and for each sample
 CHEAP = 15.0  # seconds: a slower step is reckoned from the trial, not run
 
 
@@ -70,18 +70,22 @@ class Images:
         return found or (False if len(looked_at) == len(self.source) else None)
 
 
-def find_images(spec: str, size: int, labels: Path | None, max_pixels: int, most: int = 0) -> Images:
+def find_images(
+    spec: str, size: int, labels: Path | None, max_pixels: int, most: int = 0, source: ImageSource | None = None
+) -> Images:
     """The images that `--data spec` names; what is not on this machine need not be for a plan.
 
     Args:
         size, labels, max_pixels: see `open_source`.
         most: how many of them are taken; 0: all.
+        source: they, where they are open.
 
     Raises:
         TokError: what is there is not a data set.
     """
     try:
-        return Images(spec, limited(open_source(spec, size=size, labels=labels, max_pixels=max_pixels), most))
+        opened = source or open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
+        return Images(spec, limited(opened, most))
     except NotFound as error:
         log.info("%s The plan knows neither its classes nor its captions nor how many images it has.", error)
         return Images(spec, None)
@@ -123,6 +127,7 @@ def describe(
         for name, part in parts.items()
     }
     document["memory"] = _memory(recipe, modules, activations)
+    document["preset"] = options.preset._asdict() if options.preset else None
     document["compute"] = compute.as_json() if compute else None
     return Plan(document, lambda: _text(options, recipe, reads, document, seconds(), compute))
 
@@ -195,13 +200,16 @@ def _parts(name: str, module: nn.Module | None) -> list[tuple[str, nn.Module]]:
     return [] if module is None else [(name, module)]
 
 
-def step_time(train: Train, device: torch.device, step: Callable[[int], Callable[[], Any]]) -> str:
+def step_time(
+    train: Train, device: torch.device, step: Callable[[int], Callable[[], Any]], cheap: float = CHEAP
+) -> str:
     """Time training steps on random input: milliseconds a step and the whole duration, in words.
 
     Args:
         train: the recipe's section.
         device: where the steps run.
         step: a number of samples -> a function that performs one update on so many.
+        cheap: seconds; a slower step is reckoned from the trial, not run.
     """
 
     @tensor_cores()  # as the training loop does
@@ -215,16 +223,24 @@ def step_time(train: Train, device: torch.device, step: Callable[[int], Callable
         _wait(device)
         return (time.perf_counter() - started) / repeats
 
-    few = min(train.batch_size, PROBE * train.accumulate)
-    took = seconds(few, 1) * train.batch_size / few
-    how = f"reckoned from {few} samples"
-    if few == train.batch_size or took <= CHEAP:
+    few, more = (min(train.batch_size, number * train.accumulate) for number in PROBES)
+    took, slope = seconds(few, 1), 0.0
+    if more > few:
+        slope = max(seconds(more, 1) - took, 0.0) / (more - few)
+    took += slope * (train.batch_size - few)
+    how = f"reckoned from {more} samples"
+    if more == train.batch_size or took <= cheap:
         took, how = seconds(train.batch_size, 3), "measured"
-    minutes, rest = divmod(round(took * train.steps), 60)
-    hours, minutes = divmod(minutes, 60)
-    duration = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    duration = in_words(took * train.steps)
     threads = f", {torch.get_num_threads()} thread(s)" if device.type == "cpu" else ""
     return f"{took * 1000:,.0f} ms a step on {device}{threads} ({how}), {duration} in all; reading and evaluation come on top"
+
+
+def in_words(seconds: float) -> str:
+    """A duration, such as `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _wait(device: torch.device) -> None:

@@ -110,6 +110,10 @@ class Clustering(Method):
         """The method and its teacher."""
         return f"{recipe.method}-{short(recipe.teacher.name)}"
 
+    def once(self, images: int) -> float:
+        """Seconds that the teacher's features take where they are kept."""
+        return self.targets.seconds(images, self.recipe.data.size) if self.recipe.data.cache_features else 0.0
+
     def begin(self, source: ImageSource, transform: Transform) -> None:
         """Compute the teacher's features once where the recipe asks for it."""
         if self.recipe.data.cache_features:

@@ -4,6 +4,7 @@ BEiT v2 (arXiv 2208.06366, section 2.1), as used by "Image Understanding Makes f
 (arXiv 2411.04406): student from scratch, l2-normalised codes learnt by EMA, one block of feature decoder, cosine loss.
 """
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +31,8 @@ from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component
+
+TRIED = 8  # images by which the time of features is reckoned
 
 
 class FeatureData(TokenizerData):
@@ -106,6 +109,14 @@ class TeacherFeatures:
         with autocast(self.device, self.precision):
             return self.teacher(images, self.grid)
 
+    def seconds(self, images: int, size: int) -> float:
+        """How long the features of so many images of `size` pixels take, reckoned from a few."""
+        some = torch.rand(TRIED, 3, size, size, device=self.device)
+        self.of(some).cpu()  # picks kernels
+        started = time.perf_counter()
+        self.of(some).cpu()
+        return (time.perf_counter() - started) / TRIED * images
+
     def trial(self, images: Float[Tensor, "b 3 s s"], cached: bool) -> Float[Tensor, "b n d"]:
         """Features of images that belong to no data set; with `cached` computed at the first call alone, as if read after it."""
         if self._read is None or len(self._read) != len(images) or not cached:
@@ -169,6 +180,10 @@ class Distillation(Method):
     def label(recipe: DistillationRecipe) -> str:
         """The method and its teacher."""
         return f"{recipe.method}-{short(recipe.teacher.name)}"
+
+    def once(self, images: int) -> float:
+        """Seconds that the teacher's features take where they are kept."""
+        return self.targets.seconds(images, self.recipe.data.size) if self.recipe.data.cache_features else 0.0
 
     def begin(self, source: ImageSource, transform: Transform) -> None:
         """Compute the teacher's features once where the recipe asks for it."""

@@ -88,6 +88,10 @@ class Method(ABC):
         """The tokenizer's name, such as `vqkd-clip`."""
         return str(recipe.method)
 
+    def once(self, images: int) -> float:
+        """Seconds that `begin` takes for so many images, reckoned from a few."""
+        return 0.0
+
     def begin(self, source: ImageSource, transform: Transform) -> None:  # noqa: B027  most have nothing to prepare
         """Prepare training on a data set; all ranks call it."""
 

@@ -46,7 +46,9 @@ def check_doubling(grid: tuple[int, int], image_size: int | tuple[int, int], wid
             "decoder.widths",
             f"{len(widths)} stages turn a {grid[0]}x{grid[1]} grid into {made}, which is not the size of the image",
             got=f"{size[0]}x{size[1]} px",
-            next="Give one width for each doubling, and one more",
+            next="Give one width for each doubling, and one more"
+            if grid[0] == grid[1] and (size[0] // grid[0]).bit_count() == 1
+            else "No number of doublings does: --set 'decoder={name: vit, width: 384, depth: 8, heads: 6}'",
         )
 
 

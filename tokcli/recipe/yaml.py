@@ -16,6 +16,7 @@ from tokcli.registry import nearest
 log = logging.getLogger("tok")
 
 
+FALLBACK = "folder/base"  # has a recipe for every method
 LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
 
 
@@ -55,22 +56,51 @@ def recipes_root() -> Path:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
-    """The file of a recipe: a path, a NAME or FOLDER/NAME among the shipped ones, or the default `folder/name`.
+def recipe_files() -> list[Path]:
+    """All shipped recipes."""
+    return sorted(recipes_root().rglob("*.yaml"))
+
+
+def recipe_name(path: Path) -> str:
+    """What `--recipe` calls a shipped recipe, such as `folder/small/tokenizer-vqkd`."""
+    return path.relative_to(recipes_root()).with_suffix("").as_posix()
+
+
+def presets() -> list[str]:
+    """The presets: folders with a recipe for every stage, such as `openmoji` or `folder/small`."""
+    return sorted({recipe_name(path).rpartition("/")[0] for path in recipe_files()})
+
+
+def is_preset(choice: str) -> bool:
+    """Whether `--recipe` names a preset, not a recipe."""
+    return choice.rstrip("/") in presets() and not Path(choice).is_file()
+
+
+def preset_named(choice: str | None) -> str | None:
+    """The preset that `--recipe` names, by itself or by one of its recipes; None where it names a file of one's own."""
+    if choice is None or is_preset(choice):
+        return choice and choice.rstrip("/")
+    head = choice.rpartition("/")[0]
+    return head if head and (recipes_root() / f"{choice}.yaml").is_file() else None
+
+
+def find_recipe(choice: str | None, *, preset: str, name: str) -> Path:
+    """The file of a recipe: a path, a NAME or PRESET/NAME among the shipped ones, or the one of a preset for this stage.
 
     Args:
         choice: what `--recipe` was given, or None.
-        folder: the data set's folder of recipes; one without its own uses `folder`, which is said once.
+        preset: the preset of a run without `--recipe`; one without this recipe uses that of `FALLBACK`, which is said once.
         name: the stage and its variant, such as `tokenizer-vqkd`.
 
     Raises:
         TokError: there is no such recipe.
     """
     root = recipes_root()
-    if choice is None:
-        home = folder if (root / folder / f"{name}.yaml").is_file() else "folder"
-        if home != folder:
-            _say_fallback(home, folder, name)
+    if choice is None or is_preset(choice):
+        preset = choice.rstrip("/") if choice else preset
+        home = preset if (root / preset / f"{name}.yaml").is_file() else FALLBACK
+        if home != preset:
+            _say_fallback(home, preset, name)
         path = root / home / f"{name}.yaml"
         if not path.is_file():
             raise TokError(f"recipe {home}/{name}", "there is no such recipe", next="Run tok recipes to list them")
@@ -80,17 +110,17 @@ def find_recipe(choice: str | None, *, folder: str, name: str) -> Path:
         if path.is_file():
             return path
         raise TokError(f"--recipe {choice}", "no such file", next="Run tok recipes to list those that come with tok")
-    for candidate in (root / f"{choice}.yaml", root / folder / f"{choice}.yaml"):
+    for candidate in (root / f"{choice}.yaml", root / preset / f"{choice}.yaml"):
         if candidate.is_file():
             return candidate
-    close = nearest(choice, [str(p.relative_to(root))[:-5] for p in root.glob("*/*.yaml")])
+    close = nearest(choice, [*presets(), *map(recipe_name, recipe_files())])
     hint = close if close.startswith("Did") else "Run tok recipes to list them"
     raise TokError(f"--recipe {choice}", "no such recipe", next=hint)
 
 
 @functools.cache  # `tok sample --sweep` looks for it once a point
-def _say_fallback(home: str, folder: str, name: str) -> None:
-    log.info("recipe: %s/%s (%s has none)", home, name, folder)
+def _say_fallback(home: str, preset: str, name: str) -> None:
+    log.info("recipe: %s/%s (%s has none)", home, name, preset or "the data set")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from tokcli import distributed, loading
 from tokcli.artifact.opening import Artifact
-from tokcli.command.inputs import load_recipe, recipe_folder
+from tokcli.command.inputs import load_recipe
 from tokcli.command.options import Options
 from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator
@@ -170,8 +170,7 @@ def request_of(
         sets["sample.cfg_scale"] = 1.0
     out = options.out / point_name(point) if options.out and point else options.out
     options = dataclasses.replace(options, sets=sets, out=out)
-    folder = recipe_folder(proposal.inputs["data"]["path"])
-    recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", folder, {})
+    recipe = load_recipe(options, SampleRecipe, f"sample-{facts['mode']}", {})
     with on_meta():
         network = loading.proposal_of(proposal)
     recipe = with_defaults(recipe, network)

@@ -14,9 +14,10 @@ from tokcli import pictures
 from tokcli.artifact.opening import Artifact, examined, locate, scan
 from tokcli.artifact.plans import Plan, Planned, read_plan
 from tokcli.command import plan
-from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input, recipe_folder
+from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_read
 from tokcli.data.sources import sibling
@@ -115,7 +116,8 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         spec = None if spec == recorded else spec
     if spec is None:
         raise TokError("--data", f"{recorded} has no held-out part beside it", next="Name held-out images: --data DIR")
-    recipe = load_recipe(options, EvalRecipe, "eval", recipe_folder(spec), {})
+    options, _ = with_preset(options, spec, given[0])
+    recipe = load_recipe(options, EvalRecipe, "eval", {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
     found = {name for a in given for name in weights_read(a.recipe)}
     read = {name for name in found if name.partition(":")[0] in ("teacher", "text")}

@@ -11,7 +11,7 @@ from tokcli.artifact.plans import Plan
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import plan
 from tokcli.command.inputs import load_recipe
-from tokcli.command.options import Options
+from tokcli.command.options import Options, Preset
 from tokcli.command.output import begin
 from tokcli.command.session import session
 from tokcli.files import sha256, write_text
@@ -66,12 +66,15 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
     """
     form = lookup("format", FORMATS, kind)
     method = method_class(form.method)
-    options = replace(options, sets={**form.sets, **(sets or {}), **options.sets}, recipe=options.recipe)
+    options = replace(
+        options,
+        sets={**form.sets, **(sets or {}), **options.sets},
+        preset=Preset("imagenet", "it was published for it"),
+    )
     recipe = load_recipe(
         options,
         method.recipe_model,
         f"tokenizer-{form.method}",
-        "imagenet",
         method.families,
         resolve,
         say=log.debug,  # the recipe's own components were never meant
@@ -94,6 +97,7 @@ def main(options: Options, *, kind: str, file: Path, sets: dict[str, Any] | None
         tokenizer.load_exported(convert(state, form.layout, tokenizer, str(file)), str(file))
         digest = sha256(file)
         facts, inputs = _facts(kind, form, recipe, tokenizer, digest), _inputs(options, file, digest)
+        options = replace(options, preset=None)  # of later stages on other images: by these
         draft = begin(options, "tokenizer", kind, resolved(recipe), inputs, device)
         if isinstance(draft, Artifact):
             return draft

@@ -23,6 +23,7 @@ from tokcli.command.bulk import claimed, completed, finishing
 from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session, share_of
 from tokcli.command.weight_files import weights_read
 from tokcli.data import sample_store as store
@@ -71,6 +72,7 @@ def main(
         loading.check_text_weights(proposal_artifact, options.weights["text"])
     decoder_artifact = choose_decoder(options, decoder, proposal_artifact.input_id("tokenizer"))
     check_lineage(decoder_artifact, "--decoder", proposal_artifact, "--proposal")
+    options, _ = with_preset(options, proposal_artifact.inputs["data"]["path"], proposal_artifact)
     requests = [request_of(options, point, proposal_artifact, edit, mask) for point in points]
     if options.dry_run:
         plans = [_plan(request, proposal_artifact, decoder_artifact) for request in requests]

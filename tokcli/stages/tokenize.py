@@ -13,9 +13,10 @@ from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
 from tokcli.command.bulk import claimed, completed, finishing
-from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder
+from tokcli.command.inputs import choose, data_spec, load_recipe
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session, share_of
 from tokcli.data import token_store
 from tokcli.data.pixels import unit
@@ -83,7 +84,8 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
     made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     loading.check_discrete(made_by)
     spec = data_spec(options, made_by.inputs["data"]["path"])
-    recipe = load_recipe(options, TokensRecipe, "tokens", recipe_folder(spec), {})
+    options, _ = with_preset(options, spec, made_by)
+    recipe = load_recipe(options, TokensRecipe, "tokens", {})
     if options.dry_run:
         return _plan(options, recipe, made_by, spec)
     asked = recipe.tokens

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from tokcli.command.inputs import (
     choose,
     data_spec,
     load_recipe,
+    names_no_recipe,
     open_input,
-    recipe_folder,
 )
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
@@ -85,22 +87,30 @@ class DecoderRecipe(Recipe):
 def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | Plan:
     """Train a pixel decoder; see `tok train-decoder --help`."""
     start = open_input(options, "--init", init, ["decoder"]) if init else None
-    if options.dry_run and tokenizer is None:
-        spec = data_spec(options)
-        return _plan(options, _recipe(options, spec), spec, None, start)
-    source_artifact = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
-    spec = data_spec(options, source_artifact.inputs["data"]["path"])
-    recipe = _recipe(options, spec)
-    _check(recipe, source_artifact)
-    if options.dry_run:
-        return _plan(options, recipe, spec, source_artifact, start)
+    made_by = None
+    if tokenizer is not None or not options.dry_run:
+        made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
+    spec = data_spec(options, made_by.inputs["data"]["path"] if made_by else None)
+    options, _ = with_preset(options, spec, made_by)
+    recipe = _recipe(options, made_by)
+    if options.dry_run or made_by is None:
+        return _plan(options, recipe, spec, made_by, start)
     with session(options) as device:
-        return _train(options, recipe, source_artifact, spec, start, device)
+        return _train(options, recipe, made_by, spec, start, device)
 
 
-def _recipe(options: Options, spec: str) -> DecoderRecipe:
-    recipe = load_recipe(options, DecoderRecipe, "decoder-conv", recipe_folder(spec), FAMILIES)
+def _recipe(options: Options, tokenizer: Artifact | None) -> DecoderRecipe:
+    """The recipe; where `--recipe` names none, at the sizes of the tokenizer."""
+    recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES)
+    if tokenizer is not None and names_no_recipe(options):
+        fitted = build.decoder_sizes(recipe.data, recipe.decoder, tokenizer.facts["use_size"], tokenizer.facts["grid"])
+        if changed := {key: value for key, value in fitted.items() if key not in options.sets}:
+            log.info("recipe: %s, for the tokenizer", ", ".join(f"{key}={value}" for key, value in changed.items()))
+            options = replace(options, sets={**changed, **options.sets})
+            recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES, say=log.debug)
     check_weights(options, weights_read(resolved(recipe)))
+    if tokenizer is not None:
+        _check(recipe, tokenizer)
     return recipe
 
 
@@ -109,12 +119,8 @@ def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
     facts, size = tokenizer.facts, recipe.data.size
     loading.check_discrete(tokenizer)
     if size != facts["use_size"]:
-        raise TokError(
-            "data.size",
-            f"the tokenizer is used at {facts['use_size']} px",
-            got=str(size),
-            next=f"Use it: --set data.size={facts['use_size']}",
-        )
+        hint = f"Use it: --set data.size={facts['use_size']}"
+        raise TokError("data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size), next=hint)
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
     check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
 

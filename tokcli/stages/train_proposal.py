@@ -21,10 +21,10 @@ from tokcli.command.inputs import (
     data_spec,
     load_recipe,
     open_input,
-    recipe_folder,
 )
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.token_batches import TokenBatch, TokenBatches
@@ -85,11 +85,12 @@ def main(
     """Train a proposal network; see `tok train-proposal --help`."""
     name = f"proposal-{mode or 'ar'}"
     if options.dry_run and tokens is None:
-        made_by = None
-        recipe = _recipe(options, name, data_spec(options))
+        made_by, spec = None, data_spec(options)
     else:
         made_by = choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
-        recipe = _recipe(options, name, made_by.inputs["data"]["path"])
+        spec = made_by.inputs["data"]["path"]
+    options, _ = with_preset(options, spec, made_by)
+    recipe = _recipe(options, name)
     start = _check(options, recipe, made_by, mode, init)
     held_out = _held_out(options, val, recipe, made_by) if made_by else None
     if options.dry_run:
@@ -139,8 +140,8 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
     return found
 
 
-def _recipe(options: Options, name: str, spec: str) -> ProposalRecipe:
-    recipe = load_recipe(options, ProposalRecipe, name, recipe_folder(spec), FAMILIES)
+def _recipe(options: Options, name: str) -> ProposalRecipe:
+    recipe = load_recipe(options, ProposalRecipe, name, FAMILIES)
     check_weights(options, weights_read(resolved(recipe)))
     return recipe
 

@@ -19,10 +19,10 @@ from tokcli.command.inputs import (
     load_recipe,
     method_of,
     open_input,
-    recipe_folder,
 )
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
@@ -42,23 +42,35 @@ from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 USAGE_FLOOR = 0.5  # share of codes in use below which a run warns
+QUICK = 3.0  # seconds: a slower step is not run for its time before a training
 COLLAPSE = 0.1  # held-out perplexity over training's below which a run warns
 
 
 def main(options: Options, *, method: str | None, init: Path | None) -> Artifact | Plan:
     """Train a tokenizer; see `tok train-tokenizer --help`."""
     spec = data_spec(options)
-    folder = recipe_folder(spec)
-    chosen = method_of(options, folder, method)
+    options, source = with_preset(options, spec)
+    chosen = method_of(options, method)
     kind = method_class(chosen)
-    recipe = load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", folder, kind.families, resolve)
+    recipe = load_recipe(options, kind.recipe_model, f"tokenizer-{chosen}", kind.families, resolve)
+    if source is not None:
+        source.max_pixels = recipe.data.max_pixels
+        _settle_cache(options, recipe, len(source))
     recipe = kind.settled(recipe)
     check_weights(options, weights_read(resolved(recipe)))
     start = open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:
-        return _plan(options, kind, recipe, spec, start)
+        return _plan(options, kind, recipe, spec, source, start)
     with session(options) as device:
-        return _train(options, kind, recipe, spec, start, device)
+        return _train(options, kind, recipe, spec, source, start, device)
+
+
+def _settle_cache(options: Options, recipe: TokenizerRecipe, images: int) -> None:
+    """Where a preset was chosen: keep no features of images of which fewer are seen than there are."""
+    seen = recipe.train.steps * recipe.train.batch_size
+    if getattr(recipe.data, "cache_features", False) and "data.cache_features" not in options.sets and images > seen:
+        log.info("recipe: data.cache_features=false, for %s of %s images are seen", f"{seen:,}", f"{images:,}")
+        recipe.data.cache_features = False  # type: ignore[attr-defined]
 
 
 def rehearse(
@@ -75,8 +87,15 @@ def rehearse(
     return method, _facts(kind, recipe, method, classes)
 
 
-def _plan(options: Options, kind: type[Method], recipe: TokenizerRecipe, spec: str, start: Artifact | None) -> Plan:
-    images = plan.find_images(spec, recipe.data.size, options.labels, recipe.data.max_pixels)
+def _plan(
+    options: Options,
+    kind: type[Method],
+    recipe: TokenizerRecipe,
+    spec: str,
+    source: ImageSource | None,
+    start: Artifact | None,
+) -> Plan:
+    images = plan.find_images(spec, recipe.data.size, options.labels, recipe.data.max_pixels, source=source)
     method, facts = rehearse(kind, recipe, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
@@ -165,22 +184,34 @@ def trial(method: Method, recipe: TokenizerRecipe, device: torch.device) -> Call
     return step
 
 
+def _say_time(kind: type[Method], recipe: TokenizerRecipe, images: int, device: torch.device) -> None:
+    """How long a training will take by a preset that tok has chosen, so that a user can choose another."""
+    with torch.random.fork_rng():
+        rehearsed = kind(recipe, None, device)
+        once = rehearsed.once(images)
+        said = plan.step_time(recipe.train, device, trial(rehearsed, recipe, device), cheap=QUICK)
+    log.info("time: %s%s", said, f"; before it {plan.in_words(once)} for the teacher's features" if once else "")
+
+
 def _train(
     options: Options,
     kind: type[Method],
     recipe: TokenizerRecipe,
     spec: str,
+    source: ImageSource | None,
     start: Artifact | None,
     device: torch.device,
 ) -> Artifact:
-    size = recipe.data.size
-    source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
+    size, chosen = recipe.data.size, source is not None
+    source = source or open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
     inputs = _inputs({"id": source.id, "path": source.name}, start)
     inputs |= weights_inputs(resolved(recipe), options.weights)
     draft = begin(options, "tokenizer", kind.label(recipe), resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
         return draft
 
+    if chosen and not draft.resumed:
+        _say_time(kind, recipe, len(source), device)
     method = kind(recipe, options.weights, device)
     tokenizer = method.tokenizer
     if start:

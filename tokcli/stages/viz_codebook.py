@@ -17,9 +17,10 @@ from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_n
 from tokcli.codebook.page import write_page
 from tokcli.codebook.view import Codebook, see, write_pictures
 from tokcli.command import plan
-from tokcli.command.inputs import choose, data_spec, load_recipe, recipe_folder
+from tokcli.command.inputs import choose, data_spec, load_recipe
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
+from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.data.pixels import filled, unit
 from tokcli.data.reading import read_batches
@@ -76,7 +77,8 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
         if drawn["against"].id == made_by.id:
             raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="Name another one")
     spec = data_spec(options, made_by.inputs["data"]["path"])
-    recipe = load_recipe(options, VizRecipe, "viz", recipe_folder(spec), {})
+    options, _ = with_preset(options, spec, made_by)
+    recipe = load_recipe(options, VizRecipe, "viz", {})
     if options.dry_run:
         images = plan.find_images(spec, made_by.facts["use_size"], options.labels, recipe.viz.max_pixels)
         inputs = {"data": images.entry} | {role: reference(a) for role, a in drawn.items()}

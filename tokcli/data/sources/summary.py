@@ -65,6 +65,7 @@ def say_problems(source: "ImageSource") -> None:
 
 
 _said: set[str] = set()
+_sizes: dict[str, list[tuple[int, int]]] = {}  # of images looked at, by the id of their source: images may be large
 
 
 def say_found(source: "ImageSource") -> None:
@@ -121,18 +122,29 @@ def captions_of(source: "ImageSource") -> str:
     return f"{share:.0%} have captions"
 
 
+def looked_at(source: "ImageSource", numbers: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    """(width, height) of readable images from the smallest to the largest; of evenly spread ones where there are many."""
+    if numbers is None and source.id in _sizes:
+        return _sizes[source.id]
+    sizes = []
+    for i in evenly(len(source), LOOKED_AT) if numbers is None else numbers:
+        try:
+            height, width = source.image(i).shape[1:]
+        except BadImage:
+            continue
+        sizes.append((width, height))
+    sizes.sort(key=lambda size: (size[0] * size[1], size))
+    if numbers is None:
+        _sizes[source.id] = sizes
+    return sizes
+
+
 def sizes_of(source: "ImageSource", numbers: Sequence[int] | None = None) -> str:
     """The smallest, median and largest side lengths among images; of evenly spread ones where there are many."""
     if isinstance(drawn := getattr(source, "size", None), int):
         return f"drawn at {drawn} px"
-    sizes = []
-    for i in evenly(len(source), LOOKED_AT) if numbers is None else numbers:
-        try:
-            sizes.append(tuple(source.image(i).shape[:0:-1]))
-        except BadImage:
-            continue
+    sizes = looked_at(source, numbers)
     if not sizes:
         return ""
-    sizes.sort(key=lambda size: (size[0] * size[1], size))
     smallest, median, largest = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
     return f"all {smallest}" if smallest == largest else f"{smallest} to {largest}, median {median}"
