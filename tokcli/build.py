@@ -11,8 +11,17 @@ from torch import nn
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, CodesAsFeatures, FeatureDecoder, TeacherEncoder, Tokenizer
-from tokcli.pretrained.teachers import build_teacher
+from tokcli.models import (
+    DECODERS,
+    DISCRIMINATORS,
+    ENCODERS,
+    CodesAsFeatures,
+    FeatureDecoder,
+    LinearFeatures,
+    TeacherEncoder,
+    Tokenizer,
+)
+from tokcli.pretrained.teachers import build_teacher, teacher_file
 from tokcli.proposals import CONDITIONS, PROPOSALS, Condition, NoCondition, Proposal, TextCondition
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import component_model
@@ -22,7 +31,7 @@ from tokcli.registry import lookup
 M = TypeVar("M", bound=nn.Module)
 
 
-FEATURE_DECODERS = {"feature": FeatureDecoder}
+FEATURE_DECODERS = {"feature": FeatureDecoder, "linear": LinearFeatures}
 
 
 WEIGHTS_FLAGS = {"vgg16": "vgg", "inception": "inception"}  # networks whose file has a flag of its own
@@ -46,13 +55,16 @@ def build_transform(data: Data) -> Transform:
     return transform
 
 
-def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Tokenizer:
+def build_tokenizer(
+    recipe: Mapping[str, Any], feature_dim: int | None, weights: Mapping[str, Path] | None = None
+) -> Tokenizer:
     """A tokenizer with fresh weights.
 
     Args:
         recipe: a resolved recipe of stage tokenizer.
-        feature_dim: width of the teacher's features that its decoder predicts; None: the decoder, where there is one,
-            makes pixels.
+        feature_dim: width of the teacher's features that it learns; None: it learns none.
+        weights: files given by flags, for an encoder made of a pretrained network; None: random ones, for plans and where weights are
+            loaded later.
     """
     torch.manual_seed(recipe["seed"])
     size = recipe["data"]["size"]
@@ -64,15 +76,32 @@ def build_tokenizer(recipe: Mapping[str, Any], feature_dim: int | None) -> Token
             next=f"Set one to the other: --set encoder.image_size={size}, or --set data.size={recipe['encoder']['image_size']}",
         )
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
-    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim)
-    grid, section = encoder.grid(size), recipe["decoder"]
-    if feature_dim is None:
-        return Tokenizer(
-            encoder, quantizer, pixel_decoder=component("decoder", DECODERS, section, quantizer.code_dim, grid, size)
-        )
-    return Tokenizer(
-        encoder, quantizer, component("decoder", FEATURE_DECODERS, section, quantizer.code_dim, feature_dim, grid)
-    )
+    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim, *_encoder_file(recipe, weights))
+    grid, code_dim = encoder.grid(size), quantizer.code_dim
+    to_features, to_pixels = decoder_sections(recipe, feature_dim)
+    features = pixels = None
+    if to_features is not None:
+        features = component("decoder", FEATURE_DECODERS, to_features, code_dim, feature_dim, grid)
+    if to_pixels is not None:
+        pixels = component("decoder", DECODERS, to_pixels, code_dim, grid, size)
+    return Tokenizer(encoder, quantizer, features, pixels)
+
+
+def decoder_sections(
+    recipe: Mapping[str, Any], feature_dim: int | None
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """The sections of the decoder to features and of that to pixels; None: there is none."""
+    if recipe["method"] == "joint":
+        pixels = recipe["decoder"] if recipe["objective"]["pixels"] else None
+        return (recipe["feature_decoder"] if feature_dim is not None else None), pixels
+    return (None, recipe["decoder"]) if feature_dim is None else (recipe["decoder"], None)
+
+
+def _encoder_file(recipe: Mapping[str, Any], weights: Mapping[str, Path] | None) -> list[Any]:
+    """The argument `weights` of an encoder made of a pretrained network; nothing for any other."""
+    if "network" not in recipe["encoder"]:
+        return []
+    return ["random" if weights is None else teacher_file(weights, recipe["encoder"]["network"])]
 
 
 def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"] | None) -> Tokenizer:

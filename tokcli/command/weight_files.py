@@ -33,11 +33,11 @@ class _Read(NamedTuple):
     files: Callable[[Mapping[str, Path]], list[Path]]
 
 
-def _teacher(name: str) -> _Read:
+def _teacher(name: str, role: str = "teacher") -> _Read:
     def files(given: Mapping[str, Path]) -> list[Path]:
-        return [network_file(name, teacher_file(given, name), role="teacher", flag="--teacher-weights")]
+        return [network_file(name, teacher_file(given, name), role=role, flag="--teacher-weights")]
 
-    return _Read("teacher", ("teacher", f"teacher:{name}"), files)
+    return _Read(role, ("teacher", f"teacher:{name}"), files)
 
 
 def _network(role: str, called: str, name: str) -> _Read:
@@ -62,12 +62,16 @@ def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
     """What a recipe of training reads, each role once; that of a foreign artifact may hold anything."""
     teacher, tower = _of(recipe, "teacher").get("name"), _of(recipe, "condition").get("tower")
     language, judge = _of(recipe, "proposal").get("language"), _of(_of(recipe, "gan"), "discriminator")
-    if teacher is not None:
+    objective, encoder = _of(recipe, "objective"), _of(recipe, "encoder")
+    pixels = objective.get("pixels") != 0
+    if teacher is not None and objective.get("features") != 0:
         yield _teacher(str(teacher))
+    if "network" in encoder:
+        yield _teacher(str(encoder["network"]), "encoder")
     for term, section in _of(recipe, "loss").items():
-        if isinstance(section, Mapping) and "network" in section:
+        if pixels and isinstance(section, Mapping) and "network" in section:
             yield _network(term, "perceptual loss", str(section["network"]))
-    if "network" in judge:
+    if pixels and "network" in judge:
         yield _network("discriminator", "discriminator", str(judge["network"]))
     if tower is not None:
         yield _Read("text", ("text",), lambda weights: tower_files(tower, weights.get("text")))

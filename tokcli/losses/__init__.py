@@ -5,11 +5,12 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from tokcli.losses.alignment import ALIGNMENTS
 from tokcli.losses.features import cosine
 from tokcli.losses.perceptual import PerceptualLoss
 from tokcli.losses.pixelwise import L1Loss, L2Loss
 
-__all__ = ["LOSSES", "L1Loss", "L2Loss", "Loss", "PerceptualLoss", "cosine"]
+__all__ = ["ALIGNMENTS", "LOSSES", "L1Loss", "L2Loss", "Loss", "PerceptualLoss", "cosine"]
 
 
 class Loss(Protocol):

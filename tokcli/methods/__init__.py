@@ -5,6 +5,7 @@ from typing import Any
 from tokcli.methods.autoencoder import Pixels
 from tokcli.methods.clustering import Clustering
 from tokcli.methods.distillation import Distillation
+from tokcli.methods.joint import Joint
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.pretrained.teachers import teacher_class
 from tokcli.registry import lookup
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "cvq": Pixels,
     "llamagen": Pixels,
     "cluster": Clustering,
+    "joint": Joint,
 }
 
 

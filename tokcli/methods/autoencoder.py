@@ -79,7 +79,7 @@ class Pixels(Method):
 
     def __init__(self, recipe: PixelRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        self.tokenizer = build.build_tokenizer(resolved(recipe), None).to(device)
+        self.tokenizer = build.build_tokenizer(resolved(recipe), None, weights).to(device)
         if not self.tokenizer.quantizer.discrete:
             raise TokError(
                 "quantizer none",

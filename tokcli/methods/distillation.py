@@ -28,7 +28,7 @@ from tokcli.methods.method import Families, Method, TokenizerData, TokenizerReci
 from tokcli.models import ENCODERS, Tokenizer
 from tokcli.pretrained.teacher_cache import TeacherCache
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_file
-from tokcli.quantizers import QUANTIZERS
+from tokcli.quantizers import QUANTIZERS, Quantizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component
 
@@ -146,6 +146,24 @@ def short(teacher: str) -> str:
     return teacher.replace(":", "-").replace("/", "-")
 
 
+def check_blank(learn_from_blank: bool, quantizer: Quantizer) -> None:
+    """Refuse to leave blank patches out of a codebook that learns by gradients, which cannot."""
+    if not learn_from_blank and getattr(quantizer, "learning", "") == "gradient":
+        raise TokError(
+            "learn_from_blank",
+            "false needs a codebook of running means",
+            got="quantizer.learning: gradient",
+            next="Set learn_from_blank to true, or quantizer.learning to ema",
+        )
+
+
+def filled_patches(method: Method, images: UInt8[Tensor, "b 3 s s"]) -> Bool[Tensor, "b n"] | None:
+    """The patches of more than one colour, where the recipe's `learn_from_blank` is false; None: all patches count."""
+    if method.recipe.learn_from_blank:
+        return None
+    return filled(images, method.tokenizer.grid(images.shape[-1])).to(method.device)
+
+
 class Distillation(Method):
     """Student, codebook and feature decoder under a frozen teacher; see `Method`."""
 
@@ -164,14 +182,8 @@ class Distillation(Method):
             "random" if weights is None else teacher_file(weights, recipe.teacher.name)
         )
         self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
-        self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim).to(device)
-        if not recipe.learn_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":
-            raise TokError(
-                "learn_from_blank",
-                "false needs a codebook of running means",
-                got="quantizer.learning: gradient",
-                next="Set learn_from_blank to true, or quantizer.learning to ema",
-            )
+        self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim, weights).to(device)
+        check_blank(recipe.learn_from_blank, self.tokenizer.quantizer)
         self.objective = DistillationLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)
         self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
@@ -197,9 +209,7 @@ class Distillation(Method):
 
     def counted(self, images: UInt8[Tensor, "b 3 s s"]) -> Bool[Tensor, "b n"] | None:
         """The patches of more than one colour, where the recipe leaves out the others."""
-        if self.recipe.learn_from_blank:
-            return None
-        return filled(images, self.tokenizer.grid(images.shape[-1])).to(self.device)
+        return filled_patches(self, images)
 
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The same for images of no data set."""

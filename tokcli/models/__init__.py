@@ -2,8 +2,8 @@
 
 from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecoder
 from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator
-from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, TeacherEncoder, ViTEncoder
-from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
+from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, PretrainedEncoder, TeacherEncoder, ViTEncoder
+from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder, LinearFeatures
 from tokcli.models.maskgit import MaskGITDecoder, MaskGITEncoder
 from tokcli.models.tokenizer import Tokenizer
 
@@ -17,10 +17,12 @@ __all__ = [
     "Discriminator",
     "Encoder",
     "FeatureDecoder",
+    "LinearFeatures",
     "MaskGITDecoder",
     "MaskGITEncoder",
     "PatchDiscriminator",
     "PixelDecoder",
+    "PretrainedEncoder",
     "TeacherEncoder",
     "Tokenizer",
     "ViTDecoder",

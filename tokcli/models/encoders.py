@@ -1,7 +1,8 @@
 """Encoders: images to features `z_e` of code_dim, one per patch."""
 
 import math
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -18,8 +19,9 @@ from tokcli.models.conv import (
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITEncoder
+from tokcli.pretrained import usual
 from tokcli.pretrained.teachers import Teacher
-from tokcli.recipe.ranges import Share, Widths
+from tokcli.recipe.ranges import Layers, Share, Widths
 
 
 @runtime_checkable
@@ -181,24 +183,77 @@ class TeacherEncoder(nn.Module):
 
     def grid(self, size: int | Grid) -> Grid:
         """The same grid whatever the images' size: the teacher resizes them."""
-        height, width = (size, size) if isinstance(size, int) else size
-        if height % self._grid[0] or width % self._grid[1]:
-            rows, columns = self._grid
-            raise TokError(
-                "grid",
-                f"{rows}x{columns} tokens do not cut the image into equal patches",
-                got=f"{height}x{width} px",
-                next=f"Make data.size and data.use_size multiples of {math.lcm(rows, columns)}, or set another teacher.grid",
-            )
-        return self._grid
+        return _fixed(self._grid, size, "teacher.grid")
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Features in row-major order of the grid, without gradients, for images in [0, 1]."""
         return self.teacher(images, self._grid)
 
 
-ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder] | type[MaskGITEncoder]] = {
+class PretrainedEncoder(nn.Module):
+    """A pretrained network and a learned projection of its features to narrow codes, as in VFMTok (arXiv 2507.08441).
+
+    Args:
+        code_dim: width of `z_e`.
+        weights: the network's file; "random" where they are loaded later or not needed; None: looked for.
+        image_size: training size in pixels. Images are resized to the network's own size, whatever they have.
+        network: the network's name, as of a teacher.
+        layers: names or numbers of the layers; null: the network's default.
+        grid: rows and columns of tokens; null: those of the network's largest map at its own size.
+        learning_rate: the network's learning rate as a multiple of `optim.lr`; null: the network stays frozen.
+    """
+
+    def __init__(
+        self,
+        code_dim: int,
+        weights: Path | Literal["random"] | None = None,
+        *,
+        image_size: PositiveInt,
+        network: str,
+        layers: Layers | None = None,
+        grid: tuple[PositiveInt, PositiveInt] | None = None,
+        learning_rate: PositiveFloat | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = Teacher(network, weights, layers=layers, grid=grid)
+        self.code_dim, self.image_size, self.tuned = code_dim, image_size, learning_rate is not None
+        self.project = task_layers(self.body.feature_dim, code_dim)
+        if learning_rate is not None:
+            self.body.requires_grad_(True)
+            self.body.lr_scale = learning_rate  # type: ignore[assignment]  # the optimizer's groups read it
+
+    @staticmethod
+    def settled(name: str, keys: dict[str, Any]) -> dict[str, Any]:
+        """With the network's own layers, where the recipe says no others."""
+        return keys | {"layers": usual(keys["network"], "encoder").layers if keys["layers"] is None else keys["layers"]}
+
+    def grid(self, size: int | Grid) -> Grid:
+        """The same grid whatever the images' size: the network resizes them."""
+        return _fixed(self.body.grid(), size, "encoder.grid")
+
+    def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Features in row-major order of the grid, for images in [0, 1]; the network is in eval mode, tuned or not."""
+        features = self.body.features(images) if self.tuned else self.body(images)
+        return self.project(features)
+
+
+def _fixed(grid: Grid, size: int | Grid, key: str) -> Grid:
+    """A grid that does not depend on the images' size, which it must divide."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height % grid[0] or width % grid[1]:
+        rows, columns = grid
+        raise TokError(
+            "grid",
+            f"{rows}x{columns} tokens do not cut the image into equal patches",
+            got=f"{height}x{width} px",
+            next=f"Make data.size and data.use_size multiples of {math.lcm(rows, columns)}, or set another {key}",
+        )
+    return grid
+
+
+ENCODERS: dict[str, type[ViTEncoder] | type[ConvEncoder] | type[MaskGITEncoder] | type[PretrainedEncoder]] = {
     "vit": ViTEncoder,
     "conv": ConvEncoder,
     "maskgit": MaskGITEncoder,
+    "pretrained": PretrainedEncoder,
 }

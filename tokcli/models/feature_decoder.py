@@ -48,6 +48,24 @@ class FeatureDecoder(nn.Module):
         return self.head(self.trunk(self.embed(z_q), grid))
 
 
+class LinearFeatures(nn.Module):
+    """One linear map from codes to the teacher's features, as alignment losses use (VA-VAE, arXiv 2501.01423).
+
+    Args:
+        code_dim: width of a code.
+        feature_dim: width of the teacher's features.
+        grid: not read; every code is mapped by itself.
+    """
+
+    def __init__(self, code_dim: int, feature_dim: int, grid: Grid) -> None:
+        super().__init__()
+        self.map = nn.Linear(code_dim, feature_dim)
+
+    def forward(self, z_q: Float[Tensor, "b n d"], grid: Grid | None = None) -> Float[Tensor, "b n f"]:
+        """Predicted features, one per code, in the codes' order."""
+        return self.map(z_q)
+
+
 class CodesAsFeatures(nn.Module):
     """The feature decoder of a codebook over the teacher's own features: codes are what they predict."""
 

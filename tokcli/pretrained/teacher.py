@@ -121,7 +121,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"], grid: tuple[int, int] | None = None) -> Float[Tensor, "b n d"]:
-        """Features in float32, patches in raster order, without gradients.
+        """`features`, without gradients."""
+        return self.features(images, grid)
+
+    def features(self, images: Float[Tensor, "b 3 h w"], grid: tuple[int, int] | None = None) -> Float[Tensor, "b n d"]:
+        """Features in float32, patches in raster order.
 
         Args:
             images: in [0, 1].

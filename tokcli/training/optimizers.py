@@ -49,7 +49,10 @@ def muon_matrices(module: nn.Module, optim: Optim, where: str = "optim") -> list
 
 
 def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """What AdamW trains: matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks only where all do."""
+    """What AdamW trains: matrices and kernels decay; norms, biases, position embeddings, tokens and codebooks only where all do.
+
+    A module with an attribute `lr_scale` has groups of its own, whose learning rate is that many times the others'.
+    """
     apart = {id(p) for p in (hidden_matrices(module) if optim.name == "muon" else [])}
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in apart]
     undecayed = {
@@ -57,10 +60,19 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     }
     if optim.decay == "all":
         undecayed = set()
-    return [
-        {"params": [p for name, p in trainable if name not in undecayed], "weight_decay": optim.weight_decay},
-        {"params": [p for name, p in trainable if name in undecayed], "weight_decay": 0.0},
-    ]
+    scales = {
+        id(p): scale
+        for part in module.modules()
+        if (scale := getattr(part, "lr_scale", None))
+        for p in part.parameters()
+    }
+    groups = []
+    for scale in sorted({scales.get(id(p), 1.0) for _, p in trainable}, reverse=True):
+        own = [(name, p) for name, p in trainable if scales.get(id(p), 1.0) == scale]
+        for names, decay in ((False, optim.weight_decay), (True, 0.0)):
+            params = [p for name, p in own if (name in undecayed) == names]
+            groups.append({"params": params, "weight_decay": decay} | ({} if scale == 1.0 else {"lr_scale": scale}))
+    return groups
 
 
 def check_torch(optim: Optim, where: str = "optim") -> None:

@@ -113,7 +113,7 @@ class Updater:
         rate = learning_rate(step, self.optim, self.train.steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * (optimizer.defaults["lr"] / self.optim.lr)
+                group["lr"] = rate * (optimizer.defaults["lr"] / self.optim.lr) * group.get("lr_scale", 1.0)
             optimizer.step()
         if self.average:
             self.average.update(step)
