@@ -42,7 +42,10 @@ SHARDS = [
     help="Teacher: efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.",
 )
 @click.option(
-    "--method", type=NAME, metavar="NAME", help="Training method: vqkd (default), cluster, vqgan, fsq, cvq or llamagen."
+    "--method",
+    type=NAME,
+    metavar="NAME",
+    help="Training method: vqkd (default), cluster, vqgan, fsq, cvq, llamagen or joint.",
 )
 @click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another tokenizer.")
 @with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, COMMON)

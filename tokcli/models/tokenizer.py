@@ -11,7 +11,7 @@ from tokcli.errors import TokError
 from tokcli.models.blocks import Grid
 from tokcli.models.decoders import ConvDecoder, ViTDecoder
 from tokcli.models.encoders import Encoder
-from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder
+from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder, LinearFeatures
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.quantizers import Quantized, Quantizer
 
@@ -28,14 +28,14 @@ class Tokenizer(nn.Module):
 
     encoder: Encoder
     quantizer: Quantizer
-    feature_decoder: FeatureDecoder | CodesAsFeatures | None
+    feature_decoder: FeatureDecoder | LinearFeatures | CodesAsFeatures | None
     pixel_decoder: ConvDecoder | MaskGITDecoder | ViTDecoder | None
 
     def __init__(
         self,
         encoder: Encoder,
         quantizer: Quantizer,
-        feature_decoder: FeatureDecoder | CodesAsFeatures | None = None,
+        feature_decoder: FeatureDecoder | LinearFeatures | CodesAsFeatures | None = None,
         pixel_decoder: ConvDecoder | MaskGITDecoder | ViTDecoder | None = None,
     ) -> None:
         super().__init__()
