@@ -46,6 +46,11 @@ def local_rank() -> int:
     return _environment("LOCAL_RANK", "SLURM_LOCALID", 0)
 
 
+def local_world_size() -> int:
+    """How many of torchrun's processes share this machine. SLURM binds each of its tasks to cores of its own, so these count as 1."""
+    return _environment("LOCAL_WORLD_SIZE", "", 1)
+
+
 def is_main() -> bool:
     """Whether this is the one process that writes files and talks to the terminal."""
     return rank() == 0

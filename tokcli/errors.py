@@ -1,5 +1,8 @@
 """The errors a user can cause: one line each, `where: what. Got X. Next step.`"""
 
+from functools import partial
+from typing import Any
+
 from tokcli.terminal import printable
 
 
@@ -22,6 +25,10 @@ class TokError(Exception):
         parts = [printable(part).strip() for part in said]
         sentences = [part if part.endswith(("?", "!")) else f"{part.rstrip('.')}." for part in parts if part]
         super().__init__(f"{printable(where)}: {' '.join(sentences)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, so that it survives the way out of a worker process."""
+        return partial(type(self), self.where, self.what, why=self.why, got=self.got, next=self.next), ()
 
 
 class NotFound(TokError):

@@ -1,4 +1,4 @@
-"""Files: writes that are whole or absent, hashes, errors of the disk, the cache folder."""
+"""Files: writes that are whole or absent, writing behind other work, hashes, errors of the disk, the cache folder."""
 
 import contextlib
 import errno
@@ -7,10 +7,16 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from tokcli.errors import TokError
+
+WAITING = 2  # pieces of work that may wait to be written; who has more waits too
 
 
 def cache_dir() -> Path:
@@ -121,3 +127,24 @@ def locked(path: Path, name: str = ".lock", *, remove: bool = False) -> Iterator
         finally:
             if got and remove:
                 (path / name).unlink(missing_ok=True)
+
+
+class Behind:
+    """Writing that one thread does behind its caller, in order. An error of it comes out at the next piece or at the end."""
+
+    def __init__(self) -> None:
+        self._pool, self._waiting = ThreadPoolExecutor(1), deque[Future[Any]]()
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Do this next."""
+        self._waiting.append(self._pool.submit(work, *arguments))
+        while len(self._waiting) > WAITING or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=False)
+        for one in self._waiting if kind is None else ():
+            one.result()

@@ -42,9 +42,12 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return canonical_hash({key: value for key, value in manifest.items() if key != SEAL})
 
 
-TOLERANCES = ("max_bad",)  # keys that say when a command stops, and change nothing that it makes
+NO_PART = ("max_bad", "workers")  # keys that say when a command stops or how it reads, and change nothing that it makes
 
-ADDED = {"optim": {"name": "adamw", "muon_lr": None}}  # keys that came later, with values for what was done before them
+ADDED: dict[str, dict[str, Any]] = {
+    "optim": {"name": "adamw", "muon_lr": None},
+    "tokens": {"precision": "float32"},
+}  # keys that came later, with values for what was done before them
 
 
 def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -53,7 +56,7 @@ def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     return {
         key: identity(value, key) if isinstance(value, Mapping) else value
         for key, value in recipe.items()
-        if key not in TOLERANCES and not (key in same and value == same[key])
+        if key not in NO_PART and not (key in same and value == same[key])
     }
 
 

@@ -59,11 +59,16 @@ COMMON = [
 ]  # fmt: skip
 COLUMNS = click.option("--columns", type=NAME, metavar="image=A,label=B,caption=C", help="Columns of Parquet files to read. Default: by their "
                        "features or usual names.")  # fmt: skip
+WORKERS = click.option(
+    "--workers", type=click.IntRange(0), metavar="N",
+    help="Number of processes that read images, 0: none beside the main process. Default: the cores that tok may use; for the batches of a training data.workers.",
+)  # fmt: skip
 DATA = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Images: openmoji/train, fashion-mnist/train, a folder, or "
                  "shards-{000..099}.tar. Default: the data that the input was made from, else $TOK_DATA, else openmoji/train."),
     click.option("--labels", type=PATH, metavar="FILE", help="File with a line `path class` for each image. Default: sub-folders are classes."),
     COLUMNS,
+    WORKERS,
 ]  # fmt: skip
 HELD_OUT = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
@@ -176,7 +181,7 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
     if isinstance(weights.get("teacher"), tuple):
         weights |= _by_name(weights.pop("teacher"))
     flags = flags | {"data": with_columns(flags.get("data"), flags.get("columns"))}
-    kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "dry_run")
+    kept = ("workspace", "out", "recipe", "data", "labels", "device", "threads", "workers", "dry_run")
     return Options(sets=sets, weights=weights, **{name: flags[name] for name in kept if name in flags})
 
 

@@ -15,6 +15,7 @@ from tokcli.cli.flags import (
     TEACHER_WEIGHTS,
     TEXT_WEIGHTS,
     VGG_WEIGHTS,
+    WORKERS,
     flags_of,
     options_of,
     run_stage,
@@ -53,7 +54,7 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
     """Train an image tokenizer on a teacher's features (VQ-KD, Cluster) or on pixels (VQGAN and others)."""
     from tokcli.stages import train_tokenizer as stage
 
-    options = options_of(flags, {"teacher.name": teacher})
+    options = options_of(flags, {"teacher.name": teacher, "data.workers": flags["workers"]})
     run_stage(lambda o: stage.main(o, method=method, init=init), options, as_json)
 
 
@@ -64,7 +65,8 @@ def train_decoder(tokenizer: Path | None, init: Path | None, as_json: bool, **fl
     """Train a decoder that turns the frozen codes of a tokenizer into pixels."""
     from tokcli.stages import train_decoder as stage
 
-    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init), options_of(flags), as_json)
+    options = options_of(flags, {"data.workers": flags["workers"]})
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init), options, as_json)
 
 
 @click.command(short_help="tokenizer, images -> token shards")
@@ -152,7 +154,7 @@ def train_proposal(
     metavar="DIR",
     help="Proposal network to use. Default: the only one in the workspace (of that mode).",
 )
-@with_options(DECODER, SHARDS, TEXT_WEIGHTS, COMMON)
+@with_options(DECODER, SHARDS, WORKERS, TEXT_WEIGHTS, COMMON)
 def sample(
     mode: str | None, proposal: Path | None, decoder: Path | None, shard_index: int | None, num_shards: int | None,
     prompts: str | None, sweep: tuple[str, ...], edit: Path | None, mask: Path | None, as_json: bool, **flags: Any,

@@ -1,11 +1,8 @@
 """Bulk work in shards: each is claimed by one process, written once, and skipped when it is there."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from tokcli.artifact.manifest import read_manifest
 from tokcli.errors import Interrupted
@@ -13,50 +10,48 @@ from tokcli.files import locked
 from tokcli.training.signals import StopSignal
 
 
+class Held(dict[int, contextlib.ExitStack]):
+    """The claims of shards that are not written yet; with the block they end."""
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for claim in self.values():
+            claim.close()
+
+
 def claimed(
     folder: Path,
-    mine: Sequence[int],
+    todo: Sequence[int],
     present: Callable[[], set[int]],
-    *,
-    size: int,
-    unit: str,
-    desc: str,
-    held: dict[int, contextlib.ExitStack] | None = None,
+    stop: StopSignal,
+    held: Held,
 ) -> Iterator[int]:
     """The shards of a bulk command that this process should write: neither there yet nor claimed by another process.
 
     Args:
         folder: of the artifact.
-        mine: shard numbers of this job.
+        todo: shard numbers of this job that were missing at its start.
         present: the shards that are written.
-        size, unit, desc: items per shard and words for the progress bar.
-        held: for a caller that writes a shard after it has asked for the next one: gets the claim of each, to be closed when it
-            is written; None: the claim ends with the next one.
+        stop: where it has been asked to stop, no more shards are claimed.
+        held: gets the claim of each shard, to be closed when it is written.
 
     Raises:
         Interrupted: a signal came; finished shards are kept.
     """
-    done = present()
-    todo = [shard for shard in mine if shard not in done]
-    quiet = None if todo else True
-    with (
-        StopSignal() as stop,
-        tqdm(total=len(todo) * size, unit=unit, desc=desc, file=sys.stderr, disable=quiet) as bar,
-    ):
-        for shard in todo:
-            if stop.received is not None:
-                raise Interrupted(
-                    str(folder),
-                    f"interrupted before shard {shard}, finished shards are kept",
-                    next="Repeat the command to go on",
-                )
-            with contextlib.ExitStack() as claim:
-                got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock", remove=True))
-                if got and shard not in present():
-                    if held is not None:
-                        held[shard] = claim.pop_all()
-                    yield shard
-                    bar.update(size)
+    for shard in todo:
+        if stop.received is not None:
+            raise Interrupted(
+                str(folder),
+                f"interrupted before shard {shard}, finished shards are kept",
+                next="Repeat the command to go on",
+            )
+        with contextlib.ExitStack() as claim:
+            got = claim.enter_context(locked(folder, f".shard-{shard:05d}.lock", remove=True))
+            if got and shard not in present():
+                held[shard] = claim.pop_all()
+                yield shard
 
 
 @contextlib.contextmanager

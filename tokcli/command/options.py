@@ -27,6 +27,7 @@ class Options:
     labels: Path | None = None
     device: str | None = None
     threads: int | None = None
+    workers: int | None = None  # processes that read images at most; None: as there are cores
     dry_run: bool = False
     preset: Preset | None = None  # that recipes come from which --recipe does not name; see `with_preset`
     weights: Mapping[str, Path] = field(

@@ -1,4 +1,4 @@
-"""A command's session: device, threads, ranks, seeds, limits of the process."""
+"""A command's session: device, threads, reading processes, ranks, limits of the process."""
 
 import contextlib
 import resource
@@ -8,6 +8,7 @@ import torch
 
 from tokcli import distributed
 from tokcli.command.options import Options
+from tokcli.data import reading
 from tokcli.device import precision
 from tokcli.errors import Misuse, TokError
 
@@ -60,10 +61,10 @@ def share_of(share: tuple[int, int] | None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def session(options: Options) -> Iterator[torch.device]:
-    """Threads, device and process group of one command, in float32 proper but where `tensor_cores` says otherwise."""
+    """Threads, reading processes, device and process group of one command, in float32 proper but where `tensor_cores` says otherwise."""
     if options.threads:
         torch.set_num_threads(options.threads)
     _allow_many_files()
     device = device_of(options)
-    with distributed.joined(device), precision.float32_proper():
+    with distributed.joined(device), precision.float32_proper(), reading.processes(options.workers):
         yield device

@@ -1,18 +1,17 @@
 """Images in batches for training, endless: the same for any number of workers and ranks."""
 
-import contextlib
 import itertools
 import logging
 import math
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from tokcli.data.loader import load
 from tokcli.data.order import Order
 from tokcli.data.randomness import generator
 from tokcli.data.sources import BadImage, ImageSource
@@ -125,7 +124,7 @@ class TrainBatches:
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Batches of steps `step`, `step` + 1, ... without end."""
-        for batch, bad in _load(self._steps, itertools.count(step), self.workers):
+        for batch, bad in load(self._steps, itertools.count(step), self.workers):
             for number in sorted(bad.keys() - self._bad):
                 self._bad.add(number)
                 self._note(*bad[number])
@@ -146,40 +145,3 @@ class TrainBatches:
                 f"more than {self.allowed} of {len(self.source):,} images cannot be read, the last one {key}: {why}",
                 next="Repair them or raise data.max_bad",
             )
-
-
-def _load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Items in the sampler's order, read here or in worker processes; pinned where there is a GPU."""
-    pin = torch.cuda.is_available()
-    if len(dataset.source) and workers:
-        with contextlib.suppress(BadImage):
-            dataset.source.image(0)  # embedded sets render into their cache once, not once in each worker
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # not the global one: loading must not change the training
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TokError(
-            f"--data {dataset.source.name}",
-            "a process that decodes images died",
-            why=str(error).splitlines()[0],
-            next="Use fewer data.workers: often memory or /dev/shm is full",
-        ) from error
-
-
-def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and a closed session go to the whole group: the training process decides when to stop, and its handlers are not for
-    # workers.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,12 @@
 """Images once and in order, for measuring and bulk work: the same for any number of workers."""
 
+import contextlib
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,17 +14,40 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tokcli.data.batches import _load
+from tokcli import distributed
+from tokcli.data.loader import AHEAD, load
 from tokcli.data.randomness import generator
 from tokcli.data.sources import BadImage, ImageSource
 from tokcli.data.transforms import CropViews, Transform, evaluation_transform
+from tokcli.device.cores import cores
 from tokcli.errors import TokError
+from tokcli.progress import bar
 
-CHUNK = 16  # images that a worker of a bulk job hands over at once
+log = logging.getLogger("tok")
+CHUNK = 16  # squares that a worker of a bulk job hands over at once
+WORTH = 1.0  # seconds of reading that are left; for less no process is started
+SHARED_MEMORY = "/dev/shm"  # where Linux has it
+_asked: int | None = None
+
+
+@contextlib.contextmanager
+def processes(number: int | None) -> Iterator[None]:
+    """Read in at most so many worker processes meanwhile; None: in as many as there are cores for this process."""
+    global _asked
+    before, _asked = _asked, number
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def most_processes() -> int:
+    """How many worker processes reading may take: as `processes` says, else this process's share of the cores."""
+    return max(1, cores() // distributed.local_world_size()) if _asked is None else _asked
 
 
 class _Chunks(Dataset[Any]):
-    """Chunk of sample numbers -> (stacked images, the numbers they are of, what was bad)."""
+    """Sample numbers -> (stacked images, what was bad)."""
 
     def __init__(self, source: ImageSource, transform: Transform | CropViews, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -39,41 +67,86 @@ class _Chunks(Dataset[Any]):
         return torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), bad
 
 
+Found = tuple[int, UInt8[Tensor, "*views 3 s s"] | BadImage]
+
+
 def read_all(
     source: ImageSource,
     transform: Transform | CropViews,
     *,
-    indices: Sequence[int],
-    workers: int = 0,
+    indices: Iterable[int],
+    count: int | None = None,
+    workers: int | None = None,
     seed: int = 0,
-) -> Iterator[tuple[int, UInt8[Tensor, "*views 3 s s"] | BadImage]]:
+) -> Generator[Found]:
     """(sample number, transformed image or why there is none), in the order of `indices`.
 
     `CropViews` give (views, 3, s, s); a random transform is a function of (seed, sample number).
 
+    Args:
+        indices: sample numbers; they are asked for some chunks before their images are yielded.
+        count: how many they are; None where they have a length.
+        workers: processes that read ahead; None: `most_processes`, where they are worth their start.
+
     Raises:
         TokError: a worker died.
     """
-    numbers = [int(i) for i in indices]
-    chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
-    loaded = _load(_Chunks(source, transform, seed), chunks, workers)
-    for chunk, (images, bad) in zip(chunks, loaded, strict=True):
-        why = {i: BadImage(key, reason) for i, key, reason in bad}
-        good = iter(images)
-        for i in chunk:
-            yield i, why[i] if i in why else next(good)
+    numbers = (int(i) for i in indices)
+    left = len(indices) if count is None else count  # type: ignore[arg-type]
+    size = max(1, CHUNK // (len(transform.names) if isinstance(transform, CropViews) else 1))
+    chunks = iter(lambda: list(itertools.islice(numbers, size)), [])
+    reader = _Chunks(source, transform, seed)
+    for chunk in itertools.islice(chunks, 1):
+        began = time.perf_counter()
+        images, bad = reader[chunk]
+        seconds, left = time.perf_counter() - began, left - len(chunk)
+        yield from _named(chunk, images, bad)
+        if workers is None:
+            worth = seconds / len(chunk) * left >= WORTH
+            workers = _workers(-(-left // size), images.nbytes) if worth else 0
+        handed_out: deque[list[int]] = deque()
+        for images, bad in load(reader, _noted(chunks, handed_out), workers):
+            yield from _named(handed_out.popleft(), images, bad)
 
 
-log = logging.getLogger("tok")
+def _noted(chunks: Iterable[list[int]], noted: deque[list[int]]) -> Iterator[list[int]]:
+    for chunk in chunks:
+        noted.append(chunk)
+        yield chunk
+
+
+def _named(chunk: list[int], images: Tensor, bad: list[tuple[int, str, str]]) -> Iterator[Found]:
+    why = {i: BadImage(key, reason) for i, key, reason in bad}
+    good = iter(images)
+    for i in chunk:
+        yield i, why[i] if i in why else next(good)
+
+
+def _workers(chunks: int, chunk_bytes: int) -> int:
+    """How many workers are of use for so many chunks, and have room in shared memory for what they read ahead."""
+    wanted, room = min(most_processes(), chunks), chunks
+    with contextlib.suppress(OSError):
+        room = shutil.disk_usage(SHARED_MEMORY).free // 2 // max(1, (AHEAD + 1) * chunk_bytes)
+    if room < wanted:
+        log.warning("%s has room for %d of %d processes that read images", SHARED_MEMORY, room, wanted)
+    return min(wanted, room)
 
 
 BATCH = 64  # images at a time; one shape for all, so that numbers do not depend on what fits
 
 
 def read_batches(
-    source: ImageSource, transform: Any, indices: Sequence[int] | None = None, batch: int = BATCH
+    source: ImageSource,
+    transform: Any,
+    indices: Sequence[int] | None = None,
+    batch: int = BATCH,
+    *,
+    desc: str = "images",
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 s s"]]]:
     """Batches of (sample numbers, images) in order; unreadable images are left out and named once.
+
+    Args:
+        desc: what is done with them, for the progress bar.
 
     Raises:
         TokError: not one image could be read.
@@ -81,19 +154,22 @@ def read_batches(
     numbers: list[int] = []
     images: list[Tensor] = []
     bad = good = 0
-    for index, image in read_all(source, transform, indices=indices if indices is not None else range(len(source))):
-        if isinstance(image, BadImage):
-            bad += 1
-            log.warning("%s: left out: %s", image.key, image.why)
-            continue
-        good += 1
-        numbers.append(index)
-        images.append(image)
-        if len(images) == batch:
+    wanted = indices if indices is not None else range(len(source))
+    with bar(len(wanted), unit="image", desc=desc) as shown:
+        for index, image in read_all(source, transform, indices=wanted):
+            if isinstance(image, BadImage):
+                bad += 1
+                log.warning("%s: left out: %s", image.key, image.why)
+                continue
+            good += 1
+            numbers.append(index)
+            images.append(image)
+            if len(images) == batch:
+                yield numbers, torch.stack(images)
+                shown.update(good + bad - shown.n)
+                numbers, images = [], []
+        if images:
             yield numbers, torch.stack(images)
-            numbers, images = [], []
-    if images:
-        yield numbers, torch.stack(images)
     if not good and bad:
         raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
 

@@ -1,14 +1,14 @@
 """Features of a data set, computed once and read from disk: the shards that teachers' and captions' features share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tokcli import distributed
 from tokcli.data.npy import NpyError, open_npy
-from tokcli.files import atomic_write, cache_dir, require_space
+from tokcli.files import Behind, atomic_write, cache_dir, require_space
+from tokcli.progress import bar
 
 
 class FeatureCache:
@@ -28,15 +28,22 @@ class FeatureCache:
         self._open: dict[int, tuple[np.ndarray, ...]] = {}
 
     def fill(
-        self, compute: Callable[[range], Sequence[np.ndarray]], *, row_bytes: int, where: str, next: str, desc: str
+        self,
+        compute: Callable[[Sequence[range]], Iterable[Sequence[np.ndarray]]],
+        *,
+        row_bytes: int,
+        where: str,
+        next: str,
+        unit: str,
+        desc: str,
     ) -> None:
         """Compute the shards that are missing or damaged; ranks share them.
 
         Args:
-            compute: the arrays of a range of rows.
+            compute: the arrays of each range of rows in turn.
             row_bytes: bytes of a row, at most.
             where, next: recipe key and advice of the error.
-            desc: of the progress bar.
+            unit, desc: of a row and of the work, for the progress bar.
 
         Raises:
             TokError: the disk cannot hold them.
@@ -46,11 +53,17 @@ class FeatureCache:
         require_space(self.folder, len(missing) * self.per_shard * row_bytes, where, next=next)
         # by number, not by place in the list: what is missing changes while ranks that are ahead write theirs
         mine = [shard for shard in missing if shard % distributed.world_size() == distributed.rank()]
-        for shard in tqdm(mine, desc=desc, unit="shard", disable=not distributed.is_main() or not mine):
-            for name, array in zip(self.arrays, compute(self._bounds[shard]), strict=True):
-                with atomic_write(self._path(name, shard)) as tmp, open(tmp, "wb") as file:
-                    np.save(file, array, allow_pickle=False)
+        bounds = [self._bounds[shard] for shard in mine]
+        with bar(sum(map(len, bounds)), unit=unit, desc=desc) as shown, Behind() as behind:
+            for shard, rows, arrays in zip(mine, bounds, compute(bounds), strict=True):
+                behind(self._write, shard, arrays)
+                shown.update(len(rows))
         distributed.barrier()
+
+    def _write(self, shard: int, arrays: Sequence[np.ndarray]) -> None:
+        for name, array in zip(self.arrays, arrays, strict=True):
+            with atomic_write(self._path(name, shard)) as tmp, open(tmp, "wb") as file:
+                np.save(file, array, allow_pickle=False)
 
     def shard(self, number: int) -> tuple[np.ndarray, ...]:
         """The arrays of a shard, mapped into memory.

@@ -1,7 +1,9 @@
 """A teacher's features of a whole data set, computed once and read from disk, for training without random transforms."""
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,10 +63,11 @@ class TeacherCache:
             TokError: the disk cannot hold the cache.
         """
         self.cache.fill(
-            lambda rows: [self._compute(rows, device)],
+            lambda ranges: self._compute(ranges, device),
             row_bytes=self.shape[0] * self.shape[1] * 2,
             where="data.cache_features",
             next="Set it to false, or TOK_CACHE to another disk",
+            unit="image",
             desc="teacher features",
         )
 
@@ -76,20 +79,17 @@ class TeacherCache:
             found[row] = self.cache.shard(shard)[0][at]
         return torch.from_numpy(found).float()
 
-    def _compute(self, rows: range, device: torch.device) -> np.ndarray:
-        out = np.zeros(
-            (len(rows), *self.shape), np.float16
-        )  # unreadable images keep zeros; training never asks for them
-        waiting: list[tuple[int, Tensor]] = []
-        for index, image in read_all(self.source, self.transform, indices=rows):
-            if not isinstance(image, BadImage):
-                waiting.append((index - rows.start, image))
-            if len(waiting) == BATCH:
+    def _compute(self, ranges: Sequence[range], device: torch.device) -> Iterator[list[np.ndarray]]:
+        """The features of each range; the images of the next ones are read meanwhile."""
+        rows = itertools.chain.from_iterable(ranges)
+        found = read_all(self.source, self.transform, indices=rows, count=sum(map(len, ranges)))
+        for part in ranges:
+            # unreadable images keep zeros; training never asks for them
+            out = np.zeros((len(part), *self.shape), np.float16)
+            good = ((i - part.start, x) for i, x in itertools.islice(found, len(part)) if not isinstance(x, BadImage))
+            while waiting := list(itertools.islice(good, BATCH)):
                 self._run(waiting, out, device)
-                waiting = []
-        if waiting:
-            self._run(waiting, out, device)
-        return out
+            yield [out]
 
     def _run(self, waiting: list[tuple[int, Tensor]], out: np.ndarray, device: torch.device) -> None:
         images = torch.stack([image for _, image in waiting]).to(device).float() / 255

@@ -52,10 +52,11 @@ class FeatureTable:
             TokError: the disk cannot hold the cache.
         """
         self.cache.fill(
-            self._compute,
+            lambda ranges: map(self._compute, ranges),
             row_bytes=self.length * self.dim * 2,
             where="condition.tower",
             next="Set TOK_CACHE to another disk",
+            unit="caption",
             desc="text features",
         )
 

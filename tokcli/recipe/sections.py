@@ -200,7 +200,7 @@ class Data(Section):
         transform: how an image is made square: `center-crop`, `random-crop` or `random-resized-crop`.
         max_bad: share of unreadable images that is tolerated; more stop the command.
         max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
-        workers: processes that read images; 0: the main process reads them.
+        workers: processes that read the images of training steps; 0: the main process reads them.
     """
 
     size: int = Field(ge=1)

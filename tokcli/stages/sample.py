@@ -4,11 +4,8 @@ An image's randomness is a function of (seed, its number): batch size, number of
 are made and written while the next batch's tokens are drawn.
 """
 
-import contextlib
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from tokcli.artifact.draft import Draft, write_listing
 from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import claimed, completed, finishing
+from tokcli.command.bulk import Held, claimed, completed, finishing
 from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
@@ -29,7 +26,9 @@ from tokcli.command.weight_files import weights_read
 from tokcli.data import sample_store as store
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
+from tokcli.files import Behind
 from tokcli.measure.previews import LISTING, read_samples
+from tokcli.progress import bar
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.sampling import contact_sheet
@@ -38,9 +37,9 @@ from tokcli.sampling.memorisation import Beside, beside_of, compare
 from tokcli.sampling.request import Request, request_of, with_prompts
 from tokcli.sampling.sweep import sweep_points
 from tokcli.training.compiling import check_compiler
+from tokcli.training.signals import StopSignal
 
 log = logging.getLogger("tok")
-AHEAD = 2  # batches whose pixels may be waiting
 
 
 def main(
@@ -181,23 +180,18 @@ def _sample(
         """The batches that are written: all, where another job has put them together meanwhile."""
         return set(range(batches)) if completed(draft.path) else store.present(draft.path)
 
-    held: dict[int, contextlib.ExitStack] = {}
-    claims = claimed(
-        draft.path, range(index, batches, jobs), present, size=size, unit="image", desc="sample", held=held
-    )
-    with ThreadPoolExecutor(1) as background:
-        waiting: deque[Future[None]] = deque()
-        for batch in claims:
+    done = present()
+    todo = [batch for batch in range(index, batches, jobs) if batch not in done]
+    shown = bar(len(todo) * size, unit="image", desc="sample")
+    with StopSignal() as stop, shown, Held() as held, Behind() as behind:
+        for batch in claimed(draft.path, todo, present, stop, held):
             networks: Generator = generator(asked.precision)
             numbers = range(batch * size, min((batch + 1) * size, number))
             condition = networks.conditions(numbers, request.labels, asked.prompts)
             rows = min(size, number) if asked.compile else 0
             tokens = networks.tokens(recipe.seed, numbers, condition, request.settings, request.edit, rows)
-            waiting.append(background.submit(_write, draft.path, batch, numbers, tokens, networks, request, held))
-            while len(waiting) > AHEAD or (waiting and waiting[0].done()):
-                waiting.popleft().result()
-        while waiting:
-            waiting.popleft().result()
+            behind(_write, draft.path, batch, numbers, tokens, networks, request, held)
+            shown.update(size)
     missing = batches - len(present())
     if missing:
         log.info("%s: %d of %d batches are still to come from other jobs", draft.path, missing, batches)
@@ -212,7 +206,7 @@ def _write(
     tokens: torch.Tensor,
     networks: Generator,
     request: Request,
-    held: dict[int, contextlib.ExitStack],
+    held: Held,
 ) -> None:
     with held.pop(batch):  # only now may another job look for it
         images = networks.pixels(tokens)

@@ -1,18 +1,23 @@
 """`tok tokenize`: images to token shards, once, so that proposal networks never see an image."""
 
+import contextlib
+import itertools
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Int64, UInt8
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from tokcli import loading
 from tokcli.artifact.draft import Draft
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import claimed, completed, finishing
+from tokcli.command.bulk import Held, claimed, completed, finishing
 from tokcli.command.inputs import choose, data_spec, load_recipe
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
@@ -20,16 +25,23 @@ from tokcli.command.presets import with_preset
 from tokcli.command.session import session, share_of
 from tokcli.data import token_store
 from tokcli.data.pixels import unit
+from tokcli.data.reading import Found, read_all
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
 from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
 from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews
 from tokcli.device.meta import on_meta
-from tokcli.device.precision import tensor_cores
+from tokcli.device.precision import autocast, tell_if_emulated, tensor_cores
+from tokcli.errors import Interrupted
+from tokcli.files import Behind
 from tokcli.models import Tokenizer
+from tokcli.pretrained.extract import rebatch
+from tokcli.progress import Bar, bar
+from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import MAX_PIXELS, Area, Pixels
 from tokcli.recipe.sections import Recipe, Section
+from tokcli.training.signals import StopSignal
 
 log = logging.getLogger("tok")
 BATCH = 64  # views at a time
@@ -48,6 +60,7 @@ class Tokens(Section):
         shard_size: images per file, the unit of resuming and of sharing work.
         max_bad: share of unreadable images that is tolerated; more stop the command.
         max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
+        precision: precision of the encoder's matrix products and convolutions; the nearest code is searched for in float32.
     """
 
     crops: int = Field(1, ge=1)
@@ -58,6 +71,7 @@ class Tokens(Section):
     shard_size: int = Field(1024, ge=1)
     max_bad: float = Field(0.01, ge=0, le=1)
     max_pixels: Pixels = MAX_PIXELS
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _check(self) -> "Tokens":
@@ -129,7 +143,7 @@ def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) 
     flop = compute.encoding(tokenizer, made_by.recipe["quantizer"], made_by.facts["use_size"]) * len(facts["views"])
     return plan.describe(
         options, recipe, {}, reads={"data": spec, "tokenizer": made_by}, writes="tokens", inputs=inputs,
-        facts=facts | {"captions": images.captioned()}, compute=compute.bulk("image", flop, rows, "TF32"),
+        facts=facts | {"captions": images.captioned()}, compute=compute.bulk("image", flop, rows, compute.ON_GPUS[recipe.tokens.precision]),
     )  # fmt: skip
 
 
@@ -157,51 +171,90 @@ def _write_shards(
     mine: range,
     device: torch.device,
 ) -> None:
-    size = recipe.tokens.shard_size
+    """Write the shards that are missing. Images are read ahead of the network, tokens are written behind it."""
+    asked, folder = recipe.tokens, draft.path
+    left_out = token_store.skipped(folder)
+    refuse = lambda more: refuse_bad(source, left_out + more, asked.max_bad, "tokens.max_bad")  # noqa: E731
+    refuse(0)
+    if asked.precision == "bfloat16":
+        tell_if_emulated("tokens.precision", device)
+    done, size = token_store.present(folder), asked.shard_size
+    todo = {shard: range(shard * size, min((shard + 1) * size, len(source))) for shard in mine if shard not in done}
+    count = sum(map(len, todo.values()))
+    interrupted: list[Interrupted] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            for shard in claimed(folder, list(todo), lambda: token_store.present(folder), stop, held):
+                yield from todo[shard]
+        except Interrupted as error:
+            interrupted.append(error)  # images are asked for ahead of their turn: what was begun is finished first
+
     tokenizer: Tokenizer | None = None
-    skipped = token_store.skipped(draft.path)
-    refuse_bad(source, skipped, recipe.tokens.max_bad, "tokens.max_bad")
-    present = lambda: token_store.present(draft.path)  # noqa: E731
-    for shard in claimed(draft.path, mine, present, size=size, unit="image", desc="tokenize"):
-        tokenizer = tokenizer or loading.load_tokenizer(made_by, device)
-        rows = range(shard * size, min((shard + 1) * size, len(source)))
-        skipped += _write_shard(draft.path, shard, tokenizer, source, views, rows, device)
-        refuse_bad(source, skipped, recipe.tokens.max_bad, "tokens.max_bad")
+    reading = read_all(source, views, indices=numbers(), count=count)
+    shown = bar(count, unit="image", desc="tokenize")
+    with StopSignal() as stop, shown, Held() as held, contextlib.closing(reading) as images, Behind() as behind:
+        for shard, found in itertools.groupby(images, lambda one: one[0] // size):
+            tokenizer = tokenizer or loading.load_tokenizer(made_by, device)
+            part = _Shard(shard, [], [])
+            tokens = _encode(tokenizer, part.readable(found, refuse, shown), device, asked.precision)
+            behind(_write, folder, part, tokens, tokenizer, views, source, held)
+            left_out += len(part.skipped)
+            refuse(0)
+    if interrupted:
+        raise interrupted[0]
+
+
+class _Shard(NamedTuple):
+    """Which samples of a shard could be read, and which not."""
+
+    number: int
+    kept: list[int]
+    skipped: list[tuple[str, str]]
+
+    def readable(
+        self, found: Iterable[Found], refuse: Callable[[int], None], shown: Bar
+    ) -> Iterator[UInt8[Tensor, "views 3 s s"]]:
+        """The images of those that can be read; too many others end it at once."""
+        for index, image in found:
+            refuse(len(self.skipped))
+            shown.update()
+            if isinstance(image, BadImage):
+                log.warning("%s: left out: %s", image.key, image.why)
+                self.skipped.append((image.key, image.why))
+            else:
+                self.kept.append(index)
+                yield image
 
 
 @tensor_cores()
-def _write_shard(
+def _encode(
+    tokenizer: Tokenizer, images: Iterable[Tensor], device: torch.device, precision: Precision
+) -> list[Int64[Tensor, "b n"]]:
+    """The tokens of all views, left on the device: it computes while the next images are waited for."""
+    there = (views.to(device, non_blocking=True) for views in images)
+    with autocast(device, precision):
+        return [tokenizer.encode(unit(batch, device)) for batch in rebatch(there, BATCH)]
+
+
+def _write(
     folder: Path,
-    shard: int,
+    part: _Shard,
+    tokens: list[Tensor],
     tokenizer: Tokenizer,
-    source: ImageSource,
     views: CropViews,
-    rows: range,
-    device: torch.device,
-) -> int:
-    """Write a shard; returns how many of its images could not be read."""
-    kept: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    images: list[torch.Tensor] = []
-    for index in rows:
-        try:
-            images.append(views(source.image(index), index))
-            kept.append(index)
-        except BadImage as bad:
-            log.warning("%s: left out: %s", bad.key, bad.why)
-            skipped.append((bad.key, bad.why))
-    grid = tokenizer.grid(views.size)
-    found = torch.empty(len(kept), len(views.names), grid[0] * grid[1], dtype=torch.int64)
-    if kept:
-        flat = torch.stack(images).flatten(0, 1)
-        pieces = [tokenizer.encode(unit(piece, device)).cpu() for piece in flat.split(BATCH)]
-        found = torch.cat(pieces).unflatten(0, (len(kept), len(views.names)))
-    write_shard(
-        folder, shard, found.numpy(), codebook_size=tokenizer.quantizer.codebook_size,
-        labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
-        captions=[source.captions(i) for i in kept], skipped=skipped,
-    )  # fmt: skip
-    return len(skipped)
+    source: ImageSource,
+    held: Held,
+) -> None:
+    (h, w), kept = tokenizer.grid(views.size), part.kept
+    found = torch.cat(tokens) if tokens else torch.empty(0, h * w, dtype=torch.int64)
+    with held.pop(part.number):  # only now may another job look for it
+        write_shard(
+            folder, part.number, found.cpu().view(len(kept), len(views.names), h * w).numpy(),
+            codebook_size=tokenizer.quantizer.codebook_size,
+            labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
+            captions=[source.captions(i) for i in kept], skipped=part.skipped,
+        )  # fmt: skip
 
 
 def _finish(

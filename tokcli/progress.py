@@ -1,0 +1,26 @@
+"""One form for all progress bars of bulk work: rate and time left, on stderr."""
+
+import sys
+from typing import Any, TypeAlias
+
+from tqdm import tqdm
+
+from tokcli import distributed
+
+Bar: TypeAlias = "tqdm[Any]"
+
+DELAY = 2.0  # seconds of work before a bar appears
+
+
+def bar(total: int | None, *, unit: str, desc: str) -> Bar:
+    """A bar that appears after two seconds and goes when it is closed; none where stderr is no terminal, or on other ranks.
+
+    Args:
+        total: of all units; None where nobody knows.
+        unit: what is counted, such as "image".
+        desc: what is done, in a few words.
+    """
+    return tqdm(
+        total=total, unit=unit, desc=desc, file=sys.stderr, delay=DELAY, leave=False, dynamic_ncols=True,
+        disable=None if distributed.is_main() else True,
+    )  # fmt: skip
