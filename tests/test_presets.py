@@ -99,7 +99,7 @@ def test_a_decoder_takes_the_sizes_of_its_tokenizer(photos: Path, tmp_path: Path
 def test_stages_at_the_image_s_resolution_stay(size: int, grid: tuple[int, int], fitted: dict[str, Any]) -> None:
     data = Data(size=32, transform=Component(name="center-crop"))
     decoder = Component.model_validate({"name": "conv", "widths": [9, 8, 7, 5]})
-    assert build.decoder_sizes(data, decoder, size, grid) == fitted
+    assert build.decoder_sizes(data, decoder, {"use_size": size, "grid": list(grid)}) == fitted
 
 
 def test_a_grid_that_no_doubling_leads_from_is_told_what_does() -> None:

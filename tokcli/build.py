@@ -1,14 +1,14 @@
 """Fresh networks from recipes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.data.transforms import TRANSFORMS, Pad, Transform
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
 from tokcli.models import (
@@ -53,6 +53,12 @@ def build_transform(data: Data) -> Transform:
     """The transform that a recipe's section `data` names, for its size."""
     transform: Transform = component("transform", TRANSFORMS, data.transform.model_dump(), data.size)
     return transform
+
+
+def padding_fact(data: Data) -> dict[str, str]:
+    """The fact that the transform of a recipe lays whole pictures on a square; {} where it crops them."""
+    transform = build_transform(data)
+    return {"padding": transform.colour} if isinstance(transform, Pad) else {}
 
 
 def build_tokenizer(
@@ -130,7 +136,7 @@ def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"
     return Tokenizer(encoder, quantizer, CodesAsFeatures())
 
 
-def decoder_sizes(data: Data, decoder: Component, size: int, grid: Sequence[int]) -> dict[str, Any]:
+def decoder_sizes(data: Data, decoder: Component, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a recipe of stage decoder that must be others for a tokenizer's images and tokens, as dotted key -> value.
 
     Stages of convolutions are left out, or the first one is repeated, where the grid is doubled to the image: those at the
@@ -138,9 +144,12 @@ def decoder_sizes(data: Data, decoder: Component, size: int, grid: Sequence[int]
 
     Args:
         data, decoder: sections of the recipe.
-        size, grid: pixels of the tokenizer's images, and its tokens.
+        facts: of the tokenizer: pixels of its images, what they are laid on, its tokens.
     """
+    size, grid, padding = facts["use_size"], facts["grid"], facts.get("padding")
     found: dict[str, Any] = {} if data.size == size else {"data.size": size}
+    if (data.transform.keys.get("colour", "white") if data.transform.name == "pad" else None) != padding and padding:
+        found["data.transform"] = {"name": "pad", "colour": padding, "flip": data.transform.keys.get("flip", False)}
     widths, doublings = decoder.keys.get("widths"), (size // grid[0]).bit_length() - 1
     if isinstance(widths, list) and widths and grid[0] << doublings == size and len(widths) != doublings + 1:
         found["decoder.widths"] = ([widths[0]] * (doublings + 1 - len(widths)) + widths)[-doublings - 1 :]

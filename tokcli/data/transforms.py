@@ -1,8 +1,9 @@
 """Images of any size to uint8 squares, which stay uint8 until a batch is on its device."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -14,6 +15,9 @@ from tokcli.recipe.ranges import Area, Aspect, Zoom
 
 # Of an image before its short side is resized: a 1x100000 image would else become gigabytes.
 LONGEST_ASPECT = 4
+
+Padding = Literal["white", "edge"]
+"""What a whole picture is laid on: white, or one colour, that of its edge."""
 
 
 @runtime_checkable
@@ -86,6 +90,7 @@ class RandomCrop:
     """
 
     deterministic = False
+    fit = staticmethod(resize_short_side)
 
     def __init__(self, size: int, *, zoom: Zoom = (1.0, 1.25), flip: bool = True) -> None:
         self.size, self.zoom, self.flip = size, zoom, flip
@@ -93,7 +98,7 @@ class RandomCrop:
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
         """One square of an image; random choices come from `rng`."""
         u, v, x = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
-        image = resize_short_side(image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0]))))
+        image = self.fit(image, round(self.size * (self.zoom[0] + u * (self.zoom[1] - self.zoom[0]))))
         top = int(v * (image.shape[1] - self.size + 1))
         left = int(x * (image.shape[2] - self.size + 1))
         return _flip(image[:, top : top + self.size, left : left + self.size], self.flip, rng)
@@ -154,8 +159,44 @@ class RandomResizedCrop:
         )
 
 
-TRANSFORMS: dict[str, type[CenterCrop] | type[RandomCrop] | type[RandomResizedCrop]] = {
+class Pad:
+    """The whole picture in the middle of a square, its long side `size` (bicubic, antialiased): for cut-outs, which crops cut.
+
+    Args:
+        size: side of the result in pixels.
+        colour: what fills the square: `white`, or `edge`, the median colour along the picture's edge.
+        flip: mirror left-right with probability 1/2, which makes the transform random.
+    """
+
+    def __init__(self, size: int, *, colour: Padding = "white", flip: bool = False) -> None:
+        self.size, self.colour, self.flip = size, colour, flip
+        self.deterministic = not flip
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
+        """One square of an image; random choices come from `rng`."""
+        return _flip(on_square(image, self.size, self.colour), self.flip, rng)
+
+    def describe(self) -> str:
+        """What is done, in words that go into records."""
+        return f"pad {self.size} px, {self.colour}, bicubic antialias{', flip' * self.flip}"
+
+
+def on_square(image: UInt8[Tensor, "3 h w"], side: int, colour: Padding) -> UInt8[Tensor, "3 side side"]:
+    """The whole picture, its long side resized to `side`, in the middle of a square of one colour."""
+    h, w = image.shape[1:]
+    height, width = (max(1, round(side * length / max(h, w))) for length in (h, w))
+    small = resize(image, height, width)
+    edges = [small[:, 0], small[:, -1], small[:, :, 0], small[:, :, -1]]
+    fill = torch.cat(edges, 1).median(1).values if colour == "edge" else torch.full((3,), 255, dtype=torch.uint8)
+    square = fill[:, None, None].expand(3, side, side).clone()
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = small
+    return square
+
+
+TRANSFORMS: dict[str, type[CenterCrop] | type[Pad] | type[RandomCrop] | type[RandomResizedCrop]] = {
     "center-crop": CenterCrop,
+    "pad": Pad,
     "random-crop": RandomCrop,
     "random-resized-crop": RandomResizedCrop,
 }
@@ -168,7 +209,8 @@ class CropViews:
     """Several squares of one image, the same whenever and wherever made: what `tok tokenize` encodes.
 
     View 0 is the centre crop; crop j is a function of (seed, sample number, j) and keeps the aspect. With `corners` the views are
-    instead, for each range, the centre and the four corners of the central square: with flips LlamaGen's ten crops.
+    instead, for each range, the centre and the four corners of the central square: with flips LlamaGen's ten crops. With `padding`
+    the square is that of the whole picture, of which the views are parts.
 
     Args:
         size: side of each view in pixels.
@@ -176,6 +218,7 @@ class CropViews:
         flip: follow each view by its mirror image.
         scale: range of a crop's area, as a share of the largest square in the image; it may lie anywhere. (1, 1): no zoom.
         corners: sides of the central square, in units of `size`, rounded down to pixels; each over 1.
+        padding: what the whole picture is laid on; None: its central square is taken.
         seed: of the crops.
 
     Raises:
@@ -190,10 +233,11 @@ class CropViews:
         flip: bool = False,
         scale: tuple[float, float] = (0.8, 1.0),
         corners: Sequence[float] = (),
+        padding: Padding | None = None,
         seed: int = 0,
     ) -> None:
         self.size, self.crops, self.flip, self.corners, self.seed = size, crops, flip, tuple(corners), seed
-        self.center = CenterCrop(size)
+        self.center = Pad(size, colour=padding) if padding else CenterCrop(size)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
         if corners and (crops or int(size * min(corners)) <= size):
@@ -201,6 +245,8 @@ class CropViews:
             raise ValueError(f"corners must be {least}, and without random crops: not {list(corners)} and {crops}")
         # Of the largest square, not of the image: 0.8 of a 3:2 photo's area is no square inside it.
         self.crop = RandomCrop(size, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
+        self.fit = functools.partial(on_square, colour=padding) if padding else resize_short_side
+        self.crop.fit = self.fit  # type: ignore[assignment]
         bases = [f"{place}-{times:g}" for times in self.corners for place in ("center", *CORNERS)]
         bases = bases or ["center", *(f"crop{j}" for j in range(1, crops + 1))]
         self.names = [name for base in bases for name in ([base, f"{base}-flip"] if flip else [base])]
@@ -220,9 +266,15 @@ class CropViews:
 
     def _five(self, image: UInt8[Tensor, "3 h w"], side: int) -> list[Tensor]:
         """The centre and the corners of the central square, which is resized to `side` pixels."""
-        square, last = _centre(resize_short_side(image, side), side, side), side - self.size
+        square, last = _centre(self.fit(image, side), side, side), side - self.size
         corners = [square[:, y : y + self.size, x : x + self.size] for y in (0, last) for x in (0, last)]
         return [_centre(square, self.size, self.size), *corners]
+
+
+def padding_kept(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The fact `padding` of an artifact, for one that is made from it; {} where pictures are cropped."""
+    known = facts.get("padding")
+    return {"padding": known} if known else {}
 
 
 def evaluation_transform(size: int) -> CenterCrop:

@@ -14,8 +14,9 @@ from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact, locate
 from tokcli.command.options import Options
 from tokcli.command.output import reference
-from tokcli.data.sources import ImageSource, limited, open_source
+from tokcli.data.sources import ImageSource, limited, open_source, padded
 from tokcli.data.sources.contents import known_sha256
+from tokcli.data.transforms import Padding
 from tokcli.device import precision
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
@@ -26,7 +27,7 @@ from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder
 from tokcli.evaluation.records import Measured, Measurement
-from tokcli.evaluation.references import References
+from tokcli.evaluation.references import RESIZED, References
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
@@ -117,12 +118,14 @@ class Judge:
         self.options, self.settings, self.spec, self.device = options, settings, spec, device
         self.given = {a.id: a for a in given}
         self._sources: dict[tuple[str, int], ImageSource] = {}
-        self.size = given[0].facts["use_size"]
+        self.first, self.size = given[0], given[0].facts["use_size"]
         self.references = References(
             options, references, settings.manifold, device, held_out=spec, max_pixels=settings.max_pixels
         )
         self.extractors = load_extractors(settings.extractors, options.weights.get("inception"), device)
-        self.references.check(self.extractors, {a.facts["use_size"] for a in given if a.kind == "samples"})
+        self.references.check(
+            self.extractors, {(a.facts["use_size"], a.facts.get("padding")) for a in given if a.kind == "samples"}
+        )
         self.maps = Maps(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = Captions(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
@@ -130,20 +133,21 @@ class Judge:
         self._readable: dict[int, int] = {}  # held-out images that could be read, by size
         self._tokenizer_at_hand: tuple[str, Tokenizer] | None = None
 
-    def source(self, spec: str, size: int) -> ImageSource:
-        """Images of a data set at `size` pixels, opened once."""
+    def source(self, spec: str, size: int, padding: Padding | None) -> ImageSource:
+        """Images of a data set at `size` pixels, opened once; whole on a square where the tokenizer reads them so."""
         if (spec, size) not in self._sources:
             labels = self.options.labels if spec == self.spec else None
             self._sources[spec, size] = open_source(spec, size=size, labels=labels, max_pixels=self.settings.max_pixels)
-        return self._sources[spec, size]
+        return padded(self._sources[spec, size], size, padding)
 
-    def held_out(self, size: int) -> ImageSource:
-        """The held-out images that are measured on: at most `images` of them."""
-        return limited(self.source(self.spec, size), self.settings.images)
+    def held_out(self, a: Artifact) -> ImageSource:
+        """The held-out images that an artifact is measured on, at its size: at most `images` of them."""
+        square = a.facts["use_size"], a.facts.get("padding")
+        return limited(self.source(self.spec, *square), self.settings.images)
 
     def inputs(self) -> dict[str, dict[str, str]]:
         """The entries of the report's manifest."""
-        whole = self.source(self.spec, self.size)
+        whole = self.held_out(self.first)
         found = {"data": {"id": whole.id, "path": whole.name}}
         used = {f"weights-{e.name}": e.network.sha256 for e in self.extractors}
         used |= {"weights-lpips": self.maps.network.sha256} if self.maps else {}
@@ -157,7 +161,7 @@ class Judge:
 
     def protocol(self) -> dict[str, Any]:
         """What holds for all numbers, as data."""
-        source = self.held_out(self.size)
+        source = self.held_out(self.first)
         held_out = {"id": source.id, "name": source.name, "images": self._readable.get(self.size, len(source))}
         references = [
             {"id": one["id"], "name": one["path"]}
@@ -168,11 +172,15 @@ class Judge:
         return {
             "held_out": held_out,
             "references": references,
-            "resize": RESIZE,
+            "resize": self._resize(),
             "extractors": extractors,
             "mask_ratio": self.settings.mask_ratio,
             "precision": self._precision(),
         }
+
+    def _resize(self) -> str:
+        padding = self.first.facts.get("padding")
+        return RESIZED[padding] + ", antialiased" if padding else RESIZE
 
     def _precision(self) -> dict[str, str]:
         return {"judges": "float32"} | (precision.settings() if self.device.type == "cuda" else {})
@@ -182,7 +190,7 @@ class Judge:
         found = self.protocol()
         held_out = found["held_out"]
         return [
-            f"held-out: {held_out['name']} ({held_out['id']}), {held_out['images']:,} images, {RESIZE}",
+            f"held-out: {held_out['name']} ({held_out['id']}), {held_out['images']:,} images, {self._resize()}",
             "reference: " + "; ".join(f"{one['name']} ({one['id']})" for one in found["references"]),
             "extractors: "
             + "; ".join(
@@ -246,7 +254,7 @@ class Judge:
 
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = self._network(a), a.facts["use_size"]
-        source = self.held_out(size)
+        source = self.held_out(a)
         found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
@@ -259,7 +267,7 @@ class Judge:
         """The images that a tokenizer was trained on, where they are still at hand."""
         recorded = a.inputs["data"]["path"]
         try:
-            return self.source(recorded, a.facts["use_size"])
+            return self.source(recorded, a.facts["use_size"], a.facts.get("padding"))
         except TokError as error:
             log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
             return None
@@ -289,7 +297,7 @@ class Judge:
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
-        tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(size)
+        tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(a)
         self.reconstructed[a.id] = judge_decoder(
             tokenizer,
             loading.load_decoder(a, self.device),
@@ -310,7 +318,7 @@ class Judge:
         return judge_proposal(
             loading.load_proposal(a, self.device),
             self._network(self._input(a, "tokenizer")),
-            self.held_out(size),
+            self.held_out(a),
             self.device,
             size=size,
             mask_ratio=self.settings.mask_ratio,
@@ -325,7 +333,7 @@ class Judge:
         found = judge_samples(
             a,
             self.extractors,
-            lambda e: self.references.of(e, a.facts["use_size"]),
+            lambda e: self.references.of(e, a.facts["use_size"], a.facts.get("padding")),
             self._roles(a),
             self.device,
             manifold=self.settings.manifold,

@@ -17,8 +17,8 @@ from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.data.reading import read_batches
-from tokcli.data.sources import ImageSource, open_source
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.sources import ImageSource, open_source, padded, padding_of
+from tokcli.data.transforms import Padding, evaluation_transform
 from tokcli.errors import TokError
 from tokcli.evaluation.extractors import Extractor, Seen, chosen, look
 from tokcli.evaluation.published import read_images, read_npz
@@ -29,6 +29,12 @@ from tokcli.recipe.ranges import MAX_PIXELS
 
 log = logging.getLogger("tok")
 DINOV2_BEFORE = 518  # pixels at which statistics that do not say so saw images
+PUBLISHED = "as published"
+RESIZED: dict[Padding | None, str] = {
+    None: "short side bicubic, centre crop",
+    "white": "long side bicubic, on white",
+    "edge": "long side bicubic, on the edge's colour",
+}
 STATISTICS, FEATURES = "statistics.safetensors", "features.safetensors"
 
 
@@ -72,10 +78,10 @@ class References:
         self.specs = list({Path(s).resolve() if Path(s).exists() else s: s for s in specs}.values())
         self.given = {s: open_artifact(s, "--reference", ["statistics"]) for s in self.specs if is_artifact(s)}
         self._sources: dict[tuple[str, int], ImageSource] = {}
-        self._made: dict[tuple[str, str, int], Reference | None] = {}
+        self._made: dict[tuple[str, str, int, Padding | None], Reference | None] = {}
 
-    def check(self, extractors: Sequence[Extractor], sizes: Collection[int]) -> None:
-        """Refuse, before anything is measured, what samples of these sizes in pixels could not be compared with.
+    def check(self, extractors: Sequence[Extractor], squares: Collection[tuple[int, Padding | None]]) -> None:
+        """Refuse, before anything is measured, what samples of these sizes in pixels, and paddings, could not be compared with.
 
         Raises:
             TokError: statistics of another extractor, size or weights, or a `.npz` that is damaged or of no extractor here.
@@ -94,9 +100,9 @@ class References:
                         got=names,
                         next=f"Add it: --set 'eval.extractors=[{asked}]', or name images",
                     )
-                for size in sizes:
+                for square in squares:
                     for e in extractors:
-                        self._one(spec, e, size)  # reads them, hashes checked
+                        self._one(spec, e, *square)  # reads them, hashes checked
 
     def check_published(self, asked: Sequence[str]) -> None:
         """Refuse a `.npz` that is damaged, or where Inception is not among the extractors asked for.
@@ -128,9 +134,9 @@ class References:
                 entries.append({"id": source.id, "path": source.name})
         return entries
 
-    def of(self, extractor: Extractor, size: int) -> list[Reference]:
-        """The references that this extractor has, in the order named; images are read at `size` pixels."""
-        found = [self._one(spec, extractor, size) for spec in self.specs]
+    def of(self, extractor: Extractor, size: int, padding: Padding | None = None) -> list[Reference]:
+        """The references that this extractor has, in the order named; images are read at `size` pixels, whole with padding."""
+        found = [self._one(spec, extractor, size, padding) for spec in self.specs]
         return [one for one in found if one is not None]
 
     def looked_at(self, spec: str, size: int) -> int:
@@ -150,18 +156,18 @@ class References:
                 ) from None
         return self._sources[spec, size]
 
-    def _one(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
-        key = (spec, extractor.name, size)
+    def _one(self, spec: str, extractor: Extractor, size: int, padding: Padding | None) -> Reference | None:
+        key = (spec, extractor.name, size, padding)
         if key not in self._made:
             if spec in self.given:
-                self._made[key] = self._fitting(spec, extractor, size)
+                self._made[key] = self._fitting(spec, extractor, size, padding)
             elif is_npz(spec):
                 self._made[key] = self._published(spec, extractor)
             else:
-                self._made[key] = self.images(self._source(spec, size), extractor, size)
+                self._made[key] = self.images(padded(self._source(spec, size), size, padding), extractor, size)
         return self._made[key]
 
-    def _fitting(self, spec: str, extractor: Extractor, size: int) -> Reference | None:
+    def _fitting(self, spec: str, extractor: Extractor, size: int, padding: Padding | None) -> Reference | None:
         facts = self.given[spec].facts
         if facts["extractor"] != extractor.name:
             return None  # statistics of another extractor, beside which this one has its own or none
@@ -172,6 +178,7 @@ class References:
             ("extractor_sha256", extractor.network.sha256),
             ("extractor_size", pixels),
             ("size", size),
+            *([("resize", RESIZED[padding])] if facts["resize"] != PUBLISHED else []),
         ):
             if known[fact] not in (wanted, None):
                 raise TokError(
@@ -191,7 +198,7 @@ class References:
         describes = {
             **_recipe(extractor, self.manifold),
             "size": size,
-            "resize": "short side bicubic, centre crop",
+            "resize": RESIZED[padding_of(source)],
             **({"max_pixels": self.max_pixels} if self.max_pixels != MAX_PIXELS else {}),
             "of": len(source),  # a part of a data set has the id of the whole
             **({"kept": "at random"} if len(source) > self.manifold else {}),
@@ -212,7 +219,7 @@ class References:
         if extractor.name != "inception":
             log.warning("--reference %s: made with pytorch-fid's weights, not with those of %s", spec, extractor.name)
         path = _file(spec)
-        describes = {**_recipe(extractor, self.manifold), "size": None, "resize": "as published"}
+        describes = {**_recipe(extractor, self.manifold), "size": None, "resize": PUBLISHED}
         name = path.stem
         draft = self._begin(name, describes, {"id": f"data-{sha256(path)[:12]}", "path": str(path)}, extractor)
         if isinstance(draft, Artifact):

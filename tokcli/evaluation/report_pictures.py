@@ -54,14 +54,14 @@ class Sheets:
             if found.worst:
                 yield f"worst{suffix}.png", worst_sheet(found)
         decoders = [self.judge.given[key] for key in self.judge.reconstructed]
-        if len(decoders) > 1 and len({a.facts["use_size"] for a in decoders}) == 1:
+        if len(decoders) > 1 and len({(a.facts["use_size"], a.facts.get("padding")) for a in decoders}) == 1:
             yield "compared.png", self._side_by_side(decoders)
         yield from self._captioned()
 
     def _sheet(self, decoder: Artifact) -> Image:
         """Rows original, reconstruction, and the samples of its tokenizer among the given artifacts; a column per class."""
         tokenizer_id = decoder.input_id("tokenizer")
-        images, names = self._examples(decoder.facts["use_size"])
+        images, names = self._examples(decoder)
         rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
         for a in self.judge.given.values():
             drawn = a.kind == "samples" and not _prompts(a)
@@ -91,16 +91,16 @@ class Sheets:
 
     def _side_by_side(self, decoders: Sequence[Artifact]) -> Image:
         """Rows original and the same images through each tokenizer; the decoders' images have one size."""
-        images, names = self._examples(decoders[0].facts["use_size"])
+        images, names = self._examples(decoders[0])
         rows = {"original": images}
         for a in decoders:
             name = a.facts["name"]
             rows[f"{name} {a.id[-6:]}" if name in rows else name] = self._reconstructed(a, images)
         return pictures.comparison_sheet(rows, column_labels=names)
 
-    def _examples(self, size: int) -> tuple[UInt8[Tensor, "c 3 s s"], list[str] | None]:
+    def _examples(self, decoder: Artifact) -> tuple[UInt8[Tensor, "c 3 s s"], list[str] | None]:
         """Held-out images to show, one of each class with the classes' names; evenly spread ones where there are no classes."""
-        source = self.judge.held_out(size)
+        source, size = self.judge.held_out(decoder), decoder.facts["use_size"]
         labels = [source.label(i) for i in range(len(source))]
         classes = sorted({label for label in labels if label >= 0})[:COLUMNS]
         of_class: list[Sequence[int]] = [[i for i, label in enumerate(labels) if label == c] for c in classes]

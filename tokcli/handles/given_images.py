@@ -11,25 +11,26 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode, pixels_of
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import Pad, Padding, evaluation_transform
 from tokcli.errors import TokError
 
 WHERE = "images"
 ACCEPTED = "Give paths, PIL images, (b, 3, h, w) tensors or (b, h, w, 3) arrays, of uint8 or of floats from 0 to 1"
 
 
-def as_squares(images: Any, size: int) -> UInt8[Tensor, "b 3 s s"]:
-    """Images as `tok tokenize` reads them: short side to `size` (bicubic, antialiased), centre crop.
+def as_squares(images: Any, size: int, padding: Padding | None = None) -> UInt8[Tensor, "b 3 s s"]:
+    """Images as `tok tokenize` reads them: short side to `size` (bicubic, antialiased), centre crop; whole with padding.
 
     Args:
         images: one image or several: a path; a PIL image; a tensor (3, h, w) or (b, 3, h, w); an array (h, w, 3) or (b, h, w, 3); or
             a sequence of these, of any sizes. Floats must lie in [0, 1] and are rounded to 8 bits, as image files hold them.
         size: of the squares, in pixels.
+        padding: what whole pictures are laid on; None: they are cropped.
 
     Raises:
         TokError: values above 1 in floats, another shape or type, a file that cannot be read, or no image at all.
     """
-    transform, unused = evaluation_transform(size), torch.Generator()
+    transform, unused = Pad(size, colour=padding) if padding else evaluation_transform(size), torch.Generator()
     squares = [transform(image, unused) for image in _each(images)]
     if not squares:
         raise TokError(WHERE, "there are none", next=ACCEPTED)

@@ -89,7 +89,7 @@ class TokenizerHandle(Decoding):
             TokError: images that are not read, or a tokenizer trained without a quantizer.
         """
         loading.check_discrete(self.artifact)
-        squares = as_squares(images, self.facts["use_size"])
+        squares = as_squares(images, self.facts["use_size"], self.facts.get("padding"))
         with tensor_cores():
             return torch.cat([self.network.encode(unit(part, self.device)).cpu() for part in squares.split(BATCH)])
 

@@ -197,7 +197,7 @@ class Data(Section):
 
     Args:
         size: side of a training image in pixels.
-        transform: how an image is made square: `center-crop`, `random-crop` or `random-resized-crop`.
+        transform: how an image is made square: `center-crop`, `random-crop`, `random-resized-crop`, or whole by `pad`.
         max_bad: share of unreadable images that is tolerated; more stop the command.
         max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
         workers: processes that read the images of training steps; 0: the main process reads them.

@@ -19,7 +19,7 @@ from tokcli import pictures
 from tokcli.artifact.opening import Artifact, locate
 from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
-from tokcli.data.sources import ImageSource, evenly, limited, open_source, sibling
+from tokcli.data.sources import ImageSource, evenly, limited, open_source, padded, sibling
 from tokcli.data.transforms import evaluation_transform
 from tokcli.errors import TokError
 from tokcli.measure.previews import read_samples
@@ -137,12 +137,17 @@ def _training_images(proposal: Artifact) -> ImageSource:
     return limited(source, made.recipe["tokens"].get("images", 0))  # which the first of them do not have
 
 
+def _squares(source: ImageSource, a: Artifact) -> ImageSource:
+    """The images as the tokenizer of an artifact reads them."""
+    return padded(source, a.facts["use_size"], a.facts.get("padding"))
+
+
 def beside_of(names: Sequence[str | None], proposal: Artifact, device: torch.device) -> dict[str, Beside]:
     """What samples are compared with by each name, opened once for all points of a sweep; {} where nothing is to be compared."""
     asked = dict.fromkeys(name for name in names if name)
     if not asked:
         return {}
-    training = _training_images(proposal)
+    training = _squares(_training_images(proposal), proposal)
     return {name: Beside(training, features_of(name, device)) for name in asked}
 
 
@@ -152,7 +157,7 @@ def compare(samples: Artifact, name: str, beside: Beside) -> dict[str, float]:
     images, held_out_name = read_samples(samples, range(number)), sibling(beside.training.name, "val")
     queries = [images]
     if held_out_name is not None:
-        held_out = open_source(held_out_name, size=size)
+        held_out = _squares(open_source(held_out_name, size=size), samples)
         some = evenly(len(held_out), COMPARED)
         queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
     found = nearest(

@@ -24,6 +24,7 @@ from tokcli.command.presets import with_preset
 from tokcli.command.session import session, share_of
 from tokcli.command.weight_files import weights_read
 from tokcli.data import sample_store as store
+from tokcli.data.transforms import padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
 from tokcli.files import Behind
@@ -155,6 +156,7 @@ def _facts(request: Request, proposal: Artifact) -> dict[str, Any]:
     copied = ("name", "mode", "codebook_size", "grid", "use_size", "classes")
     return {
         **{key: proposal.facts[key] for key in copied},
+        **padding_kept(proposal.facts),
         "number": len(request.labels),
         "format": asked.format,
         "per_file": asked.shard_size,

@@ -29,7 +29,7 @@ from tokcli.data.reading import Found, read_all
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
 from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
 from tokcli.data.token_store import merge, write_shard
-from tokcli.data.transforms import CropViews
+from tokcli.data.transforms import CropViews, padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import autocast, tell_if_emulated, tensor_cores
 from tokcli.errors import Interrupted
@@ -127,7 +127,7 @@ def _views(recipe: TokensRecipe, made_by: Artifact) -> CropViews:
     asked, crops = recipe.tokens, recipe.tokens.crops - 1  # beside the centre
     return CropViews(
         made_by.facts["use_size"], crops=crops, flip=asked.flip, scale=asked.scale, corners=asked.corners,
-        seed=recipe.seed,
+        padding=made_by.facts.get("padding"), seed=recipe.seed,
     )  # fmt: skip
 
 
@@ -155,6 +155,7 @@ def _facts(
     shards = None if rows is None else -(-rows // recipe.tokens.shard_size)
     return {
         **{key: made_by.facts[key] for key in copied},
+        **padding_kept(made_by.facts),
         "classes": classes,
         "views": views.names,
         "rows": rows,

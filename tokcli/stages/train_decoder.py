@@ -32,8 +32,8 @@ from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
-from tokcli.data.sources import limited, open_source, sibling
-from tokcli.data.transforms import TRANSFORMS
+from tokcli.data.sources import limited, open_source, padded, sibling
+from tokcli.data.transforms import TRANSFORMS, padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
@@ -103,7 +103,7 @@ def _recipe(options: Options, tokenizer: Artifact | None) -> DecoderRecipe:
     """The recipe; where `--recipe` names none, at the sizes of the tokenizer."""
     recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES)
     if tokenizer is not None and names_no_recipe(options):
-        fitted = build.decoder_sizes(recipe.data, recipe.decoder, tokenizer.facts["use_size"], tokenizer.facts["grid"])
+        fitted = build.decoder_sizes(recipe.data, recipe.decoder, tokenizer.facts)
         if changed := {key: value for key, value in fitted.items() if key not in options.sets}:
             log.info("recipe: %s, for the tokenizer", ", ".join(f"{key}={value}" for key, value in changed.items()))
             options = replace(options, sets={**changed, **options.sets})
@@ -137,6 +137,7 @@ def _facts(
     copied = ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")
     return {
         **{key: facts[key] for key in copied},
+        **padding_kept(facts),
         "transform": build.build_transform(recipe.data).describe(),
         "losses": {name: dict(section) for name, section in recipe.loss.items()},
         "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
@@ -307,10 +308,11 @@ def _train(
     val = sibling(source.name, "val")
     most = recipe.train.eval_images
     held_out = limited(open_source(val, size=size, max_pixels=source.max_pixels), most) if val else None
+    shown = padded(held_out or source, size, facts.get("padding"))
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            return measure_decoder(tokenizer, decoder, held_out or source, device, size=size)
+            return measure_decoder(tokenizer, decoder, shown, device, size=size)
 
     parts: dict[str, Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
@@ -331,6 +333,6 @@ def _train(
         save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
         write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out:
-            measured = measure_decoder(tokenizer, decoder, held_out, device, size=size)
-        decoder_preview(tokenizer, decoder, held_out or source, device, size, draft.path / "preview.png")
+            measured = measure_decoder(tokenizer, decoder, shown, device, size=size)
+        decoder_preview(tokenizer, decoder, shown, device, size, draft.path / "preview.png")
     return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)

@@ -28,6 +28,7 @@ from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.token_batches import TokenBatch, TokenBatches
+from tokcli.data.transforms import padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
 from tokcli.files import write_text
@@ -90,7 +91,8 @@ def main(
         made_by = choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
         spec = made_by.inputs["data"]["path"]
     options, _ = with_preset(options, spec, made_by)
-    recipe = _recipe(options, name)
+    recipe = load_recipe(options, ProposalRecipe, name, FAMILIES)
+    check_weights(options, weights_read(resolved(recipe)))
     start = _check(options, recipe, made_by, mode, init)
     held_out = _held_out(options, val, recipe, made_by) if made_by else None
     if options.dry_run:
@@ -138,12 +140,6 @@ def _held_out(options: Options, val: Path | None, recipe: ProposalRecipe, tokens
     if found.id == tokens.id:
         log.warning("--val %s: these are the tokens that it is trained on", val)
     return found
-
-
-def _recipe(options: Options, name: str) -> ProposalRecipe:
-    recipe = load_recipe(options, ProposalRecipe, name, FAMILIES)
-    check_weights(options, weights_read(resolved(recipe)))
-    return recipe
 
 
 def rehearse(recipe: ProposalRecipe) -> None:
@@ -223,6 +219,7 @@ def _facts(recipe: ProposalRecipe, facts: Mapping[str, Any], network: Proposal) 
     by_class = isinstance(_condition(recipe), ClassCondition)
     return {
         **{key: facts[key] for key in ("name", "codebook_size", "code_dim", "grid", "use_size")},
+        **padding_kept(facts),
         "mode": network.mode,
         "condition": recipe.condition.name if facts["classes"] or not by_class else "none",
         "text_sha256": None,

@@ -27,7 +27,7 @@ from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
-from tokcli.data.sources import ImageSource, limited, open_source, sibling
+from tokcli.data.sources import ImageSource, limited, open_source, padded, sibling
 from tokcli.device.meta import on_meta
 from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
@@ -162,6 +162,7 @@ def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes:
         "grid": list(grid),
         "classes": classes,
         "transform": build.build_transform(recipe.data).describe(),
+        **build.padding_fact(recipe.data),
         **method.facts(),
         "parameters": {name: plan.parameter_count(part) for name, part in method.modules().items()},
     }
@@ -235,7 +236,7 @@ def _train(
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            return method.measure(held_out or source, size)
+            return method.measure(padded(held_out or source, size, facts.get("padding")), size)
 
     parts: dict[str, Stateful] = {"updater": updater}
     if method.adversary is not None:
@@ -257,10 +258,11 @@ def _train(
             save_tensors(draft.path / loading.WEIGHTS, tokenizer.export_state())
             write_text(draft.path / "recipe.yaml", to_yaml(recipe))
         if held_out is not None:
-            measured = method.measure(held_out, use_size)
+            measured = method.measure(padded(held_out, use_size, facts.get("padding")), use_size)
             _warn_of_collapse(tokenizer, measured, len(held_out) * facts["grid"][0] * facts["grid"][1])
         if distributed.is_main():
-            method.preview(held_out or source, use_size, draft.path / "preview.png")
+            shown = padded(held_out or source, use_size, facts.get("padding"))
+            method.preview(shown, use_size, draft.path / "preview.png")
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
     return complete(draft, facts, measured, batches.skipped, seconds)

@@ -24,7 +24,7 @@ from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.data.pixels import filled, unit
 from tokcli.data.reading import read_batches
-from tokcli.data.sources import ImageSource, evenly, open_source
+from tokcli.data.sources import ImageSource, evenly, open_source, padded
 from tokcli.data.transforms import evaluation_transform
 from tokcli.errors import TokError
 from tokcli.metrics.code_usage import count_codes
@@ -118,7 +118,9 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
 
 
 def _source(options: Options, recipe: VizRecipe, spec: str, tokenizer: Artifact) -> ImageSource:
-    return open_source(spec, size=tokenizer.facts["use_size"], labels=options.labels, max_pixels=recipe.viz.max_pixels)
+    size, most = tokenizer.facts["use_size"], recipe.viz.max_pixels
+    source = open_source(spec, size=size, labels=options.labels, max_pixels=most)
+    return padded(source, size, tokenizer.facts.get("padding"))
 
 
 def _names(given: list[Artifact]) -> list[str]:

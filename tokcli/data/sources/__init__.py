@@ -15,6 +15,7 @@ from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.idx import FashionMnist, Idx
 from tokcli.data.sources.listing import is_url
 from tokcli.data.sources.openmoji import OpenMoji
+from tokcli.data.sources.padded import padded, padding_of
 from tokcli.data.sources.parquet import Parquet
 from tokcli.data.sources.parquet_files import split_of, without_columns
 from tokcli.data.sources.remote_tars import RemoteTars
@@ -26,7 +27,19 @@ from tokcli.errors import Misuse, NotFound, TokError
 from tokcli.recipe.ranges import MAX_PIXELS
 from tokcli.registry import nearest
 
-__all__ = ["SOURCES", "BadImage", "Encoded", "ImageSource", "Source", "evenly", "limited", "open_source", "sibling"]
+__all__ = [
+    "SOURCES",
+    "BadImage",
+    "Encoded",
+    "ImageSource",
+    "Source",
+    "evenly",
+    "limited",
+    "open_source",
+    "padded",
+    "padding_of",
+    "sibling",
+]
 
 
 @runtime_checkable
