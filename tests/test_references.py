@@ -128,21 +128,25 @@ def test_statistics_of_no_extractor_here_say_how_it_is_asked_for(tmp_path, image
     references(tmp_path, images).of(tiny(name), 8)
     (folder,) = (tmp_path / "ws").iterdir()
     with pytest.raises(TokError, match=rf"is of {name},.*'eval.extractors=\[{asked}\]'"):
-        references(tmp_path, folder).check([tiny("other")], {8})
+        references(tmp_path, folder).check([tiny("other")], {(8, None)})
 
 
 def test_a_reference_that_no_extractor_reads_is_refused_at_once(tmp_path, images):
     references(tmp_path, images).of(tiny(), 8)
     (folder,) = (tmp_path / "ws").iterdir()
-    references(tmp_path, folder, images).check([tiny(), tiny("other")], {8})
+    references(tmp_path, folder, images).check([tiny(), tiny("other")], {(8, None)})
     with pytest.raises(TokError, match=r"is of tiny, which is no extractor of this recipe. Got eval.extractors: other"):
         references(tmp_path, images, folder).check([tiny("other")], ())
     with pytest.raises(TokError, match="its size must be 16. Got 8"):
-        references(tmp_path, images, folder).check([tiny("other"), tiny()], {8, 16})
+        references(tmp_path, images, folder).check([tiny("other"), tiny()], {(8, None), (16, None)})
+    with pytest.raises(
+        TokError, match="its resize must be long side bicubic, on white. Got short side bicubic, centre crop"
+    ):
+        references(tmp_path, folder).check([tiny()], {(8, "white")})
     whole = (folder / "features.safetensors").read_bytes()
     (folder / "features.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(TokError, match="features.safetensors"):
-        references(tmp_path, folder).check([tiny()], {8})
+        references(tmp_path, folder).check([tiny()], {(8, None)})
     (folder / "features.safetensors").write_bytes(whole)
     with pytest.raises(TokError, match=r"x.npz: holds features of Inception, which is no extractor"):
         references(tmp_path, tmp_path / "x.npz").check([tiny()], ())

@@ -45,6 +45,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon
     "mode": lambda v: v is None or isinstance(v, str),
     "format": lambda v: v in ("png", "shards"),
     "has_decoder": lambda v: isinstance(v, bool),
+    "padding": lambda v: v in ("white", "edge"),
     "grid": lambda v: isinstance(v, list) and len(v) == 2 and all(_count(side, SIDE) for side in v),
     "classes": lambda v: _all(v, lambda name: isinstance(name, str)),
     "class_counts": lambda v: v is None or _all(v, lambda n: _count(n, MANY, 0)),
