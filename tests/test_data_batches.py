@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +162,19 @@ def test_what_was_found_while_listing_counts_as_bad() -> None:
 def test_a_batch_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(TokError, match="does not divide over 3 processes"):
         TrainBatches(Numbers(10), RANDOM, batch_size=4, seed=0, world=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+def test_workers_outlive_a_signal_that_goes_to_the_whole_job(number: int) -> None:
+    batches = iter(TrainBatches(Numbers(10), RANDOM, batch_size=2, seed=0, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, number)
+    assert len(take(batches, 8)) == 8 and worker.is_alive()
+    batches.close()  # type: ignore[attr-defined]
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_a_dying_worker_raises_and_does_not_hang() -> None:

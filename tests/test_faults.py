@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from forging import forge
 from PIL import Image
 
+from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.errors import TokError
+from tokcli.loading import decoder_of, load_decoder
 
 Run = Callable[..., Result]
 SMALL = [
@@ -410,6 +413,24 @@ def test_a_recorded_recipe_that_describes_no_network_is_damage(
     assert "manifest.json: its recipe or facts do not describe a network" in refusal(
         *sample, "--proposal", tmp_path / "p"
     )
+
+
+def test_a_tokenizer_that_claims_a_decoder_is_refused_where_it_is_needed(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    forged = open_artifact(
+        forge(copy(family["tokenizer"], tmp_path / "t"), lambda m: m["facts"].update(has_decoder=True))
+    )
+    for load in (decoder_of, lambda a: load_decoder(a, torch.device("cpu"))):
+        with pytest.raises(TokError, match="has no pixel decoder. Got has_decoder: True"):
+            load(forged)
+
+
+@pytest.mark.parametrize("key", ["name", "codebook_size", "grid", "use_size", "classes"])
+def test_a_fact_that_tokens_lack_is_named(family: dict[str, Path], tmp_path: Path, key: str) -> None:
+    k = forge(copy(family["tokens"], tmp_path / "k"), lambda m: m["facts"].pop(key))
+    said = refusal("train-proposal", "--recipe", "toy/proposal-ar", "--tokens", k, "--dry-run")
+    assert said.startswith(f"{k}/manifest.json: fact '{key}' is missing")
 
 
 def test_files_that_cannot_be_read_cost_no_evaluation_and_are_not_counted(

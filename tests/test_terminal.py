@@ -100,6 +100,14 @@ def test_a_closed_session_stops_a_command_as_sigterm_does() -> None:
     assert (done.returncode, done.stderr) == (75, "tok: interrupted. Repeat the command to go on.\n")
 
 
+def test_a_signal_in_a_callback_that_drops_exceptions_stops_a_command_too() -> None:
+    dying = "type('Dying', (), {'__del__': lambda self: (os.kill(os.getpid(), 15), [None for _ in range(1000)])})"
+    code = f"s.listing = lambda: ({dying}(), 'went on')[1]; sys.argv = ['tok', 'recipes']"
+    done = run(code, capture_output=True)
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "tok: interrupted. Repeat the command to go on.\n"
+
+
 def test_nohup_keeps_a_command_alive() -> None:
     code = "s.listing = lambda: os.kill(os.getpid(), 1) or 'went on'; sys.argv = ['tok', 'recipes']"
     done = run(code, capture_output=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))

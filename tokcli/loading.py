@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,14 +75,19 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
     return frozen_on(tokenizer, device)
 
 
+def _own_decoder(tokenizer: Tokenizer, artifact: Artifact) -> Any:
+    """A tokenizer's pixel decoder, for the grid at which it is used."""
+    if tokenizer.pixel_decoder is None:
+        raise TokError(str(artifact.path), "has no pixel decoder", got=f"has_decoder: {artifact.facts['has_decoder']}")
+    tokenizer.pixel_decoder.grid = tuple(artifact.facts["grid"])
+    return tokenizer.pixel_decoder
+
+
 def decoder_of(artifact: Artifact) -> nn.Module:
     """The pixel decoder that an artifact describes, with fresh weights; arguments as for `load_decoder`."""
-    facts = artifact.facts
     if artifact.kind == "tokenizer":
-        own = tokenizer_of(artifact).pixel_decoder
-        assert own is not None, "fact has_decoder was not checked"
-        own.grid = tuple(facts["grid"])  # at use
-        return own
+        return _own_decoder(tokenizer_of(artifact), artifact)
+    facts = artifact.facts
     with _recorded(artifact):
         return build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
 
@@ -92,12 +98,8 @@ def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
     Args:
         artifact: a decoder, or a tokenizer that was trained with one.
     """
-    facts = artifact.facts
     if artifact.kind == "tokenizer":
-        own = load_tokenizer(artifact, device).pixel_decoder
-        assert own is not None, "fact has_decoder was not checked"
-        own.grid = tuple(facts["grid"])  # at use
-        return own
+        return _own_decoder(load_tokenizer(artifact, device), artifact)
     decoder = decoder_of(artifact)
     load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return frozen_on(decoder, device)

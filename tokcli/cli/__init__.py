@@ -12,6 +12,8 @@ from tokcli.cli import data_sets, inspect, pipeline
 from tokcli.errors import Interrupted, TokError
 from tokcli.training.signals import heard
 
+INTERRUPTED = Interrupted("tok", "interrupted", next="Repeat the command to go on")
+
 
 class InOrder(click.Group):
     """Lists commands in the order of the pipeline, not of the alphabet."""
@@ -30,7 +32,7 @@ class InOrder(click.Group):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            raise Interrupted("tok", "interrupted", next="Repeat the command to go on") from None
+            raise INTERRUPTED from None
         except OSError as error:
             name = error.filename if isinstance(error.filename, str) else "tok"
             raise TokError(name[:200], error.strerror or str(error)) from error
@@ -58,11 +60,24 @@ for command in (*pipeline.COMMANDS, *data_sets.COMMANDS, *inspect.COMMANDS):
     cli.add_command(command)
 
 
+def _interrupted_all_the_same(problem: "sys.UnraisableHookArgs") -> None:
+    """End at a signal that came where Python drops exceptions, such as in the callback of a weak reference.
+
+    Loops save at a signal and raise nothing; outside of them there is nothing to save.
+    """
+    if problem.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(problem)
+        return
+    click.echo(f"{INTERRUPTED}", err=True)
+    os._exit(INTERRUPTED.exit_code)
+
+
 def main() -> None:
     """The `tok` program: an expected failure is one line on stderr and an exit code, never a traceback."""
     # OpenMP threads that spin while they wait make two busy processes many times slower; set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     terminal.guard()
+    sys.unraisablehook = _interrupted_all_the_same
     for number in heard():
         if number != signal.SIGINT:  # as it is: a shell's background jobs ignore it
             signal.signal(number, signal.default_int_handler)

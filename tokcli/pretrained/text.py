@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
 from tokcli.files import cache_dir
 from tokcli.pretrained.frozen import Frozen, library
@@ -48,6 +49,7 @@ class TextTower(Frozen):
     """
 
     sha256: str = "random"
+    words_sha256: str | None = None  # of the file beside the weights that says how captions become text tokens
 
     @classmethod
     def dim(cls, name: str) -> int:
@@ -184,6 +186,7 @@ class MiniLM(TextTower):
         """Take the weights of a file, and word pieces from `tokenizer.json` beside it or from the cache."""
         super().load(path, where)
         self.words = _word_pieces(_words_of(path), where)
+        self.words_sha256 = known_sha256(_words_of(path))
 
     @classmethod
     def words_files(cls, weights: Path) -> list[Path]:

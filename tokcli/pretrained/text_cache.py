@@ -41,7 +41,8 @@ class FeatureTable:
         self.texts = list(dict.fromkeys(captions))
         place = {text: number for number, text in enumerate(self.texts)}
         self._places = np.array([place[text] for text in captions], dtype=np.int64)
-        key = hashlib.sha256(json.dumps([tower.name, tower.sha256, length, self.texts]).encode()).hexdigest()[:16]
+        made_by = [tower.name, tower.sha256, *([tower.words_sha256] if tower.words_sha256 else [])]
+        key = hashlib.sha256(json.dumps([*made_by, length, self.texts]).encode()).hexdigest()[:16]
         name = f"text-{tower.name.replace('/', '-').replace(':', '-')}-{key}"
         self.cache = FeatureCache(name, len(self.texts), SHARD, ("ends", "features"))
 

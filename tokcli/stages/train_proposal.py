@@ -157,7 +157,8 @@ def rehearse(recipe: ProposalRecipe) -> None:
 def _planned(recipe: ProposalRecipe, tokens: Artifact | None) -> dict[str, Any]:
     """The facts of the tokens, where they are at hand, or else those that the recipe expects."""
     expected = recipe.expects.planned()
-    facts = dict(tokens.facts) if tokens else expected | {"name": None, "use_size": None}
+    facts = expected | {"name": None, "use_size": None}
+    facts = {key: tokens.facts[key] for key in facts} if tokens else facts
     if facts["classes"] is None:
         facts["classes"] = expected["classes"]
     if isinstance(_condition(recipe), NoCondition | TextCondition) and facts["classes"] is None:
