@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokcli.cli import cli
 from tokcli.data.sources import ImageSource, open_source
+from tokcli.data.sources.summary import one_line
 from tokcli.errors import TokError
 
 
@@ -92,6 +93,42 @@ def test_the_index_is_read_instead_of_the_headers_until_the_shard_changes(
     os.utime(shard, (1, 1))
     changed = open_source(str(tmp_path / "copy"), size=8)
     assert changed.id != first and built == [shard] and changed.captions(0) == ["six", "two"]
+
+
+def test_a_pack_is_the_same_data_however_it_is_read(photos: Path, tmp_path: Path) -> None:
+    run("pack", photos, "--out", tmp_path / "shards")
+    source = open_source(str(tmp_path / "shards"), size=8)
+    for name, change in {
+        "touched": lambda p: os.utime(p, (1, 1)),
+        "alone": lambda p: p.with_suffix(".index.json").unlink(),
+    }.items():
+        shutil.copytree(tmp_path / "shards", tmp_path / name)
+        change(next((tmp_path / name).glob("*.tar")))
+        again = open_source(str(tmp_path / name), size=8)
+        assert (again.id, again.classes, told(again)) == (source.id, source.classes, told(source))
+        said = "1 of 1 indexes are not of their shards" in one_line(again)
+        assert said == (name == "touched")
+
+
+def test_the_list_of_classes_is_no_sample_to_other_readers(photos: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    run("pack", photos, "--out", tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    read = list(webdataset.WebDataset(str(shard), shardshuffle=False))
+    assert [sample["cls"] for sample in read] == [b"0", b"1", b"10", b"2", b"2"]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[1]", b'["a", "a"]', b"\xff"])
+def test_a_damaged_list_of_classes_is_a_problem(tmp_path: Path, text: bytes) -> None:
+    from test_data_tars import picture, write
+
+    source = open_source(
+        str(write(tmp_path / "a.tar", {".classes.json": text, "1.png": picture(), "1.cls": b"x"})), size=8
+    )
+    assert source.problems == [("a.tar/.classes.json", "is not a list of classes, or too long")] and source.classes == [
+        "x"
+    ]
 
 
 @pytest.mark.parametrize(

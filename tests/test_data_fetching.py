@@ -90,7 +90,9 @@ def local(remote: Remote) -> Path:
 
 
 def left(tmp_path: Path) -> list[str]:
-    return sorted(p.name for p in (tmp_path / "cache" / "shards").rglob("*") if p.is_file() and p.name != ".lock")
+    return sorted(
+        p.name for p in (tmp_path / "cache" / "shards").rglob("*") if p.is_file() and p.name not in (".lock", ".taken")
+    )
 
 
 def test_shards_of_a_server_are_those_of_a_disk(server: Server, tmp_path: Path) -> None:
@@ -106,11 +108,71 @@ def test_shards_of_a_server_are_those_of_a_disk(server: Server, tmp_path: Path) 
     assert [int(again.image(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3] and source.label(3) == 1
 
 
+def packed(server: Server, tmp_path: Path) -> Path:
+    """Two shards of numbered classes, packed from a folder and put on the server with their indexes; returns where they lie."""
+    from tokcli.stages import pack_data
+
+    for i, name in enumerate(["0", "1", "10", "2"]):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "photos" / name / f"{i}.png")
+    pack_data.main(
+        str(tmp_path / "photos"), tmp_path / "pack", labels=None, size=8, shard_bytes=150, max_bad=0, max_pixels=10**6
+    )
+    server.files |= {
+        path.name: path.read_bytes() for path in (tmp_path / "pack").iterdir() if path.name.startswith("shard")
+    }
+    assert len(server.files) == 4
+    return tmp_path / "pack"
+
+
+def test_a_pack_on_a_server_is_that_of_the_disk_and_its_shards_are_not_fetched_before_they_are_read(
+    server: Server, tmp_path: Path
+) -> None:
+    disk = open_source(str(packed(server, tmp_path)), size=8)
+    source = open_source(f"{server.url}/shard-{{00000..00001}}.tar", size=8)
+    assert source.id == disk.id and source.classes == disk.classes == ["0", "1", "10", "2"]
+    assert [source.label(i) for i in range(4)] == [0, 1, 2, 3] and len(source) == 4
+    got = [name for method, name, _ in server.asked if method == "GET"]
+    assert "shard-00001.tar" not in got and "shard-00001.index.json" in got
+    assert int(source.image(3)[0, 0, 0]) == 3
+
+
+def test_a_shard_that_is_not_its_indexs_is_refused_when_it_arrives_and_asked_for_once(
+    server: Server, tmp_path: Path
+) -> None:
+    packed(server, tmp_path)
+    source = open_source(f"{server.url}/shard-{{00000..00001}}.tar", size=8)
+    old = server.files["shard-00001.tar"]
+    server.files["shard-00001.tar"] = old.replace(b"2/3.png", b"2/X.png")  # as long as it was
+    again = open_source(f"{server.url}/shard-{{00000..00001}}.tar", size=8)
+    assert again.id == source.id
+    for i in (2, 3):
+        with pytest.raises(
+            BadImage, match="shard-00001.tar: is not the shard that its index describes. Pack the data again"
+        ):
+            again.image(i)
+    assert [name for method, name, _ in server.asked if method == "GET"].count("shard-00001.tar") == 1
+
+
+def test_a_pack_whose_indexes_are_missing_or_of_other_shards_has_the_same_classes_and_id(
+    server: Server, tmp_path: Path
+) -> None:
+    disk = open_source(str(packed(server, tmp_path)), size=8)
+    spec = f"{server.url}/shard-{{00000..00001}}.tar"
+    server.files["shard-00001.index.json"] = server.files["shard-00000.index.json"].replace(b'"bytes"', b'"byte"')
+    stale = open_source(spec, size=8)
+    assert (stale.id, stale.classes) == (disk.id, disk.classes) and stale.notes  # type: ignore[attr-defined]
+    del server.files["shard-00000.index.json"]
+    bare = open_source(spec, size=8)
+    assert (bare.id, bare.classes, bare.notes) == (disk.id, disk.classes, [])  # type: ignore[attr-defined]
+
+
 def test_a_later_start_fetches_nothing_again(server: Server) -> None:
     server.files["a.tar"] = shard(1)
     for _ in range(2):
         open_source(f"{server.url}/a.tar", size=8).image(0)
-    assert [method for method, _, _ in server.asked] == ["HEAD", "GET", "HEAD"]
+    asked = [method for method, name, _ in server.asked if name == "a.tar"]
+    assert asked == ["HEAD", "GET", "HEAD"]
 
 
 @pytest.mark.parametrize("ranges", [True, False])

@@ -19,8 +19,10 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
+from tokcli.artifact.draft import Draft, begin
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
+from tokcli.data import sample_store as store
 from tokcli.data.sources import SOURCES, BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.listing import refuse_labels
 from tokcli.errors import TokError
@@ -100,6 +102,26 @@ def a_parquet(root: Path) -> str:
     return str(root / "train.parquet")
 
 
+def some_samples(root: Path, form: str = "png") -> str:
+    folder, labels = root / "samples", [1, 0, -1]
+    begun = begin(folder, "samples", {"sample": {"prompts": None}}, {}, {"command": ["tok", "sample"]})
+    assert isinstance(begun, Draft)
+    for i in range(3):
+        store.write_batch(
+            folder,
+            i,
+            range(i, i + 1),
+            torch.zeros(1, 2, dtype=torch.int64),
+            torch.full((1, 3, 6, 6), i, dtype=torch.uint8),
+            form,
+        )
+    kept = {"per_file": 2, "codebook_size": 8, "form": form, "labels": labels, "captions": [], "classes": ["10", "2"]}
+    files = store.merge(folder, 3, **kept)  # type: ignore[arg-type]
+    (folder / "sheet.png").write_bytes(png(99))
+    begun.finish({"labels": labels, "classes": ["10", "2"]}, payload=files, extras=["sheet.png"])
+    return str(folder)
+
+
 def a_url(root: Path) -> str:
     a_tar(root)
     return f"{served(root)}/a.tar"
@@ -118,7 +140,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 CASES: dict[str, Callable[[Path], str]] = {
-    "folder": a_folder, "tar": a_tar, "url": a_url, "parquet": a_parquet, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
+    "folder": a_folder, "tar": a_tar, "url": a_url, "samples": some_samples, "parquet": a_parquet, "coco": a_coco, "idx": an_idx, "fashion-mnist": the_fashion, "openmoji": the_emoji,
 }  # fmt: skip
 DAMAGED = ("folder", "tar", "url", "parquet", "coco")  # their third image is none, and one more sample is missing
 
@@ -184,6 +206,33 @@ def test_labels_are_read_or_refused(kind: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(TokError, match="--labels: goes with a folder of images"):
             open_source(spec, size=8, labels=tmp_path / "labels")
+
+
+@pytest.mark.parametrize("form", ["png", "shards"])
+def test_samples_as_data_are_their_images_and_not_the_sheet_beside_them(tmp_path: Path, form: str) -> None:
+    source = open_source(some_samples(tmp_path, form), size=8)
+    assert [int(source.image(i)[0, 0, 0]) for i in range(len(source))] == [0, 1, 2]
+    assert source.classes == ["10", "2"] and [source.label(i) for i in range(3)] == [1, 0, -1]
+
+
+def test_samples_drawn_from_captions_bring_them_in_turn(tmp_path: Path) -> None:
+    folder = Path(some_samples(tmp_path))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["recipe"]["sample"]["prompts"] = ["a cat", "a dog"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert [open_source(str(folder), size=8).captions(i) for i in range(3)] == [["a cat"], ["a dog"], ["a cat"]]
+
+
+def test_other_artifacts_are_no_data_and_neither_are_samples_that_are_not_whole(
+    tmp_path: Path, make_artifact: Callable[..., Any]
+) -> None:
+    made = make_artifact(tmp_path / "t")
+    (made.path / "preview.png").write_bytes(png(1))
+    with pytest.raises(TokError, match="--data .*/t: is not of kind samples. Got tokenizer"):
+        open_source(str(made.path), size=8)
+    (Path(some_samples(tmp_path)) / "images" / "000001.png").unlink()
+    with pytest.raises(TokError, match="some of its images are missing. Got 2 of 3. Run tok verify"):
+        open_source(str(tmp_path / "samples"), size=8)
 
 
 class Shades:

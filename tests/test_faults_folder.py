@@ -12,6 +12,7 @@ from PIL import Image
 from tokcli.data.sources import open_source
 from tokcli.data.sources.contents import file_digests, state_of
 from tokcli.data.sources.folder import Folder
+from tokcli.data.sources.summary import one_line
 from tokcli.errors import TokError
 
 
@@ -94,19 +95,54 @@ def test_what_macos_leaves_in_archives_is_no_class(tmp_path: Path) -> None:
     assert source.classes == ["cat"] and len(source) == 1 and source.ignored == {"folder __MACOSX": 1}
 
 
-def test_a_link_back_into_itself_is_followed_once(tmp_path: Path) -> None:
-    draw(tmp_path / "d", "cat/1.png")
-    (tmp_path / "d" / "cat" / "again").symlink_to(tmp_path / "d" / "cat")
+@pytest.mark.parametrize("target", ["d/cat", "d", "."])
+def test_a_link_to_a_folder_above_repeats_no_image_and_brings_in_none_from_beside(tmp_path: Path, target: str) -> None:
+    draw(tmp_path, "d/cat/1.png", "d/dog/2.png", "val/cat/3.png")
+    (tmp_path / "d" / "cat" / "again").symlink_to(tmp_path / target)
     source = folder(tmp_path / "d")
-    assert [source.key(i) for i in range(len(source))] == ["cat/1.png", "cat/again/1.png"]
-    assert source.problems == [] and source.ignored == {"folder link back into itself": 1}
+    assert source.keys == ["cat/1.png", "dog/2.png"] and source.problems == []
+    assert source.ignored == {"link to a folder that is read already": 1}
+    assert "not read: 1 (link to a folder that is read already)" in one_line(source)
 
 
-def test_two_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
-    draw(tmp_path / "d", "a/1.png", "b/2.png")
+def test_a_folder_is_read_under_its_own_name_or_that_of_its_first_link_and_no_image_twice(tmp_path: Path) -> None:
+    draw(tmp_path, "d/a/1.png", "d/b/2.png", "far/3.png")
     (tmp_path / "d" / "a" / "b").symlink_to(tmp_path / "d" / "b")
     (tmp_path / "d" / "b" / "a").symlink_to(tmp_path / "d" / "a")
-    assert 4 <= len(folder(tmp_path / "d")) < 20
+    for name in ("z", "y", "x"):
+        (tmp_path / "d" / name).symlink_to(tmp_path / "far")
+    source = folder(tmp_path / "d")
+    assert source.keys == ["a/1.png", "b/2.png", "x/3.png"]
+    assert source.ignored == {"link to a folder that is read already": 4}
+
+
+def test_tables_in_sub_folders_speak_of_what_lies_in_and_below_them(tmp_path: Path) -> None:
+    draw(tmp_path, "1.png", "a/2.png", "a/b/3.png", "c/4.png", "c/5.png")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "1.png", "text": "one"}\n{"file_name": "a/2.png", "text": "far", "label": "x"}\n'
+    )
+    (tmp_path / "a" / "metadata.jsonl").write_text(
+        '{"file_name": "2.png", "text": "near", "label": "y"}\n{"file_name": "./b/3.png", "text": "three"}\n'
+    )
+    (tmp_path / "a" / "metadata.csv").write_text("file_name,text\n2.png,not read\n")
+    (tmp_path / "c" / "metadata.csv").write_text("file_name,text\n4.png,four\ngone.png,x\n")
+    (tmp_path / "c" / "5.txt").write_text("beside")
+    source = folder(tmp_path)
+    assert [source.captions(i) for i in range(5)] == [["one"], ["near"], ["three"], ["four"], ["beside"]]
+    assert [source.label(i) >= 0 and source.classes[source.label(i)] for i in range(5)] == [False, "y", "a", "c", "c"]
+    assert source.problems == [("c/gone.png", "in c/metadata.csv, but no such image")]
+    assert source.ignored == {"metadata.csv beside metadata.jsonl": 1}
+    before = source.id
+    (tmp_path / "a" / "metadata.jsonl").write_text('{"file_name": "2.png", "text": "else", "label": "y"}\n')
+    assert folder(tmp_path).id != before
+
+
+def test_lists_of_captions_in_sub_folders_go_before_metadata(tmp_path: Path) -> None:
+    draw(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "captions.jsonl").write_text('{"key": "1.png", "captions": ["one"]}\n')
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a/1.png", "text": "x", "label": 3}\n')
+    source = folder(tmp_path)
+    assert [source.captions(i) for i in range(2)] == [["one"], []] and source.ignored == {}
 
 
 def test_a_picture_edited_in_place_is_other_data_and_a_copy_is_the_same(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,7 +23,7 @@ DEFAULT_GB = 100.0
 TRIES = 3
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20
-META, COMING, LOCK = "meta.json", "coming", ".lock"
+META, COMING, LOCK, TAKEN = "meta.json", "coming", ".lock", ".taken"
 log = logging.getLogger("tok")
 
 
@@ -59,10 +59,13 @@ def look(url: str) -> Remote:
 
 
 @contextlib.contextmanager
-def using(remote: Remote) -> Iterator[Path]:
+def using(remote: Remote, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yields the file in the cache, fetched where it is not there; while it is used, nobody removes it.
 
     Several processes may ask at once: one fetches, the others wait.
+
+    Args:
+        check: looks at a file that has arrived, and raises TokError where it is not wanted.
 
     Raises:
         TokError: the file has changed on the server, is larger than the cache, or does not arrive whole; the disk is full.
@@ -74,7 +77,7 @@ def using(remote: Remote) -> Iterator[Path]:
         while not _is_there(remote):  # again, for no lock is held while it is changed for another
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_there(remote):
-                _fetch(remote)
+                _fetch(remote, check)
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield file
 
@@ -89,7 +92,7 @@ def _is_there(remote: Remote) -> bool:
     return False
 
 
-def _fetch(remote: Remote) -> None:
+def _fetch(remote: Remote, check: Callable[[Path], None] | None) -> None:
     folder, file = _folder(remote.url), _file(remote.url)
     (folder / META).unlink(missing_ok=True)
     file.unlink(missing_ok=True)
@@ -97,6 +100,9 @@ def _fetch(remote: Remote) -> None:
         _make_room(remote)
         with atomic_write(file) as tmp, open(tmp, "wb") as out:
             _download(remote, out)
+            out.flush()
+            if check is not None:
+                check(tmp)
         write_text(folder / META, json.dumps(remote._asdict()))
     finally:
         (folder / COMING).unlink(missing_ok=True)
@@ -192,22 +198,38 @@ def _make_room(remote: Remote) -> None:
     while True:
         with open(root / LOCK, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if _fits(root, limit - remote.bytes):
+            taken = _at_most(root)
+            if taken is None or taken + remote.bytes > limit:
+                taken = _swept(root, limit - remote.bytes)
+            if taken + remote.bytes <= limit:
                 (_folder(remote.url) / COMING).write_text(str(remote.bytes))
+                (root / TAKEN).write_text(str(taken + remote.bytes))
                 return
         time.sleep(0.2)  # all that is there is in use, or still arrives
 
 
-def _fits(root: Path, room: int) -> bool:
-    """Whether at most `room` bytes are taken, after removing what can be removed."""
+def _at_most(root: Path) -> int | None:
+    """Bytes that the cache holds, or more: what was removed by hand or never arrived is noticed when it seems full. None: unknown."""
+    try:
+        return int((root / TAKEN).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _swept(root: Path, room: int) -> int:
+    """Bytes that are taken, after removing what was used longest ago and can be removed, until `room` is enough."""
+    taken, arriving = 0, set[Path]()
+    for coming in root.glob(f"*/{COMING}"):  # before those that are there, for it may become one of them meanwhile
+        with contextlib.suppress(OSError, ValueError), locked(coming.parent, LOCK) as free:
+            if not free:  # else who wanted it is gone
+                taken += int(coming.read_text())
+                arriving.add(coming.parent)
     kept = []
     for meta in root.glob(f"*/{META}"):
         with contextlib.suppress(OSError, ValueError, TypeError):
-            kept.append((meta.stat().st_mtime_ns, Remote(**json.loads(meta.read_text(encoding="utf-8")))))
-    taken = sum(known.bytes for _, known in kept)
-    for coming in root.glob(f"*/{COMING}"):
-        with contextlib.suppress(OSError, ValueError), locked(coming.parent, LOCK) as free:
-            taken += 0 if free else int(coming.read_text())  # free: who wanted it is gone
+            if meta.parent not in arriving:
+                kept.append((meta.stat().st_mtime_ns, Remote(**json.loads(meta.read_text(encoding="utf-8")))))
+    taken += sum(known.bytes for _, known in kept)
     for _, known in sorted(kept):
         if taken <= room:
             break
@@ -217,4 +239,4 @@ def _fits(root: Path, room: int) -> bool:
                 (folder / META).unlink()
                 _file(known.url).unlink(missing_ok=True)
                 taken -= known.bytes
-    return taken <= room
+    return taken

@@ -86,18 +86,18 @@ def merge(
         if form == "shards":
             names.append(f"images-{shard:05d}.tar")
             with atomic_write(folder / names[-1]) as tmp:
-                _write_tar(
-                    tmp, folder, numbers, [classes[i] if i >= 0 else "" for i in labels] if classes else [], captions
-                )
+                _write_tar(tmp, folder, numbers, labels, captions, classes)
     return names
 
 
-def _write_tar(path: Path, folder: Path, numbers: range, names: Sequence[str], captions: Sequence[str]) -> None:
-    with shard_writer(path) as write:
+def _write_tar(
+    path: Path, folder: Path, numbers: range, labels: Sequence[int], captions: Sequence[str], classes: Sequence[str]
+) -> None:
+    with shard_writer(path, classes) as write:
         for number in numbers:
             sample = {"__key__": f"{number:06d}", "png": image_path(folder, number, "shards").read_bytes()}
-            if names and names[number]:
-                sample["cls"] = names[number].encode()
+            if classes and labels[number] >= 0:
+                sample["cls"] = classes[labels[number]].encode()
             if captions:
                 sample["txt"] = captions[number].encode()
             write(sample)

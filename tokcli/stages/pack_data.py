@@ -58,7 +58,7 @@ def main(
     shards = []
     try:
         for path in _shards(samples, out, shard_bytes):
-            write_index(path, source.classes)
+            write_index(path)
             shards.append(path.name)
     except OSError as error:
         raise disk_error(out, error) from error
@@ -143,7 +143,7 @@ def _shards(samples: _Samples, out: Path, shard_bytes: int) -> Iterator[Path]:
     sample = next(left, None)
     while sample is not None:
         path = out / f"shard-{number:05d}.tar"
-        with atomic_write(path) as tmp, shard_writer(tmp) as write:
+        with atomic_write(path) as tmp, shard_writer(tmp, samples.source.classes) as write:
             written = 0
             while sample is not None and written < shard_bytes:
                 written += write(sample)

@@ -19,6 +19,7 @@ from tokcli.data.sources.padded import padded, padding_of
 from tokcli.data.sources.parquet import Parquet
 from tokcli.data.sources.parquet_files import split_of, without_columns
 from tokcli.data.sources.remote_tars import RemoteTars
+from tokcli.data.sources.samples import Samples
 from tokcli.data.sources.split_names import other_names
 from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.summary import say_found
@@ -100,6 +101,7 @@ class Source(ImageSource, Protocol):
 SOURCES: dict[str, type[Source]] = {
     "openmoji": OpenMoji,
     "fashion-mnist": FashionMnist,
+    "samples": Samples,
     "tar": Tars,
     "url": RemoteTars,
     "parquet": Parquet,

@@ -1,6 +1,7 @@
 """Images in a folder: flat or in class sub-folders, with an optional labels file and captions beside them."""
 
 import os
+import posixpath
 from collections import Counter
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class Folder:
 
     The class of an image is the rank of its first sub-folder among the sorted ones that hold images, or what the labels file
     says (images that it leaves out are then left out), or the label in Hugging Face's `metadata.jsonl`. Captions come from
-    `captions.jsonl` in the folder, else from `metadata.jsonl`, else from `x.txt` (one a line) and `x.json` beside `x.jpg`.
+    `captions.jsonl` (or of `metadata.jsonl` where there is none), and of images that these do not list from `x.txt` (one a line) and
+    `x.json` beside `x.jpg`. Tables may lie in any folder, for what lies in and below it. No folder is read twice, however it is linked.
     Names starting with a dot are passed over. `problems` name images of other types and deeper ones, labels that are not
     understood, captions that cannot be used and those of images that are not there; `ignored` counts other files by kind.
 
@@ -56,9 +58,9 @@ class Folder:
         pictures = {os.path.splitext(key)[0] for key in keys}
         if loose := sum(stem not in pictures for stem in found.sidecars):
             self.ignored["text without image"] += loose
-        self._captions: dict[str, list[str]] | None = None
+        self._captions: dict[str, list[str]] = {}  # of tables
         names: list[str | None] = [key.split("/")[0] if "/" in key else None for key in keys]
-        said = self._tables(keys, names)
+        said = self._tables(keys, names, found.tables)
         if labels is not None:
             keys, names = self._listed(keys, labels)
         numbered = labels is not None or said
@@ -91,8 +93,8 @@ class Folder:
 
     def captions(self, i: int) -> list[str]:
         """The captions of sample i, [] for none."""
-        if self._captions is not None:
-            return self._captions.get(self.keys[i], [])
+        if self.keys[i] in self._captions:
+            return self._captions[self.keys[i]]
         stem, parts = os.path.splitext(self.keys[i])[0], self._sidecars.get(self.keys[i], ())
         text, row = ((self.root / (stem + end)).read_bytes() if end in parts else b"" for end in SIDECARS)
         return usable(captions_beside(text, row))
@@ -117,37 +119,40 @@ class Folder:
             raise TokError(where, f"no images found ({looked})", got=", ".join(first))
         return keys
 
-    def _tables(self, keys: list[str], names: list[str | None]) -> bool:
-        """Read the captions of a table, and the labels into `names`; returns whether a table says labels."""
+    def _tables(self, keys: list[str], names: list[str | None], tables: list[str]) -> bool:
+        """Read the captions of tables, and the labels into `names`; returns whether a table says labels.
+
+        A table speaks of the images in and below its own folder, and more closely than one above.
+        """
         found, labelled = Keys(keys, self.root), False
         place = {key: i for i, key in enumerate(keys)}
-        metadata = next((self.root / name for name in METADATA if (self.root / name).is_file()), None)
-        captions: dict[str, list[str]] = {}
-        for row in read_metadata(metadata) if metadata else ():
-            key = self._known(found, row.image, metadata)
-            if key is None:
+        said: dict[str, dict[str, list[str]]] = {TABLE: {}, METADATA[0]: {}}
+        read: set[str] = set()
+        for name in sorted(tables, key=lambda name: (name.count("/"), *_order(name))):
+            folder, _, file = name.rpartition("/")
+            kind = TABLE if file == TABLE else METADATA[0]
+            if f"{folder}/{kind}" in read:
+                self.ignored[f"{file} beside {kind}"] += 1
                 continue
-            captions.setdefault(key, []).extend(row.captions)
-            if row.label is not ...:
-                names[place[key]] = self._class(key, row.label)
-                labelled = True
-        if metadata and any(captions.values()):
-            self._captions = captions
-        if (table := self.root / TABLE).is_file():
-            self._captions = {}
-            for row in read_captions(table):
-                if (key := self._known(found, row.image, table)) is not None:
-                    self._captions.setdefault(key, []).extend(row.captions)
-        for key, texts in (self._captions or {}).items():
+            read.add(f"{folder}/{kind}")
+            captions: dict[str, list[str]] = {}
+            for row in (read_captions if kind == TABLE else read_metadata)(self.root / name):
+                path = posixpath.normpath(f"{folder}/" + row.image.replace("\\", "/")) if folder else row.image
+                key = found.find(path)
+                if key is None:
+                    self.problems.append((printable(path)[:200], f"in {name}, but no such image"))
+                    continue
+                captions.setdefault(key, []).extend(row.captions)
+                if row.label is not ...:
+                    names[place[key]] = self._class(key, row.label)
+                    labelled = True
+            said[kind].update(captions)
+        if said[TABLE] or any(said[METADATA[0]].values()):
+            self._captions = said[TABLE] or said[METADATA[0]]
+        for key, texts in self._captions.items():
             self.problems += [(key, fault) for fault in faults_of(texts)]
             texts[:] = usable(texts)
         return labelled
-
-    def _known(self, found: Keys, name: str, table: Path | None) -> str | None:
-        key = found.find(name)
-        if key is None and table is not None:
-            self.problems.append((printable(name)[:200], f"in {table.name}, but no such image"))
-        return key
 
     def _class(self, key: str, label: object) -> str | None:
         try:
@@ -176,21 +181,15 @@ class Folder:
         return listed, [named[key] for key in listed]
 
     def _identity(self, found: Found) -> str:
-        """The id, by contents; sidecars are looked through on the way."""
-        stems = [os.path.splitext(key)[0] for key in self.keys]
-        self._sidecars = {
-            k: tuple(found.sidecars[s]) for k, s in zip(self.keys, stems, strict=True) if s in found.sidecars
-        }
+        """The id, by contents; sidecars of images that no table speaks of are looked through on the way."""
+        beside = [(key, os.path.splitext(key)[0]) for key in self.keys if key not in self._captions]
+        self._sidecars = {key: tuple(found.sidecars[stem]) for key, stem in beside if stem in found.sidecars}
         images = digest_of(
             [f"{self.root}/{key}" for key in self.keys], [found.images[key] for key in self.keys], self.name
         )
-        if self._captions is not None:
-            said = repr([self._captions.get(key, []) for key in self.keys])
-            return data_id("folder", "2", self.keys, self.labels, images, said)
+        said = repr([self._captions.get(key, []) for key in self.keys]) if self._captions else ""
         texts = [
-            (k, s + end, state)
-            for k, s in zip(self.keys, stems, strict=True)
-            for end, state in found.sidecars.get(s, {}).items()
+            (key, stem + end, state) for key, stem in beside for end, state in found.sidecars.get(stem, {}).items()
         ]
 
         def looked_through(number: int, data: bytes) -> bool:
@@ -204,7 +203,14 @@ class Folder:
             [f"{self.root}/{name}" for _, name, _ in texts], states, f"{self.name} texts", remember=looked_through
         )
         which = "\n".join(name for _, name, _ in texts)
-        return data_id("folder", "2", self.keys, self.labels, images + written.astype("<i8").tobytes(), which)
+        more = [part for part in (said, which) if part or not said]
+        return data_id("folder", "2", self.keys, self.labels, images + written.astype("<i8").tobytes(), *more)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Where a table comes among those of its folder: of metadata.jsonl and metadata.csv the first is read."""
+    file = name.rpartition("/")[2]
+    return METADATA.index(file) if file in METADATA else -1, name
 
 
 def read_encoded(path: Path, key: str, most: int) -> tuple[str, bytes]:

@@ -1,26 +1,34 @@
 """Webdataset shards on a web server: fetched into the cache, then read map-style as those on a disk."""
 
 import itertools
+import sys
 import urllib.parse
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 from jaxtyping import UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from tokcli.data.decode import BadImage
 from tokcli.data.fetching import Remote, look, using
 from tokcli.data.sources.listing import refuse_labels
-from tokcli.data.sources.tar_index import TarIndex, index_tar
+from tokcli.data.sources.tar_index import TarIndex, contents_of, index_tar, packed_index, parse_index
 from tokcli.data.sources.tars import MOST_SHARDS, Tars, braces
 from tokcli.errors import TokError
 
+T = TypeVar("T")
 AT_ONCE = 4  # shards that are fetched together
 
 
 class RemoteTars(Tars):
     """Samples of shards at `https:` or `http:` addresses, with braces. A shard that left the cache is fetched again when needed.
+
+    Shards that `tok data pack` wrote are not fetched before they are read: their indexes are, and each shard is held against its
+    index when it arrives. `near` are samples that are read without fetching much.
 
     Equal shards give the same id on a server and on a disk.
 
@@ -42,24 +50,45 @@ class RemoteTars(Tars):
         return [(remote.bytes, remote.tag) for remote in self._remote]
 
     def _indexes(self, contents: bool) -> list[TarIndex]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda remote: _index(remote, contents), self._remote))
+        packed = _packed(self._remote[0]) is not None  # either all of a set are, or none
+        bar = tqdm(total=len(self._remote), unit="shard", desc="fetching", file=sys.stderr, delay=2)
+        found: list[tuple[TarIndex, str]] = []
+        with bar, ThreadPoolExecutor(AT_ONCE) as pool:
+            for one in pool.map(lambda remote: _index(remote, contents, packed), self._remote):
+                found.append(one)
+                bar.update()
+        self._digests = [digest for _, digest in found]
+        self._lost: dict[int, str] = {}
+        self.near = range(len(found[0][0].keys))
+        return [index for index, _ in found]
 
     def _using(self, shard: int) -> AbstractContextManager[Path]:
-        return using(self._remote[shard])
+        remote, digest = self._remote[shard], self._digests[shard]
+
+        def check(path: Path) -> None:
+            if digest and contents_of(path) != digest:
+                where = f"--data {remote.url}"
+                raise TokError(where, "is not the shard that its index describes", next="Pack the data again")
+
+        return using(remote, check)
 
     def encoded(self, i: int) -> tuple[str, bytes]:
         """The extension and the bytes of sample i; raises BadImage, also where its shard cannot be fetched any more."""
-        try:
-            return super().encoded(i)
-        except TokError as error:
-            raise BadImage(self.keys[i], str(error)) from None
+        return self._or_lost(i, super().encoded)
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage, as `encoded`."""
+        return self._or_lost(i, super().image)
+
+    def _or_lost(self, i: int, read: Callable[[int], T]) -> T:
+        """What reading gives; a shard that could not be fetched once is not asked for again for each of its images."""
+        shard = int(self._shard[i])
         try:
-            return super().image(i)
+            if shard in self._lost:
+                raise BadImage(self.keys[i], self._lost[shard])
+            return read(i)
         except TokError as error:
+            self._lost[shard] = str(error)
             raise BadImage(self.keys[i], str(error)) from None
 
     @classmethod
@@ -74,6 +103,26 @@ class RemoteTars(Tars):
         return cls(spec)
 
 
-def _index(remote: Remote, contents: bool) -> TarIndex:
+def _packed(remote: Remote) -> bytes | None:
+    """The index that lies beside a shard; None where there is none."""
+    address = urllib.parse.urlsplit(remote.url)
+    try:
+        with using(look(address._replace(path=str(packed_index(Path(address.path)))).geturl())) as path:
+            return path.read_bytes()
+    except TokError:
+        return None
+
+
+def _index(remote: Remote, contents: bool, packed: bool) -> tuple[TarIndex, str]:
+    """The index of a shard, and the digest by which the shard is checked when it is fetched: "" where it has been.
+
+    An index beside it saves fetching the shard at the start.
+    """
+    beside = _packed(remote) if packed else None
+    index = parse_index(beside, remote.bytes, None) if beside is not None else None
+    if index is not None and index.contents:
+        return index, index.contents
     with using(remote) as path:
-        return index_tar(path, contents=contents)
+        index = index_tar(path, contents=contents or beside is not None)
+    index.stale = beside is not None
+    return index, ""

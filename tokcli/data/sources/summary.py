@@ -85,13 +85,16 @@ def one_line(source: "ImageSource") -> str:
         captions_of(source),
         sizes_of(source),
     ]
+    if ignored := Counter(getattr(source, "ignored", {})):
+        parts.append(f"not read: {_counted(ignored)}")
+    parts += getattr(source, "notes", [])
     if source.problems:
         parts.append(f"left out or incomplete: {_counted(kinds(source.problems))}")
     return f"{source.name}: {'; '.join(part for part in parts if part)}"
 
 
 def _counted(found: Counter[str]) -> str:
-    named = ", ".join(f"{count:,} ({kind})" for kind, count in found.most_common(MOST_KINDS))
+    named = ", ".join(f"{count:,} ({kind[:60]})" for kind, count in found.most_common(MOST_KINDS))
     return named + (f" and {len(found) - MOST_KINDS} more kinds" if len(found) > MOST_KINDS else "")
 
 
@@ -113,9 +116,15 @@ def classes_of(source: "ImageSource") -> str:
     return said + (f", {unlabelled:,} images without class" if unlabelled else "")
 
 
+def _some(source: "ImageSource", most: int) -> list[int]:
+    """Samples spread evenly over all, or over those that need not be fetched first."""
+    near: Sequence[int] = getattr(source, "near", None) or range(len(source))
+    return [near[place] for place in evenly(len(near), most)]
+
+
 def captions_of(source: "ImageSource") -> str:
     """What share of images has a caption; of evenly spread ones where there are many."""
-    some = evenly(len(source), ASKED)
+    some = _some(source, ASKED)
     share = sum(bool(source.captions(i)) for i in some) / len(some)
     if not share:
         return "no captions" if len(some) == len(source) else f"no captions among {len(some)} looked at"
@@ -127,7 +136,7 @@ def looked_at(source: "ImageSource", numbers: Sequence[int] | None = None) -> li
     if numbers is None and source.id in _sizes:
         return _sizes[source.id]
     sizes = []
-    for i in evenly(len(source), LOOKED_AT) if numbers is None else numbers:
+    for i in _some(source, LOOKED_AT) if numbers is None else numbers:
         try:
             height, width = source.image(i).shape[1:]
         except BadImage:

@@ -1,5 +1,6 @@
 """Where each sample of a webdataset tar lies: headers are read once, nothing is extracted or unpickled."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokcli.data.shard_writer import CLASSES
 from tokcli.data.sources.caption_files import captions_beside, faults_of, parse_json
 from tokcli.data.sources.classes import class_name
 from tokcli.data.sources.contents import CHUNK, RACY
@@ -19,7 +21,8 @@ from tokcli.files import cache_dir, write_text
 IMAGES = ("jpg", *(end[1:] for end in IMAGE_EXTENSIONS if end != ".jpg"))  # the first that a sample has is its image
 TEXTS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
-VERSION = 3
+MOST_LIST = 64 << 20  # bytes of the list of classes
+VERSION = 4
 BLOCK = 512
 
 
@@ -28,7 +31,8 @@ class TarIndex:
     """One tar's samples: keys, (offset, bytes) of images, class names, (extension, offset, bytes) of texts.
 
     `ignored` counts members by extension, or as "link" or "device"; `problems` are (key, why). `contents` is a digest of
-    what is read, "" where nobody asked for one. `ends` are the images' extensions, `classes` all that the pack knows ([]: no pack).
+    what is read, "" where nobody asked for one. `ends` are the images' extensions, `classes` all that the shard lists ([]: no list).
+    `stale` says that an index lies beside the shard which is not of this shard.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -40,6 +44,7 @@ class TarIndex:
     contents: str = ""
     ends: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    stale: bool = False
 
 
 def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
@@ -57,8 +62,16 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
         state = path.stat()
     except OSError:
         raise NotFound(f"--data {path}", "no such file") from None
-    if (packed := _packed(path, state)) is not None:
-        return packed
+    with contextlib.suppress(OSError):
+        packed = parse_index(packed_index(path).read_bytes(), state.st_size, int(state.st_mtime))
+        if packed is not None:
+            return packed
+    index = _indexed(path, state, contents or packed_index(path).exists())
+    index.stale = packed_index(path).exists()
+    return index
+
+
+def _indexed(path: Path, state: os.stat_result, contents: bool) -> TarIndex:
     identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
@@ -84,27 +97,36 @@ def packed_index(path: Path) -> Path:
     return path.with_suffix(".index.json")
 
 
-def write_index(path: Path, classes: list[str]) -> None:
+def contents_of(path: Path) -> str:
+    """The digest of what is read of a shard."""
+    return _build(path, contents=True).contents
+
+
+def write_index(path: Path) -> None:
     """Index a shard beside it, for starts that then read no headers."""
     index = _build(path, contents=True)
-    index.classes = classes
     state = path.stat()
     said = {"version": VERSION, "bytes": state.st_size, "time": int(state.st_mtime), "index": vars(index)}
     write_text(packed_index(path), json.dumps(said))
 
 
-def _packed(path: Path, state: os.stat_result) -> TarIndex | None:
-    """The index beside a shard; None where there is none, or the shard was changed (or copied without its time) since."""
+def parse_index(data: bytes, size: int, time: int | None) -> TarIndex | None:
+    """The index that lies beside a shard; None where it is damaged, or of a shard of another size or time of change.
+
+    Args:
+        size: of the shard, in bytes.
+        time: of its last change, in seconds; None where nobody knows.
+    """
     try:
-        said = json.loads(packed_index(path).read_text(encoding="utf-8"))
-        if (said["version"], said["bytes"], said["time"]) != (VERSION, state.st_size, int(state.st_mtime)):
+        said = json.loads(data)
+        if (said["version"], said["bytes"]) != (VERSION, size) or time not in (None, said["time"]):
             return None
         index = TarIndex(**said["index"])
         index.problems = [(key, why) for key, why in index.problems]
         each = (index.images, index.names, index.texts, index.ends)
         fits = all(len(part) == len(index.keys) for part in each) and not any(bad_name(key) for key in index.keys)
         return index if fits else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -163,6 +185,9 @@ def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, _Parts], index
         stem, _, extension = file_name.partition(".")
         if member.isdir():
             continue
+        if member.name.removeprefix("./") == CLASSES and member.isfile() and not member.issparse():
+            index.classes = _classes(path, member, index)
+            continue
         key = (f"{folder}/{stem}" if folder else stem).removeprefix("./")
         if not member.isfile() or member.issparse() or extension.lower() not in (*IMAGES, *TEXTS):
             if (
@@ -183,6 +208,21 @@ def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, _Parts], index
             index.problems.append((f"{path.name}/{key}", f"a second {member.name} is not read"))
         else:
             parts[extension.lower()] = (member.offset_data, member.size)
+
+
+def _classes(path: Path, member: tarfile.TarInfo, index: TarIndex) -> list[str]:
+    """The classes that a shard lists in their order; [] where the list is damaged, which is a problem."""
+    with open(path, "rb") as file:
+        file.seek(member.offset_data)
+        data = file.read(min(member.size, MOST_LIST))
+    try:
+        listed = json.loads(data)
+        if isinstance(listed, list) and all(isinstance(name, str) for name in listed) and len({*listed}) == len(listed):
+            return listed
+    except (ValueError, RecursionError):
+        pass
+    index.problems.append((f"{path.name}/{CLASSES}", "is not a list of classes, or too long"))
+    return []
 
 
 def _kind(member: tarfile.TarInfo, extension: str) -> str:

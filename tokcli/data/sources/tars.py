@@ -2,7 +2,6 @@
 
 import glob
 import itertools
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ from tokcli.errors import NotFound, TokError
 from tokcli.recipe.ranges import MAX_PIXELS
 
 MOST_SHARDS = 1_000_000
-MOST_KINDS = 8  # of members not read that are named
-log = logging.getLogger("tok")
 
 
 def braces(pattern: str) -> Iterator[str]:
@@ -80,7 +77,8 @@ class Tars:
         states = self._states()
         shards = self._indexes(sum(size for size, _ in states) <= CONTENTS_UP_TO)
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
-        self.ignored = _report(where, shards)
+        self.ignored = dict(sum((Counter(shard.ignored) for shard in shards), Counter[str]()))
+        self.notes = self._notes(shards)
         prefixes = shard_names(self.shards)
         self.keys = [f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys]
         if not self.keys:
@@ -113,6 +111,12 @@ class Tars:
 
     def _indexes(self, contents: bool) -> list[TarIndex]:
         return [index_tar(path, contents=contents) for path in self.shards]
+
+    def _notes(self, shards: list[TarIndex]) -> list[str]:
+        """What is to be said of the shards beside their contents."""
+        stale = sum(shard.stale for shard in shards)
+        why = "changed since, or copied without its time; the headers are read instead"
+        return [f"{stale:,} of {len(shards):,} indexes are not of their shards ({why})"] if stale else []
 
     def _using(self, shard: int) -> AbstractContextManager[Path]:
         """Where a shard lies, for as long as it is used."""
@@ -188,14 +192,3 @@ def shard_names(paths: list[Path]) -> list[str]:
         return names
     above = os.path.commonpath([str(path.parent) for path in paths])
     return [os.path.relpath(path.with_suffix(""), above) for path in paths]
-
-
-def _report(where: str, shards: list[TarIndex]) -> dict[str, int]:
-    ignored: Counter[str] = Counter()
-    for shard in shards:
-        ignored.update(shard.ignored)
-    if ignored:
-        named = ", ".join(f"{kind[:40]} {count}" for kind, count in ignored.most_common(MOST_KINDS))
-        named += f", and {len(ignored) - MOST_KINDS} more kinds" if len(ignored) > MOST_KINDS else ""
-        log.warning("%s: %d members not read (%s); only images, cls, txt and json are", where, ignored.total(), named)
-    return dict(ignored)

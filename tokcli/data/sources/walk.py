@@ -5,12 +5,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tokcli.data.sources.caption_files import METADATA, TABLE
 from tokcli.data.sources.contents import State, state_of
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, OTHER_IMAGES
 
 DEPTH = 3
 SIDECARS = (".txt", ".json")
+LINK = "link to a folder that is read already"
 SIDE_FOLDERS = ("__MACOSX",)  # of archives and systems: what lies in them only looks like images
+
+
+Links = list[tuple[os.DirEntry[str], str]]  # to folders, and the prefix of what lies in them
 
 
 @dataclass
@@ -22,17 +27,27 @@ class Found:
     deep: list[str] = field(default_factory=list)  # images in folders that are too deep
     problems: list[tuple[str, str]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # other files by extension
+    tables: list[str] = field(default_factory=list)  # of captions and metadata
 
 
 def walk(root: Path) -> Found:
-    """Everything in a folder; links are followed (class folders often are links), one that leads back into itself once.
+    """Everything in a folder; links are followed (class folders often are links), but no folder is read twice.
 
     Deeper images are looked for too, so that they can be named.
     """
     found = Found()
-    _scan(str(root), "", (_inode(root),), found)
+    links: Links = []
+    seen = {
+        _inode(folder) for folder in (root, *root.parents)
+    }  # a link to one above would bring in what lies beside, such as val
+    _scan(str(root), "", found, links, seen)
+    while links:  # after the folders themselves: under its own name a folder comes first, then under the first link
+        links.sort(key=lambda link: link[1])
+        entry, prefix = links.pop(0)
+        _enter(entry, prefix, found, links, seen)
     found.problems.sort()
     found.problems += [(key, f"deeper than {DEPTH} folders") for key in sorted(found.deep)]
+    found.tables.sort()
     return found
 
 
@@ -41,25 +56,28 @@ def _inode(folder: str | Path) -> tuple[int, int]:
     return state.st_dev, state.st_ino
 
 
-def _scan(folder: str, prefix: str, above: tuple[tuple[int, int], ...], found: Found) -> None:
+def _scan(folder: str, prefix: str, found: Found, links: Links, seen: set[tuple[int, int]]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                _enter(entry, prefix, above, found)
+            if not entry.is_dir():
+                _file(entry, prefix + entry.name, prefix.count("/"), found)
+            elif entry.is_symlink():
+                links.append((entry, f"{prefix}{entry.name}/"))
             else:
-                _file(entry, prefix + entry.name, len(above) - 1, found)
+                _enter(entry, f"{prefix}{entry.name}/", found, links, seen)
 
 
-def _enter(entry: os.DirEntry[str], prefix: str, above: tuple[tuple[int, int], ...], found: Found) -> None:
+def _enter(entry: os.DirEntry[str], prefix: str, found: Found, links: Links, seen: set[tuple[int, int]]) -> None:
     inode = _inode(entry.path)
     if entry.name in SIDE_FOLDERS:
         found.ignored[f"folder {entry.name}"] += 1
-    elif above.count(inode) > 1:
-        found.ignored["folder link back into itself"] += 1
+    elif inode in seen:
+        found.ignored[LINK] += 1
     else:
-        _scan(entry.path, f"{prefix}{entry.name}/", (*above, inode), found)
+        seen.add(inode)
+        _scan(entry.path, prefix, found, links, seen)
 
 
 def _file(entry: os.DirEntry[str], key: str, depth: int, found: Found) -> None:
@@ -73,6 +91,8 @@ def _file(entry: os.DirEntry[str], key: str, depth: int, found: Found) -> None:
         found.deep.append(key)
     elif image:
         found.images[key] = state_of(entry.stat())
+    elif entry.name in (TABLE, *METADATA):
+        found.tables.append(key)
     elif lower in SIDECARS:
         found.sidecars.setdefault(stem, {})[lower] = state_of(entry.stat())
     elif lower in OTHER_IMAGES:
