@@ -35,6 +35,10 @@ class Remote(NamedTuple):
     tag: str
 
 
+class Gone(NotFound):
+    """A file that the server says it does not have: a copy in the cache is of another time."""
+
+
 class _Broken(Exception):
     """A connection that ended early: worth another try."""
 
@@ -49,6 +53,8 @@ def look(url: str) -> Remote:
     try:
         with _open(url, "HEAD") as answer:
             return _described(url, answer)
+    except Gone:
+        raise
     except NotFound as error:
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = Remote(**json.loads((_folder(url) / META).read_text(encoding="utf-8")))
@@ -130,7 +136,9 @@ def _open(url: str, method: str = "GET", start: int = 0, tag: str = "") -> Any:
     except urllib.error.HTTPError as error:
         what = f"HTTP {error.code} {error.reason}"
         error.close()
-        raise NotFound(f"--data {url}", "the server does not give it", got=what, next="Check the address") from None
+        raise (Gone if error.code in (404, 410) else NotFound)(
+            f"--data {url}", "the server does not give it", got=what, next="Check the address"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         why = str(getattr(error, "reason", "") or error) or type(error).__name__
         raise NotFound(f"--data {url}", "the server cannot be reached", why=why) from None
