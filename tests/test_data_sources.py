@@ -102,9 +102,9 @@ def a_parquet(root: Path) -> str:
     return str(root / "train.parquet")
 
 
-def some_samples(root: Path, form: str = "png") -> str:
+def some_samples(root: Path, form: str = "png", prompts: list[str] | None = None) -> str:
     folder, labels = root / "samples", [1, 0, -1]
-    begun = begin(folder, "samples", {"sample": {"prompts": None}}, {}, {"command": ["tok", "sample"]})
+    begun = begin(folder, "samples", {"sample": {"prompts": prompts}}, {}, {"command": ["tok", "sample"]})
     assert isinstance(begun, Draft)
     for i in range(3):
         store.write_batch(
@@ -216,11 +216,8 @@ def test_samples_as_data_are_their_images_and_not_the_sheet_beside_them(tmp_path
 
 
 def test_samples_drawn_from_captions_bring_them_in_turn(tmp_path: Path) -> None:
-    folder = Path(some_samples(tmp_path))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["recipe"]["sample"]["prompts"] = ["a cat", "a dog"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert [open_source(str(folder), size=8).captions(i) for i in range(3)] == [["a cat"], ["a dog"], ["a cat"]]
+    source = open_source(some_samples(tmp_path, prompts=["a cat", "a dog"]), size=8)
+    assert [source.captions(i) for i in range(3)] == [["a cat"], ["a dog"], ["a cat"]]
 
 
 def test_other_artifacts_are_no_data_and_neither_are_samples_that_are_not_whole(
