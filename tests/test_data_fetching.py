@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from tokcli.data import fetching
-from tokcli.data.fetching import Remote, look, using
+from tokcli.data.fetching import look, using
 from tokcli.data.sources import BadImage, open_source
+from tokcli.data.web_files import Remote
 from tokcli.errors import NotFound, TokError
 
 
@@ -270,10 +271,21 @@ def test_a_full_disk_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "spec", ["s3://b/a.tar", "pipe:touch ran.tar", "file:///etc/a.tar", "ftp://x/a.tar", "https://x/a.zip"]
+    "spec",
+    [
+        "s3://b/a.zip",
+        "az://b/a.tar",
+        "s3://b/a.tar::file:///etc/x.tar",
+        "memory://a.tar",
+        "simplecache::s3://b/a.tar",
+        "pipe:touch ran.tar",
+        "file:///etc/a.tar",
+        "ftp://x/a.tar",
+        "https://x/a.zip",
+    ],
 )
 def test_nothing_else_is_opened(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TokError, match="only tars at https addresses are read, no pipes and no other URLs"):
+    with pytest.raises(TokError, match="only tars at s3, gs, hf and https addresses are read, and no pipes"):
         open_source(spec, size=8)
     assert not list(tmp_path.iterdir())

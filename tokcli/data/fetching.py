@@ -1,46 +1,27 @@
-"""Files from the web in a cache of bounded size: whole or not at all, checked by length and ETag."""
+"""Files from web servers and object stores in a cache of bounded size: whole or not at all, checked by length and ETag."""
 
 import contextlib
 import fcntl
 import hashlib
-import http.client
 import json
 import logging
 import math
 import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO
 
+from tokcli.data.object_stores import transport
+from tokcli.data.web_files import Broken, Gone, Remote
 from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir, locked, write_text
 
 DEFAULT_GB = 100.0
 TRIES = 3
-TIMEOUT = 30  # seconds without a byte
-CHUNK = 1 << 20
 META, COMING, LOCK, TAKEN = "meta.json", "coming", ".lock", ".taken"
 log = logging.getLogger("tok")
-
-
-class Remote(NamedTuple):
-    """A file on a server as it was when it was looked at; `tag` is its ETag, else its time of change, else ""."""
-
-    url: str
-    bytes: int
-    tag: str
-
-
-class Gone(NotFound):
-    """A file that the server says it does not have: a copy in the cache is of another time."""
-
-
-class _Broken(Exception):
-    """A connection that ended early: worth another try."""
 
 
 def look(url: str) -> Remote:
@@ -51,8 +32,7 @@ def look(url: str) -> Remote:
         TokError: it does not say how long the file is.
     """
     try:
-        with _open(url, "HEAD") as answer:
-            return _described(url, answer)
+        return transport(url).look(url)
     except Gone:
         raise
     except NotFound as error:
@@ -122,62 +102,21 @@ def _file(url: str) -> Path:
     return _folder(url) / (Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "file")
 
 
-def _described(url: str, answer: Any) -> Remote:
-    length = answer.headers.get("Content-Length", "")
-    if not length.isdigit():
-        raise TokError(f"--data {url}", "the server does not say how long it is", next="Download the data first")
-    return Remote(url, int(length), answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-
-
-def _open(url: str, method: str = "GET", start: int = 0, tag: str = "") -> Any:
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-", "If-Range": tag} if start and tag else {})
-    try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        what = f"HTTP {error.code} {error.reason}"
-        error.close()
-        raise (Gone if error.code in (404, 410) else NotFound)(
-            f"--data {url}", "the server does not give it", got=what, next="Check the address"
-        ) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        why = str(getattr(error, "reason", "") or error) or type(error).__name__
-        raise NotFound(f"--data {url}", "the server cannot be reached", why=why) from None
-
-
 def _download(remote: Remote, out: IO[bytes]) -> None:
     """Write all bytes; after a break go on where it was, if the file is still the same."""
     for attempt in range(TRIES):
         time.sleep(attempt)
         try:
-            for data in _rest(remote, out):
+            for data in transport(remote.url).rest(remote, out):
                 out.write(data)
             if out.tell() == remote.bytes:
                 return
-        except _Broken:
+        except Broken:
             continue
     raise TokError(
         f"--data {remote.url}", f"did not arrive whole in {TRIES} tries",
         got=f"{out.tell():,} of {remote.bytes:,} bytes", next="Repeat the command: whole shards stay in the cache",
     )  # fmt: skip
-
-
-def _rest(remote: Remote, out: IO[bytes]) -> Iterator[bytes]:
-    with _open(remote.url, start=out.tell(), tag=remote.tag) as answer:
-        if answer.status != 206:
-            if _described(remote.url, answer) != remote:
-                raise TokError(
-                    f"--data {remote.url}", "has changed on the server since the start", next="Repeat the command"
-                )
-            out.seek(0)
-            out.truncate()
-        while True:
-            try:
-                data = answer.read(CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Broken from error
-            if not data:
-                return
-            yield data
 
 
 def _limit() -> int:

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.data.decode import BadImage
+from tokcli.data.object_stores import STORES
 from tokcli.data.sources.coco import Coco
 from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.idx import FashionMnist, Idx
@@ -140,9 +141,8 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
     if columns and _kind(bare) is not None:
         raise TokError(f"--columns {columns}", f"goes with Parquet, not with {bare}")
     if is_url(spec):
-        raise TokError(
-            where, "only tars at https addresses are read, no pipes and no other URLs", next="Download the data first"
-        )
+        kinds = f"{', '.join(STORES)} and https addresses"
+        raise TokError(where, f"only tars at {kinds} are read, and no pipes", next="Download the data first")
     known = nearest(spec.partition("/")[0], EMBEDDED)
     hint = (
         known

@@ -1,4 +1,4 @@
-"""Webdataset shards on a web server: fetched into the cache, then read map-style as those on a disk."""
+"""Webdataset shards on a web server or in an object store: fetched into the cache, then read map-style as those on a disk."""
 
 import itertools
 import sys
@@ -14,10 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokcli.data.decode import BadImage
-from tokcli.data.fetching import Remote, look, using
+from tokcli.data.fetching import look, using
+from tokcli.data.object_stores import readable
 from tokcli.data.sources.listing import refuse_labels
 from tokcli.data.sources.tar_index import TarIndex, contents_of, index_tar, packed_index, parse_index
 from tokcli.data.sources.tars import MOST_SHARDS, Tars, braces
+from tokcli.data.web_files import Remote
 from tokcli.errors import TokError
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ AT_ONCE = 4  # shards that are fetched together
 
 
 class RemoteTars(Tars):
-    """Samples of shards at `https:` or `http:` addresses, with braces. A shard that left the cache is fetched again when needed.
+    """Samples of shards at `https:`, `http:`, `s3:`, `gs:` or `hf:` addresses, with braces. A shard that left the cache is fetched again when needed.
 
     Shards that `tok data pack` wrote are not fetched before they are read: their indexes are, and each shard is held against its
     index when it arrives. `near` are samples that are read without fetching much.
@@ -94,7 +96,7 @@ class RemoteTars(Tars):
     @classmethod
     def claims(cls, spec: str) -> bool:
         """Addresses of tars; nothing else on the web is read, and no pipe."""
-        return spec.startswith(("https://", "http://")) and spec.split("?")[0].endswith(".tar")
+        return readable(spec) and spec.split("?")[0].endswith(".tar")
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "RemoteTars":
