@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 from tokcli import distributed
 from tokcli.artifact.opening import open_artifact
 from tokcli.data import loader, reading
+from tokcli.data import sample_store as store
 from tokcli.data.reading import most_processes, processes, read_all
 from tokcli.data.sources import BadImage
 from tokcli.data.transforms import CenterCrop, CropViews
@@ -309,3 +311,17 @@ def test_an_image_that_cannot_be_read_comes_back_from_a_worker_by_name(started: 
     with processes(2):
         found = dict(read_all(Numbers(60, bad=(5, 40)), CenterCrop(8), indices=range(60)))
     assert [i for i, one in found.items() if isinstance(one, BadImage)] == [5, 40] and found[40].key == "n40"
+
+
+def test_pngs_are_written_by_several_threads_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (4, 3, 9, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    save, both = Image.Image.save, threading.Barrier(2, timeout=20)
+    written = []
+    for workers in (0, 2):
+        with monkeypatch.context() as patched, processes(workers):
+            if workers:  # two at a time, or it breaks
+                patched.setattr(Image.Image, "save", lambda image, *a, **k: both.wait() >= 0 and save(image, *a, **k))
+            (tmp_path / str(workers)).mkdir()
+            store.write_batch(tmp_path / str(workers), 0, range(4), torch.zeros(4, 2, dtype=torch.int64), images, "png")
+        written.append([file.read_bytes() for file in sorted((tmp_path / str(workers)).glob("images/*.png"))])
+    assert len(written[0]) == 4 and written[0] == written[1]

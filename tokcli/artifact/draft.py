@@ -16,6 +16,7 @@ from tokcli.artifact.manifest import MANIFEST, SCHEMA, SEAL, content_id, differi
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.errors import TokError
 from tokcli.files import disk_error, sha256, write_text
+from tokcli.progress import passing
 
 log = logging.getLogger("tok")
 
@@ -77,7 +78,9 @@ class Draft:
 
 def write_listing(folder: Path, name: str, files: Iterable[str]) -> None:
     """Write `name`, a sha256sum list of many files, so that the manifest need not name each."""
-    lines = [f"{sha256(folder / file)}  {file}" for file in sorted(files)]
+    files = sorted(files)
+    hashed = passing(files, len(files), unit="file", desc="hashes")
+    lines = [f"{sha256(folder / file)}  {file}" for file in hashed]
     write_text(folder / name, "".join(line + "\n" for line in lines))
 
 

@@ -61,7 +61,8 @@ COLUMNS = click.option("--columns", type=NAME, metavar="image=A,label=B,caption=
                        "features or usual names.")  # fmt: skip
 WORKERS = click.option(
     "--workers", type=click.IntRange(0), metavar="N",
-    help="Number of processes that read images, 0: none beside the main process. Default: the cores that tok may use; for the batches of a training data.workers.",
+    help="Number of processes that read images, and of threads that write them; 0: none beside the main process. Default: the cores that tok may use; "
+    "for the batches of a training data.workers.",
 )  # fmt: skip
 DATA = [
     click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Images: openmoji/train, fashion-mnist/train, a folder, or "

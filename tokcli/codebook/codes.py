@@ -12,6 +12,7 @@ from tokcli.codebook.patches import GAP, choose_patches, crop_patches, mosaic, t
 from tokcli.errors import TokError
 from tokcli.files import disk_error
 from tokcli.pictures.canvas import FONT_PX, blank, line_height, put_text, text_width
+from tokcli.progress import passing
 
 MARGIN = 6
 CHUNK_CODES = 256  # codes cropped at once: the patches of 16,384 codes take half a gigabyte
@@ -70,7 +71,8 @@ def write_code_sheets(
     places = choose_patches(indices, codebook_size, columns * columns)
     used = np.flatnonzero(counts)
     digits = max(5, len(str(codebook_size - 1)))
-    for chunk in np.split(used, range(CHUNK_CODES, len(used), CHUNK_CODES)):
+    chunks = np.split(used, range(CHUNK_CODES, len(used), CHUNK_CODES))
+    for chunk in passing(chunks, len(used), unit="code", desc="sheets of codes", units=len):
         for code, patches in zip(chunk, crop_patches(images, places[chunk], grid, context), strict=True):
             caption = _caption(int(code), int(counts[code]), int(counts.sum()))
             path = Path(folder) / f"code-{code:0{digits}d}.png"

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tokcli.errors import TokError
+from tokcli.progress import passing
 
 LANDMARKS = 1500  # codes that t-SNE lays out; the others go where their nearest ones went
 NEAREST = 3  # landmarks that place another code
@@ -61,7 +62,8 @@ def nearest_rows(
     found = np.empty((len(queries), count), np.int64)
     squares = np.empty((len(queries), count), np.float32)
     lengths = (rows**2).sum(1)
-    for start in range(0, len(queries), CHUNK):
+    starts = range(0, len(queries), CHUNK)
+    for start in passing(starts, len(queries), unit="row", desc="similar codes", units=lambda _: CHUNK):
         part = queries[start : start + CHUNK]
         distance = (part**2).sum(1)[:, None] - 2 * part @ rows.T + lengths
         best = np.argpartition(distance, count - 1, axis=1)[:, :count]

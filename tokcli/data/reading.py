@@ -170,6 +170,7 @@ def read_batches(
                 numbers, images = [], []
         if images:
             yield numbers, torch.stack(images)
+        shown.update(good + bad - shown.n)
     if not good and bad:
         raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
 

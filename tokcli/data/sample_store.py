@@ -7,6 +7,7 @@ batch is done when its indices lie in `.parts`; they are put together when all a
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.reading import most_processes
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources.tar_index import index_tar
 from tokcli.errors import TokError
@@ -33,18 +35,22 @@ def image_path(folder: Path, number: int, form: str = "png") -> Path:
 def write_batch(
     folder: Path, batch: int, numbers: range, indices: Int64[Tensor, "b n"], images: UInt8[Tensor, "b 3 s s"], form: str
 ) -> None:
-    """Write a batch's images, then its indices, which say that it is whole.
+    """Write a batch's images, in as many threads as processes read, then its indices, which say that it is whole.
 
     Raises:
         TokError: the disk is full or cannot be written.
     """
-    for number, image in zip(numbers, images, strict=True):
+
+    def write(number: int, image: Tensor) -> None:
         path = image_path(folder, number, form)
         try:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
         except OSError as error:
             raise disk_error(path, error) from error
+
+    with ThreadPoolExecutor(max(1, most_processes())) as pool:  # Pillow compresses without holding Python's lock
+        list(pool.map(write, numbers, images))
     (folder / PARTS).mkdir(exist_ok=True)
     with atomic_write(folder / PARTS / f"indices-{batch:06d}.npy") as tmp, open(tmp, "wb") as file:
         np.save(file, indices.numpy())

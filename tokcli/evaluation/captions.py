@@ -14,6 +14,7 @@ from tokcli.metrics.reported import Reported
 from tokcli.pretrained import build_network
 from tokcli.pretrained.extract import features
 from tokcli.pretrained.text import OpenCLIPText, build_text_tower
+from tokcli.progress import passing
 
 CLIP = "clip"
 SERVES: tuple[Takes, ...] = ("embeddings",)
@@ -42,7 +43,8 @@ class Captions:
         if not prompts:
             return []
         number = a.facts["number"]
-        pieces = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        read = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        pieces = passing(read, number, unit="image", desc="samples, CLIP", units=len)
         seen = torch.cat(list(features(pieces, self.images.pooled, device=self.device)))
         wanted = self.texts.embed(prompts)[[i % len(prompts) for i in range(number)]]
         return [

@@ -18,6 +18,7 @@ from tokcli.metrics.dispatch import ask
 from tokcli.metrics.inception_score import SPLITS
 from tokcli.metrics.neighbours import K_COVERAGE, neighbours
 from tokcli.metrics.reported import Reported
+from tokcli.progress import passing
 
 log = logging.getLogger("tok")
 SERVES: tuple[Takes, ...] = ("moments", "spatial_moments", "sets", "neighbours", "logits")
@@ -51,7 +52,8 @@ def judge_samples(
         log.warning("%s: a single image is not compared with others", a.path)
         return found
     for extractor in extractors:
-        pieces = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        read = (read_samples(a, range(i, min(i + BATCH, number))) for i in range(0, number, BATCH))
+        pieces = passing(read, number, unit="image", desc=f"samples, {extractor.name}", units=len)
         keep = range(number) if bootstrap else chosen(number, manifold)
         seen = look(pieces, Seen(extractor, f"{a.path.name}, {extractor.name}", keep, scored=True), device)
         part = seen.features[list(chosen(number, manifold))] if bootstrap else seen.features

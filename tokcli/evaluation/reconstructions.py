@@ -92,7 +92,7 @@ def judge_decoder(
     seen = [Seen(e, f"reconstructions, {e.name}", range(0)) for e in extractors]
     numbers: list[int] = []
     pixels, mapped = PerImage("images"), PerImage("maps")
-    for batch, images in read_batches(source, evaluation_transform(size)):
+    for batch, images in read_batches(source, evaluation_transform(size), desc="reconstructions"):
         decoded = reconstruct(tokenizer, decoder, images, device)
         numbers += batch
         pixels.add(decoded, images)

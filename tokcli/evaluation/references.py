@@ -25,6 +25,7 @@ from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
 from tokcli.files import sha256
 from tokcli.metrics.fid import Gaussian
+from tokcli.progress import passing
 from tokcli.recipe.ranges import MAX_PIXELS
 
 log = logging.getLogger("tok")
@@ -206,7 +207,7 @@ class References:
         draft = self._begin(source.name, describes, {"id": source.id, "path": source.name}, extractor)
         if isinstance(draft, Artifact):
             return read_statistics(draft)
-        batches = (images for _, images in read_batches(source, evaluation_transform(size)))
+        batches = (x for _, x in read_batches(source, evaluation_transform(size), desc=f"reference, {extractor.name}"))
         keep = chosen(len(source), self.manifold)
         seen = look(batches, Seen(extractor, f"--reference {source.name}", keep), self.device)
         state = _state(seen.moments.gaussian(), seen.spatial.gaussian() if seen.spatial else None)
@@ -227,7 +228,8 @@ class References:
         pooled, spatial, count = read_npz(path, f"--reference {spec}")
         kept = torch.zeros(0, len(pooled.mean))
         if count is not None:  # the images stand beside their statistics: precision and recall need their features
-            kept = look(read_images(path), Seen(extractor, spec, chosen(count, self.manifold)), self.device).features
+            published = passing(read_images(path), count, unit="image", desc=f"reference, {extractor.name}", units=len)
+            kept = look(published, Seen(extractor, spec, chosen(count, self.manifold)), self.device).features
         return read_statistics(_finish(draft, _state(pooled, spatial), kept, describes, name, None))
 
     def _begin(self, name: str, describes: dict[str, Any], data: dict[str, str], extractor: Extractor) -> Any:

@@ -78,7 +78,7 @@ def _told(
     known = predicting.class_numbers(classes, source.classes).tolist()
     labelled = [i for i in chosen(len(source), most) if known[source.label(i)] >= 0]
     indices, labels = [], []
-    for numbers, images in read_batches(source, evaluation_transform(size), labelled):
+    for numbers, images in read_batches(source, evaluation_transform(size), labelled, desc="tokens of the probe"):
         indices.append(network.encode(unit(images, device)).cpu())
         labels += [known[source.label(i)] for i in numbers]
     return Told(torch.cat(indices) if indices else torch.empty(0, 0, dtype=torch.int64), np.array(labels))

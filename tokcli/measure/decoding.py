@@ -29,7 +29,7 @@ def measure_decoder(
 ) -> dict[str, float]:
     """Every metric that takes images, means over the images, and how many these are."""
     pixels, seen = PerImage("images"), 0
-    for _, images in read_batches(source, evaluation_transform(size)):
+    for _, images in read_batches(source, evaluation_transform(size), desc="held-out images"):
         pixels.add(reconstruct(network, pixel_decoder, images, device), images)
         seen += len(images)
     return {Reported(key).name: number.value for key, number in pixels.numbers.items()} | {"images": seen}

@@ -19,6 +19,7 @@ from tokcli.metrics.dispatch import ask
 from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
+from tokcli.progress import passing
 from tokcli.proposals import Proposal
 from tokcli.proposals.any_order import any_order_nats
 
@@ -55,7 +56,7 @@ def held_out_tokens(
         captions: texts to conditions, for a text-conditional network, which is given the first caption of each image.
     """
     known = class_numbers(classes, source.classes)
-    for numbers, images in read_batches(source, evaluation_transform(size)):
+    for numbers, images in read_batches(source, evaluation_transform(size), desc="held-out images"):
         if captions:
             texts = [next(iter(source.captions(i)), "") for i in numbers]
             condition = captions(texts)
@@ -77,7 +78,8 @@ def stored_tokens(
         captions: conditions of the store's captions, for a text-conditional network.
     """
     chosen = np.array(evenly(store.rows, most))
-    for numbers in torch.arange(len(chosen)).split(BATCH):
+    parts = torch.arange(len(chosen)).split(BATCH)
+    for numbers in passing(parts, len(chosen), unit="image", desc="held-out tokens", units=len):
         rows = chosen[numbers]
         if captions:
             first, stop = store.caption_ends[rows], store.caption_ends[rows + 1]

@@ -61,7 +61,7 @@ def judge(
     counts, features = Counts(network.quantizer.codebook_size), PerImage("features")
     seen = 0
     with evaluating(network):
-        for _, images in read_batches(source, evaluation_transform(size)):
+        for _, images in read_batches(source, evaluation_transform(size), desc="held-out images"):
             pixels = unit(images, device)
             seen += len(images)
             quantized = network(pixels)

@@ -27,6 +27,7 @@ from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, tea
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.models import TeacherEncoder
 from tokcli.pretrained.teachers import TEACHERS, teacher_file
+from tokcli.progress import passing
 from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ
 from tokcli.recipe.check import leaving_out, resolved
@@ -124,7 +125,8 @@ class Clustering(Method):
         quantizer = self.tokenizer.quantizer
         assert isinstance(quantizer, VQ)
         seen = torch.zeros(quantizer.codebook_size, dtype=torch.int64, device=self.device)
-        for batch in islice(batches, self.recipe.init_batches):
+        first = islice(batches, self.recipe.init_batches)
+        for batch in passing(first, self.recipe.init_batches, unit="batch", desc="k-means of batches"):
             features = self.targets(batch, unit(batch.images, self.device))
             quantizer.initialise(features)
             quantizer.refine(features, seen)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.metrics.fid import Gaussian, Moments, factor_of
+from tokcli.progress import passing
 
 WIDTH = 1.96  # standard deviations each way: 95 % of a normal distribution
 
@@ -41,7 +42,7 @@ def bootstrap_error(
     projected = x @ torch.from_numpy(factor_of(np.array(known.covariance, dtype=np.float64)))
     draw = torch.Generator().manual_seed(seed)
     n, found = len(x), []
-    for _ in range(replicates):
+    for _ in passing(range(replicates), replicates, unit="set", desc="intervals"):
         times = torch.bincount(torch.randint(n, (n,), generator=draw), minlength=n).to(torch.float64)
         found.append(_distance(x, projected, times, gap))
     return float(np.std(found, ddof=1))

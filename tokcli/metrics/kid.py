@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.metrics.inception_score import SEED, Spread
+from tokcli.progress import passing
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 
@@ -58,7 +59,7 @@ def kid(
         raise TokError("kid", "features are not finite", next="Look for a broken image")
     draw = np.random.RandomState(SEED)
     found = []
-    for _ in range(subsets):
+    for _ in passing(range(subsets), subsets, unit="subset", desc="KID"):
         rows = [torch.from_numpy(draw.choice(len(x), size, replace=False)).to(x.device) for x in (a, b)]
         found.append(_mmd2(a[rows[0]].to(torch.float64), b[rows[1]].to(torch.float64)))
     return Spread(float(np.mean(found)), float(np.std(found)))

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.progress import passing
 
 K_RECALL, K_COVERAGE = 3, 5  # neighbours that a ball reaches: Kynkäänniemi et al. 2019; Naeem et al. 2020
 STRIP = 1 << 19  # distances held at once: 4 MiB, which the C library keeps instead of returning them to the system
@@ -58,7 +59,8 @@ class _Distances:
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Pairs of (first row, distances (rows, m))."""
-        for start in range(0, len(self.a), self.rows):
+        starts = range(0, len(self.a), self.rows)
+        for start in passing(starts, len(self.a), unit="image", desc="neighbours", units=lambda _: self.rows):
             part = self.a[start : start + self.rows]
             found = torch.mm(part, self.b.T, out=self.buffer[: len(part)])
             own = self.squares_a[start : start + self.rows, None]

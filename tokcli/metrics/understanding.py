@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.progress import passing
 
 NEIGHBOURS = 10
 INVERSE_DECAY = 10.0  # scikit-learn's C of bags; fixed, so that nothing is tuned on the images that judge
@@ -105,7 +106,8 @@ def knn_accuracy(train: Any, labels: np.ndarray, test: Any, wanted: np.ndarray, 
     _checked(train, labels, test, wanted)
     classes, numbers = np.unique(labels, return_inverse=True)
     k, right = min(k, len(labels)), 0
-    for start in range(0, len(wanted), ROWS):
+    starts = range(0, len(wanted), ROWS)
+    for start in passing(starts, len(wanted), unit="image", desc="nearest bags of tokens", units=lambda _: ROWS):
         alike = (test[start : start + ROWS] @ train.T).toarray()
         nearest = np.argsort(-alike, axis=1, kind="stable")[:, :k]
         votes = np.zeros((len(alike), len(classes)))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tokcli.progress import passing
 from tokcli.quantizers.revival import farthest, relocate
 from tokcli.quantizers.search import Metric, nearest
 
@@ -35,7 +36,7 @@ def kmeans(
     if metric == "cosine":
         rows = F.normalize(rows, dim=1)
     codes = _seeds(rows, k, generator)
-    for _ in range(iterations):
+    for _ in passing(range(iterations), iterations, unit="round", desc="k-means"):
         if metric == "cosine":
             codes = F.normalize(codes, dim=1)
         indices = nearest(rows, codes, metric)

@@ -78,7 +78,7 @@ def nearest(
     best = torch.full((len(queries),), torch.inf)
     numbers = torch.zeros(len(queries), dtype=torch.int64)
     images = torch.zeros(len(queries), 3, size, size, dtype=torch.uint8)
-    for batch, pixels in read_batches(source, evaluation_transform(size)):
+    for batch, pixels in read_batches(source, evaluation_transform(size), desc="nearest training images"):
         # not by a product of matrices, which loses the short distances that matter here
         distance, at = torch.cdist(queries, features(pixels), compute_mode="donot_use_mm_for_euclid_dist").min(1)
         closer = distance < best
@@ -159,7 +159,9 @@ def compare(samples: Artifact, name: str, beside: Beside) -> dict[str, float]:
     if held_out_name is not None:
         held_out = _squares(open_source(held_out_name, size=size), samples)
         some = evenly(len(held_out), COMPARED)
-        queries += [batch for _, batch in read_batches(held_out, evaluation_transform(size), some)]
+        queries += [
+            batch for _, batch in read_batches(held_out, evaluation_transform(size), some, desc="held-out images")
+        ]
     found = nearest(
         torch.cat([beside.features(part) for batch in queries for part in batch.split(BATCH)]),
         beside.training,

@@ -1,17 +1,15 @@
 """`tok data check`: everything that is to be known of a data set before work starts; every image is decoded."""
 
 import hashlib
-import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from tokcli.data.sources import BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.split_names import NAMES
 from tokcli.data.sources.summary import class_counts, kinds, too_many
+from tokcli.device.cores import cores
+from tokcli.progress import bar
 
 MOST_NAMED = 20  # of each kind, in the text
 CHUNK = 256
@@ -67,11 +65,10 @@ def _look(source: ImageSource) -> list[_Seen]:
     if len(source):
         one(0)  # embedded sets are rendered once, not once in each thread
     found: list[_Seen] = []
-    bar = tqdm(total=len(source), unit="image", desc="check", file=sys.stderr, delay=2)
-    with bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with bar(len(source), unit="image", desc="check") as shown, ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(source), CHUNK):
             found += pool.map(one, range(start, min(start + CHUNK, len(source))))
-            bar.update(len(found) - start)
+            shown.update(len(found) - start)
     return found
 
 

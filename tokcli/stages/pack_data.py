@@ -4,13 +4,11 @@ import contextlib
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
@@ -19,6 +17,7 @@ from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
 from tokcli.data.sources.tar_index import write_index
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, disk_error, write_text
+from tokcli.progress import passing
 
 LISTING = "dataset.json"  # written last: with it the pack is whole
 BEGUN = ".source.json"  # written first: the shards beside it are of a pack of this source, and no user's
@@ -113,7 +112,7 @@ class _Samples:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         numbers = range(len(self.source))
-        for i in tqdm(numbers, unit="image", desc="pack", file=sys.stderr, delay=2):
+        for i in passing(numbers, len(numbers), unit="image", desc="pack"):
             try:
                 yield self._sample(i)
             except BadImage as error:

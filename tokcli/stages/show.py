@@ -8,6 +8,7 @@ from tokcli.artifact.manifest import read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import sha256
+from tokcli.progress import passing
 from tokcli.terminal import as_json, printable
 
 
@@ -79,4 +80,5 @@ def verify(path: Path) -> str:
 
 
 def _differing(artifact: Artifact, expected: dict[str, str]) -> list[str]:
-    return [n for n, d in expected.items() if not (artifact.path / n).is_file() or sha256(artifact.path / n) != d]
+    listed = passing(expected.items(), len(expected), unit="file", desc="verify")
+    return [n for n, d in listed if not (artifact.path / n).is_file() or sha256(artifact.path / n) != d]

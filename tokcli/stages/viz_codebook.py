@@ -164,7 +164,7 @@ def _read(network: Tokenizer, source: ImageSource, size: int, viz: Viz, device: 
     grid = network.grid(size)
     read, images, indices, distances, labels, features, owners = [], [], [], [], [], [], []
     keep = max(1, 4 * viz.points // max(1, len(chosen)))  # per image: a few times what is drawn, not every patch
-    for numbers, batch in read_batches(source, evaluation_transform(size), chosen):
+    for numbers, batch in read_batches(source, evaluation_transform(size), chosen, desc="tokens"):
         pixels = unit(batch, device)
         encoded = network.encoder(pixels).float()
         found = network.quantizer(encoded).indices

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tokcli.data.npy import NpyError, open_npy
+from tokcli.device.cores import cores
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, cache_dir
+from tokcli.progress import passing
 
 CONTENTS_UP_TO = 32 << 30  # bytes; at half a gigabyte a second a minute
 RACY = 2_000_000_000  # ns: a file this young may change again within one tick of its clock, and is not remembered
@@ -123,11 +123,10 @@ def _read_all(
         return np.frombuffer(digest.digest(), "<i8"), keep
 
     blocks = [range(start, min(start + BLOCK, len(paths))) for start in range(0, len(paths), BLOCK)]
-    bar = tqdm(total=len(paths), unit="file", desc="reading contents, once", file=sys.stderr, delay=2)
-    with bar, ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
-        for block in pool.map(lambda block: [one(at) for at in block], blocks):
+    with ThreadPoolExecutor(min(16, cores())) as pool:
+        read = pool.map(lambda block: [one(at) for at in block], blocks)
+        for block in passing(read, len(paths), unit="file", desc="reading contents, once", units=len):
             yield from block
-            bar.update(len(block))
 
 
 def _file(name: str) -> Path:

@@ -1,7 +1,6 @@
 """Webdataset shards on a web server or in an object store: fetched into the cache, then read map-style as those on a disk."""
 
 import itertools
-import sys
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from typing import TypeVar
 
 from jaxtyping import UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from tokcli.data.decode import BadImage
 from tokcli.data.fetching import look, using
@@ -21,6 +19,7 @@ from tokcli.data.sources.tar_index import TarIndex, contents_of, index_tar, pack
 from tokcli.data.sources.tars import MOST_SHARDS, Tars, braces
 from tokcli.data.web_files import Remote
 from tokcli.errors import TokError
+from tokcli.progress import passing
 
 T = TypeVar("T")
 AT_ONCE = 4  # shards that are fetched together
@@ -53,12 +52,9 @@ class RemoteTars(Tars):
 
     def _indexes(self, contents: bool) -> list[TarIndex]:
         packed = _packed(self._remote[0]) is not None  # either all of a set are, or none
-        bar = tqdm(total=len(self._remote), unit="shard", desc="fetching", file=sys.stderr, delay=2)
-        found: list[tuple[TarIndex, str]] = []
-        with bar, ThreadPoolExecutor(AT_ONCE) as pool:
-            for one in pool.map(lambda remote: _index(remote, contents, packed), self._remote):
-                found.append(one)
-                bar.update()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            indexed = pool.map(lambda remote: _index(remote, contents, packed), self._remote)
+            found = list(passing(indexed, len(self._remote), unit="shard", desc="fetching"))
         self._digests = [digest for _, digest in found]
         self._lost: dict[int, str] = {}
         self.near = range(len(found[0][0].keys))

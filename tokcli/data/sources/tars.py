@@ -20,6 +20,7 @@ from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refuse_labels
 from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
 from tokcli.errors import NotFound, TokError
+from tokcli.progress import passing
 from tokcli.recipe.ranges import MAX_PIXELS
 
 MOST_SHARDS = 1_000_000
@@ -110,7 +111,8 @@ class Tars:
         return [state_of(path.stat())[:2] if path.exists() else (0, 0) for path in self.shards]
 
     def _indexes(self, contents: bool) -> list[TarIndex]:
-        return [index_tar(path, contents=contents) for path in self.shards]
+        shards = passing(self.shards, len(self.shards), unit="shard", desc="reading headers")
+        return [index_tar(path, contents=contents) for path in shards]
 
     def _notes(self, shards: list[TarIndex]) -> list[str]:
         """What is to be said of the shards beside their contents."""
