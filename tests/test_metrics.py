@@ -52,7 +52,7 @@ def good_and_bad(takes):
     if takes == "maps":
         x, heads = [noise(2, 3, 4, 4)], [torch.ones(1, 3, 1, 1, dtype=torch.float64)]
         return ([x[0] + 0.1 * noise(2, 3, 4, 4, seed=1)], x, heads), ([noise(2, 3, 4, 4, seed=2)], x, heads)
-    if takes in ("moments", "spatial_moments", "reconstruction_moments"):
+    if takes in ("moments", "spatial_moments", "reconstruction_moments", "perturbed_moments"):
         x = noise(50, 4)
         return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
     if takes == "sets":

@@ -33,6 +33,7 @@ from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
 from tokcli.models import TeacherEncoder, Tokenizer
 from tokcli.pretrained.teachers import Teacher, build_teacher, teacher_file
+from tokcli.recipe.sections import Perturbed
 
 log = logging.getLogger("tok")
 LEGIBLE = 60  # characters of captions or classes that are said, and not counted
@@ -52,6 +53,7 @@ class Settings(Protocol):
     manifold: int
     probe_images: int
     worst: int
+    perturb: Perturbed | None
     published: Published | None
 
 
@@ -310,6 +312,7 @@ class Judge:
             maps=self.maps,
             maps_roles=self._maps_roles(a),
             worst=settings.worst,
+            perturb=settings.perturb,
         )
         return self.reconstructed[a.id].measurements
 

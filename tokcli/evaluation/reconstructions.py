@@ -20,15 +20,16 @@ from tokcli.evaluation.generated import Roles
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.losses.perceptual import lpips_heads
-from tokcli.measure.decoding import reconstruct
+from tokcli.measure.decoding import reconstruct, reconstruct_perturbed
 from tokcli.metrics import Takes
 from tokcli.metrics.dispatch import PerImage, ask
 from tokcli.metrics.reported import Reported
 from tokcli.models import Tokenizer
 from tokcli.pretrained import build_network
+from tokcli.recipe.sections import Perturbed
 
 log = logging.getLogger("tok")
-SERVES: tuple[Takes, ...] = ("images", "maps", "reconstruction_moments")
+SERVES: tuple[Takes, ...] = ("images", "maps", "reconstruction_moments", "perturbed_moments")
 LPIPS = "vgg16"  # the network that LPIPS compares by
 PAIRS = 4  # whose maps are held at once: of 256 px the first layer's alone take 17 MB an image, twice that in float64
 
@@ -77,6 +78,7 @@ def judge_decoder(
     maps: Maps | None,
     maps_roles: tuple[str, ...],
     worst: int,
+    perturb: Perturbed | None = None,
 ) -> Reconstructions:
     """All metrics of reconstructions of held-out images.
 
@@ -88,8 +90,11 @@ def judge_decoder(
         maps: None where LPIPS is not asked for.
         maps_roles: those that its network had there.
         worst: how many of the worst images are named, by LPIPS where it is measured, else by PSNR.
+        perturb: of reconstructions from wrong tokens; None: there are none.
     """
+    extractors = list(extractors)
     seen = [Seen(e, f"reconstructions, {e.name}", range(0)) for e in extractors]
+    wrong = [Seen(e, f"wrong tokens, {e.name}", range(0)) for e in (extractors if perturb else ())]
     numbers: list[int] = []
     pixels, mapped = PerImage("images"), PerImage("maps")
     for batch, images in read_batches(source, evaluation_transform(size), desc="reconstructions"):
@@ -100,6 +105,10 @@ def judge_decoder(
             maps.add(mapped, decoded, images)
         for ours in seen:
             look([decoded], ours, device)
+        if perturb:
+            changed = reconstruct_perturbed(tokenizer, decoder, images, batch, device, **perturb.model_dump())
+            for ours in wrong:
+                look([changed], ours, device)
     against = Against(source.id, source.name, len(numbers))
     result = [
         Measurement(Reported(key), number.value, number.images or 0, against=against, involved=involved)
@@ -108,15 +117,26 @@ def judge_decoder(
     ]
     if len(numbers) < 2:
         log.warning("--data %s: one image has no distribution: no Fréchet distance", source.name)
-        seen = []
-    for ours in seen:
-        real, judge = originals(ours.extractor), ours.extractor
-        result += [
-            Measurement(
-                Reported(key, judge.name), number.value, ours.moments.count, against=real.against, involved=roles(judge)
-            )
-            for key, number in ask("reconstruction_moments", ours.moments, real.gaussian, extractor=judge.asked)
-        ]
+        seen, wrong = [], []
+    by = f"{perturb.share:.0%} of tokens replaced by one of {perturb.near} near codes" if perturb else None
+    asked: list[tuple[Takes, list[Seen], str | None]] = [
+        ("reconstruction_moments", seen, None),
+        ("perturbed_moments", wrong, by),
+    ]
+    for takes, looked, how in asked:
+        for ours in looked:
+            real, judge = originals(ours.extractor), ours.extractor
+            result += [
+                Measurement(
+                    Reported(key, judge.name),
+                    number.value,
+                    ours.moments.count,
+                    against=real.against,
+                    involved=roles(judge),
+                    by=how,
+                )
+                for key, number in ask(takes, ours.moments, real.gaussian, extractor=judge.asked)
+            ]
     table = pixels.values | mapped.values
     order = -table["lpips"] if maps else table["psnr"]
     rows = order.argsort(stable=True)[:worst].tolist()

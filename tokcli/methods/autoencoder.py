@@ -22,7 +22,7 @@ from tokcli.losses import LOSSES
 from tokcli.measure.decoding import measure_decoder
 from tokcli.measure.previews import decoder_preview
 from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.method import Families, Method, TokenizerRecipe
+from tokcli.methods.method import Families, Method, ReconstructingRecipe
 from tokcli.methods.reconstruction import PixelLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.quantizers import QUANTIZERS
@@ -31,7 +31,7 @@ from tokcli.recipe.sections import GAN, Component
 from tokcli.training.adversary import Adversary
 
 
-class PixelRecipe(TokenizerRecipe):
+class PixelRecipe(ReconstructingRecipe):
     """Recipe of the methods that reconstruct pixels: vqgan, fsq, cvq and llamagen.
 
     Args:

@@ -24,7 +24,7 @@ from tokcli.errors import TokError
 from tokcli.losses import cosine
 from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.method import Families, Method, TokenizerData, TokenizerRecipe
+from tokcli.methods.method import Families, Method, ReconstructingRecipe, TokenizerData
 from tokcli.models import ENCODERS, Tokenizer
 from tokcli.pretrained.teacher_cache import TeacherCache
 from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_file
@@ -53,7 +53,7 @@ class FeatureData(TokenizerData):
         return self
 
 
-class DistillationRecipe(TokenizerRecipe):
+class DistillationRecipe(ReconstructingRecipe):
     """Recipe of VQ-KD.
 
     Args:

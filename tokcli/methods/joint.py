@@ -23,7 +23,7 @@ from tokcli.measure.decoding import measure_decoder
 from tokcli.measure.previews import decoder_preview, tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, check_blank, filled_patches, short, teacher_facts
-from tokcli.methods.method import Families, Method, TokenizerRecipe
+from tokcli.methods.method import Families, Method, ReconstructingRecipe
 from tokcli.methods.reconstruction import PixelLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_file
@@ -51,7 +51,7 @@ class Objective(Section):
         return self
 
 
-class JointRecipe(TokenizerRecipe):
+class JointRecipe(ReconstructingRecipe):
     """Recipe of joint tokenizers.
 
     Args:

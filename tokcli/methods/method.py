@@ -16,7 +16,7 @@ from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.device.precision import autocast
 from tokcli.models import Tokenizer
-from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Perturb, Recipe
 from tokcli.training.adversary import Adversary, update
 from tokcli.training.updater import Updater
 
@@ -54,6 +54,16 @@ class TokenizerRecipe(Recipe):
     optim: Optim
     train: MeasuredTrain
     expects: Expects = Expects()
+
+
+class ReconstructingRecipe(TokenizerRecipe):
+    """What recipes share whose decoder is trained with the tokenizer.
+
+    Args:
+        perturb: see `perturb`; null: tokens stay as they are.
+    """
+
+    perturb: Perturb | None = None
 
 
 class Method(ABC):

@@ -30,6 +30,7 @@ Takes = Literal[
     "images",
     "maps",
     "reconstruction_moments",
+    "perturbed_moments",
     "moments",
     "spatial_moments",
     "sets",
@@ -72,7 +73,8 @@ class Metric:
             Of reconstructions:
             images: `f(images, targets)`, both uint8 (b, c, h, w), one value per image;
             maps: `f(images, targets, heads)`, feature maps of VGG16 by layer, one value per image;
-            reconstruction_moments: `f(a, b)`, `Moments` and `Gaussian` of reconstructions and of their originals.
+            reconstruction_moments: `f(a, b)`, `Moments` and `Gaussian` of reconstructions and of their originals;
+            perturbed_moments: the same of reconstructions from tokens of which some were replaced by near codes.
             Of samples:
             moments: `f(a, b)`, `Moments` and `Gaussian` of generated and of real images;
             spatial_moments: the same of spatial features, for extractors that have them;
@@ -129,6 +131,9 @@ METRICS: dict[str, Metric] = {
     # no error: each reconstruction has its original, and resampling one side alone makes the interval several times too wide
     "rfd": Metric(
         frechet_distance, "reconstruction_moments", "lower", "rFD", known_as=KnownAs("inception", "rfid", "rFID")
+    ),
+    "prfd": Metric(
+        frechet_distance, "perturbed_moments", "lower", "prFD", known_as=KnownAs("inception", "prfid", "prFID")
     ),
     "fd": Metric(
         frechet_distance, "moments", "lower", "FD", known_as=KnownAs("inception", "fid", "FID"), error=bootstrap_error

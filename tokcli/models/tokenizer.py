@@ -14,6 +14,7 @@ from tokcli.models.encoders import Encoder
 from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder, LinearFeatures
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.quantizers import Quantized, Quantizer
+from tokcli.quantizers.perturbing import Perturber
 
 
 class Tokenizer(nn.Module):
@@ -28,6 +29,7 @@ class Tokenizer(nn.Module):
 
     encoder: Encoder
     quantizer: Quantizer
+    perturb: Perturber | None = None  # of a training that has one
     feature_decoder: FeatureDecoder | LinearFeatures | CodesAsFeatures | None
     pixel_decoder: ConvDecoder | MaskGITDecoder | ViTDecoder | None
 
@@ -54,7 +56,8 @@ class Tokenizer(nn.Module):
         self, images: Float[Tensor, "b 3 height width"], counted: Bool[Tensor, "b n"] | None = None
     ) -> Quantized:
         """Quantized features of images in [0, 1], with gradients; counted: see `Quantizer.forward`."""
-        return self.quantizer(self.encoder(images), counted)
+        quantized: Quantized = self.quantizer(self.encoder(images), counted)
+        return self.perturb(quantized, self.quantizer) if self.perturb and self.training else quantized
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Int64[Tensor, "b n"]:

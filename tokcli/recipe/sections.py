@@ -140,6 +140,34 @@ class GAN(Section):
         return self
 
 
+class Perturbed(Section):
+    """Wrong tokens: some are replaced by near codes, as a proposal network errs (RobusTok, arXiv 2503.08354).
+
+    Args:
+        share: share of an image's tokens that are replaced; of a training, at its first step.
+        near: number of nearest other codes, of which each is replaced by one.
+    """
+
+    share: float = Field(0.5, gt=0, le=1)
+    near: int = Field(8, ge=1)
+
+
+class Perturb(Perturbed):
+    """Wrong tokens in training, so that decoders bear what a proposal network draws.
+
+    Args:
+        end_share: `share` at the last step, linearly in between; null: as at the first.
+        images: share of images whose tokens are replaced.
+    """
+
+    end_share: float | None = Field(None, ge=0, le=1)
+    images: float = Field(1.0, gt=0, le=1)
+
+    def keys(self) -> dict[str, Any]:
+        """What a `Perturber` takes, but for the number of steps."""
+        return self.model_dump() | {"end_share": self.share if self.end_share is None else self.end_share}
+
+
 class Expects(Section):
     """Facts of inputs, so that `--dry-run` works without them; checked against the real ones.
 

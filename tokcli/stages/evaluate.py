@@ -36,7 +36,7 @@ from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import MAX_PIXELS, Pixels
-from tokcli.recipe.sections import Recipe, Section
+from tokcli.recipe.sections import Perturbed, Recipe, Section
 
 log = logging.getLogger("tok")
 MEASURED = ("tokenizer", "decoder", "proposal", "samples")
@@ -56,6 +56,7 @@ class Evaluation(Section):
         probe_images: largest number of images from which classes are learned, and on which they are predicted; 0: no probe.
         worst: number of the worst reconstructions that are named and shown.
         max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
+        perturb: see `perturb`; null: no `prfd`.
         published: figures to print under the rows of the tokenizers that they belong to; null: none.
     """
 
@@ -69,6 +70,7 @@ class Evaluation(Section):
     probe_images: int = Field(2000, ge=0)
     worst: int = Field(12, ge=0)
     max_pixels: Pixels = MAX_PIXELS
+    perturb: Perturbed | None = None
     published: Published | None = None
 
     @field_validator("bootstrap")

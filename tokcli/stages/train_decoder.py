@@ -42,8 +42,9 @@ from tokcli.measure.decoding import measure_decoder
 from tokcli.measure.previews import decoder_preview
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
+from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain, Optim, Recipe
+from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain, Optim, Perturb, Recipe
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
@@ -69,6 +70,7 @@ class DecoderRecipe(Recipe):
         decoder: the network that turns codes into images.
         loss: terms between images and reconstructions, each with its weight.
         gan: see `gan`; null: no discriminator.
+        perturb: see `perturb`; null: tokens stay as they are.
         optim: see `optim`.
         train: see `train`.
         expects: see `expects`.
@@ -79,6 +81,7 @@ class DecoderRecipe(Recipe):
     decoder: Component
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
+    perturb: Perturb | None = None
     optim: Optim
     train: MeasuredTrain
     expects: Expects = Expects()
@@ -301,9 +304,15 @@ def _train(
 
     encode = encoding.Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
 
+    perturb = Perturber(**recipe.perturb.keys(), steps=recipe.train.steps) if recipe.perturb else None
+
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = unit(batch.images, device)
-        return update(updater, adversary, number, [tokenizer.codes(encode(batch, images)), images], images)
+        indices = encode(batch, images)
+        if perturb is not None:
+            perturb.begin(number)
+            indices = perturb.indices(indices, tokenizer.quantizer)
+        return update(updater, adversary, number, [tokenizer.codes(indices), images], images)
 
     val = sibling(source.name, "val")
     most = recipe.train.eval_images

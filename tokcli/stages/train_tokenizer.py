@@ -29,10 +29,12 @@ from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
 from tokcli.data.sources import ImageSource, limited, open_source, padded, sibling
 from tokcli.device.meta import on_meta
+from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.methods.distillation import FeatureData
 from tokcli.models import Tokenizer
+from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
@@ -215,6 +217,9 @@ def _train(
         _say_time(kind, recipe, len(source), device)
     method = kind(recipe, options.weights, device)
     tokenizer = method.tokenizer
+    if (perturb := getattr(recipe, "perturb", None)) is not None:
+        _check_perturb(tokenizer)
+        tokenizer.perturb = Perturber(**perturb.keys(), steps=recipe.train.steps)
     if start:
         tokenizer.load_exported(load_tensors(start.file(loading.WEIGHTS)), str(start.path))
     facts = _facts(kind, recipe, method, source.classes)
@@ -277,6 +282,8 @@ def _step(
         images = unit(batch.images, method.device)
         if not quantizer.initialised and number >= quantizer.init_after:
             method.initialise(batches.from_step(number))
+        if method.tokenizer.perturb is not None:
+            method.tokenizer.perturb.begin(number)
         terms = method.update(updater, number, method.inputs(batch, images), images)
         quantizer.after_step(number)
         if (number + 1) % recipe.train.log_every and number + 1 < recipe.train.steps:
@@ -300,6 +307,15 @@ def _advice(usage: float, recipe: TokenizerRecipe) -> str:
         known = ("revive", "anchors") if keys["learning"] == "gradient" else ("revive",)
         ways = [*(f"quantizer.rescue={name}" for name in known), *ways]
     return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
+
+
+def _check_perturb(tokenizer: Tokenizer) -> None:
+    if not tokenizer.quantizer.discrete:
+        raise TokError(
+            "perturb",
+            "the quantizer has no codes to replace",
+            next="Leave perturb out, or choose a quantizer with codes",
+        )
 
 
 def _warn_of_collapse(tokenizer: Tokenizer, measured: Mapping[str, float], tokens: int) -> None:

@@ -1,0 +1,80 @@
+"""Wrong tokens on purpose: some are replaced by near codes, as a proposal network errs (RobusTok, arXiv 2503.08354)."""
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from tokcli.device.precision import full_precision
+from tokcli.quantizers.quantizer import Quantized, Quantizer
+from tokcli.quantizers.search import rows_at_once
+
+
+@torch.no_grad()
+def replaced(
+    indices: Int64[Tensor, "b n"],
+    quantizer: Quantizer,
+    *,
+    share: float,
+    near: int,
+    noise: Float[Tensor, "b n 2"] | Float64[Tensor, "b n 2"],
+) -> Int64[Tensor, "b n"]:
+    """Indices of which about a share is another code, one of the nearest.
+
+    Args:
+        indices: in [0, k).
+        quantizer: whose codes they are.
+        share: of tokens replaced, in [0, 1].
+        near: how many of the nearest other codes a token is replaced by one of, by Euclidean distance; at most k - 1.
+        noise: uniform in [0, 1): the first number of a token decides whether, the second by which.
+    """
+    chosen = noise[..., 0] < share
+    if not bool(chosen.any()):
+        return indices
+    codes = quantizer.codes(torch.arange(quantizer.codebook_size, device=indices.device)).float()
+    near = min(near, len(codes) - 1)
+    mine, which = indices[chosen], (noise[..., 1][chosen] * near).long().clamp(max=near - 1)
+    found, rows = torch.empty_like(mine), rows_at_once(codes)
+    squares = codes.square().sum(1)
+    with full_precision(codes.device):
+        for start in range(0, len(mine), rows):
+            some = mine[start : start + rows]
+            distance = torch.addmm(squares, codes[some], codes.T, alpha=-2)
+            distance.scatter_(1, some[:, None], torch.inf)  # itself
+            nearest = distance.topk(near, largest=False).indices
+            found[start : start + rows] = nearest.gather(1, which[start : start + rows, None])[:, 0]
+    return indices.masked_scatter(chosen, found)
+
+
+class Perturber:
+    """Replaces tokens during training; gradients pass as if nothing had been replaced.
+
+    Args:
+        share: of an image's tokens replaced at the first step.
+        end_share: at the last step, linearly in between.
+        images: share of images whose tokens are replaced.
+        near: see `replaced`.
+        steps: of the training.
+    """
+
+    def __init__(self, *, share: float, end_share: float, images: float, near: int, steps: int) -> None:
+        self.share, self.end_share, self.images, self.near, self.steps = share, end_share, images, near, steps
+        self.now = share
+
+    def begin(self, step: int) -> None:
+        """Set the share for a step, from 0."""
+        self.now = self.share + (self.end_share - self.share) * step / max(1, self.steps - 1)
+
+    def indices(self, indices: Int64[Tensor, "b n"], quantizer: Quantizer) -> Int64[Tensor, "b n"]:
+        """Tokens of a batch, some replaced; randomness is torch's, which a training seeds by step."""
+        noise = torch.rand(*indices.shape, 2, device=indices.device)
+        spared = torch.rand(len(indices), device=indices.device) >= self.images
+        noise[spared] = 1.0
+        return replaced(indices, quantizer, share=self.now, near=self.near, noise=noise)
+
+    def __call__(self, quantized: Quantized, quantizer: Quantizer) -> Quantized:
+        """What the decoders read: `z_q` of tokens replaced; indices and loss terms stay those of the image."""
+        changed = self.indices(quantized.indices, quantizer)
+        with torch.no_grad():
+            moved = quantizer.codes(changed).float() - quantizer.codes(quantized.indices).float()
+            moved[changed == quantized.indices] = 0  # exactly
+        return quantized._replace(z_q=quantized.z_q + moved)
