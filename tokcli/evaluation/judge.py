@@ -28,11 +28,11 @@ from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import RESIZED, References
+from tokcli.evaluation.teacher_at_hand import teacher_of
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
 from tokcli.metrics import METRICS
-from tokcli.models import TeacherEncoder, Tokenizer
-from tokcli.pretrained.teachers import Teacher, build_teacher, teacher_file
+from tokcli.models import Tokenizer
 from tokcli.recipe.sections import Perturbed
 
 log = logging.getLogger("tok")
@@ -257,7 +257,9 @@ class Judge:
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = self._network(a), a.facts["use_size"]
         source = self.held_out(a)
-        found = judge_tokenizer(network, source, self.device, size=size, teacher=self._teacher(a, network))
+        found = judge_tokenizer(
+            network, source, self.device, size=size, teacher=teacher_of(a, network, self.options.weights, self.device)
+        )
         if network.quantizer.discrete and self.settings.probe_images:
             train = self._train_source(a)
             if train is not None:
@@ -273,29 +275,6 @@ class Judge:
         except TokError as error:
             log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
             return None
-
-    def _teacher(self, a: Artifact, network: Tokenizer) -> Teacher | None:
-        """The teacher whose features the tokenizer predicts."""
-        if isinstance(network.encoder, TeacherEncoder):
-            return network.encoder.teacher
-        if network.feature_decoder is None:
-            return None
-        known = a.recipe["teacher"]
-        keys = {k: v for k, v in known.items() if k != "name"}
-        weights = teacher_file(self.options.weights, known["name"])
-        try:
-            teacher = build_teacher(known["name"], keys, weights)
-        except TokError as error:
-            if weights is not None:
-                raise  # a file that was named is one to be read
-            log.warning("no feature loss: %s", error)
-            return None
-        trained_with = a.facts["teacher"]["sha256"]
-        if teacher.sha256 != trained_with:  # the features of other weights are not those that the codes predict
-            log.warning("no feature loss of %s: its teacher had the weights with sha256 %s, and those at hand have %s",
-                        a.id, str(trained_with)[:8], str(teacher.sha256)[:8])  # fmt: skip
-            return None
-        return teacher.to(self.device)
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
