@@ -6,7 +6,7 @@ batch is done when its indices lie in `.parts`; they are put together when all a
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,9 +33,18 @@ def image_path(folder: Path, number: int, form: str = "png") -> Path:
 
 
 def write_batch(
-    folder: Path, batch: int, numbers: range, indices: Int64[Tensor, "b n"], images: UInt8[Tensor, "b 3 s s"], form: str
+    folder: Path,
+    batch: int,
+    numbers: range,
+    indices: Int64[Tensor, "b n"],
+    images: UInt8[Tensor, "b ..."],
+    form: str,
+    finish: Callable[[Tensor], Tensor] = lambda image: image,
 ) -> None:
     """Write a batch's images, in as many threads as processes read, then its indices, which say that it is whole.
+
+    Args:
+        finish: makes the picture, uint8 (3, h, w), of what `images` hold of each; large ones do not wait in memory.
 
     Raises:
         TokError: the disk is full or cannot be written.
@@ -45,7 +54,7 @@ def write_batch(
         path = image_path(folder, number, form)
         try:
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
+            Image.fromarray(finish(image).permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
         except OSError as error:
             raise disk_error(path, error) from error
 

@@ -181,13 +181,17 @@ class Pad:
         return f"pad {self.size} px, {self.colour}, bicubic antialias{', flip' * self.flip}"
 
 
+def edge_colour(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, " 3"]:
+    """The median colour along a picture's edge."""
+    return torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1).median(1).values
+
+
 def on_square(image: UInt8[Tensor, "3 h w"], side: int, colour: Padding) -> UInt8[Tensor, "3 side side"]:
     """The whole picture, its long side resized to `side`, in the middle of a square of one colour."""
     h, w = image.shape[1:]
     height, width = (max(1, round(side * length / max(h, w))) for length in (h, w))
     small = resize(image, height, width)
-    edges = [small[:, 0], small[:, -1], small[:, :, 0], small[:, :, -1]]
-    fill = torch.cat(edges, 1).median(1).values if colour == "edge" else torch.full((3,), 255, dtype=torch.uint8)
+    fill = edge_colour(small) if colour == "edge" else torch.full((3,), 255, dtype=torch.uint8)
     square = fill[:, None, None].expand(3, side, side).clone()
     top, left = (side - height) // 2, (side - width) // 2
     square[:, top : top + height, left : left + width] = small

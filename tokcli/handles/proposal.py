@@ -16,7 +16,7 @@ from tokcli.recipe.sample_options import SampleOptions, declared
 from tokcli.sampling.generator import Generator
 from tokcli.sampling.request import request_of
 
-FILES = ("format", "shard_size", "grid", "neighbours", "paste", "keep_top")  # keys of what the command writes or edits
+FILES = ("format", "shard_size", "grid", "neighbours", "margin", "keep_top")  # keys of what the command writes or edits
 
 
 class ProposalHandle(Handle):

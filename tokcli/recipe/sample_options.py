@@ -266,8 +266,10 @@ class SampleOptions(SamplerOptions, RequestOptions):
         metavar="N|SHARE",
         parse=rows_or_share,
     )
-    paste: bool = option(
-        False, "Copy the original pixels back into the part of the edited image that is kept.", "--paste/--no-paste"
+    margin: float = option(
+        0.5,
+        "What the network sees around a masked part of the edited image, on each side, as a share of the part's longer side.",
+        range=at_least(0),
     )
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "Precision of the proposal network's matrix products."

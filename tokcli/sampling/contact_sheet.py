@@ -65,4 +65,5 @@ def sheet(
         captions = [f"edits: {names[label]}" for label in present]
     gone = torch.where(edit.anew, GREY, edit.image)
     above = ["original; grey is drawn anew"]
-    return pictures.contact_sheet([torch.stack([edit.image, gone]), *lines], row_labels=above + captions)
+    originals = torch.stack([edit.small(edit.image), edit.small(gone)])
+    return pictures.contact_sheet([originals, *lines], row_labels=above + captions)

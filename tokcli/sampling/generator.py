@@ -1,5 +1,6 @@
 """The networks of `tok sample`, loaded once: image numbers to tokens, tokens to pixels."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,15 @@ from tokcli.device.precision import tell_if_emulated, tensor_cores
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal, Sampling
 from tokcli.proposals.protocol import Precision
-from tokcli.sampling.edits import Edit
+from tokcli.sampling.edits import Edit, Window
 
 KEPT = 1000  # captions whose features are kept
+
+
+def in_window(settings: Sampling, drawn: int, network: Proposal) -> Sampling:
+    """The settings for so many tokens: no more steps than tokens."""
+    fewer = "steps" in network.sampling_keys and settings.steps > drawn
+    return dataclasses.replace(settings, steps=drawn) if fewer else settings
 
 
 class Generator:
@@ -74,25 +81,29 @@ class Generator:
         edit: Edit | None = None,
         rows: int = 0,
     ) -> Int64[Tensor, "b n"]:
-        """Tokens of the images of those numbers; an image's randomness depends on (seed, its number) alone.
+        """Tokens of the images of those numbers, of all windows of an edit; an image's randomness depends on (seed, its number) alone.
 
         Args:
             condition: as `conditions` gives it.
-            edit: a picture of which some tokens stay.
+            edit: a photo of whose windows some tokens stay.
             rows: fill the batch up to so many by copies that are dropped: a compiler makes programs for a number of rows.
         """
-        seeds = torch.tensor([seed_of(seed, "image", number) for number in numbers])
         filled = torch.arange(max(rows, len(numbers))) % len(numbers)
-        condition, seeds = condition[filled], seeds[filled]
-        known = None if edit is None else self.known(edit).expand(len(seeds), -1)
-        drawn = self.proposal.generate(condition.to(self.device), seeds.to(self.device), settings, known)
-        return drawn[: len(numbers)]
+        condition = condition[filled].to(self.device)
+        parts = []
+        for place, window in enumerate(edit.windows if edit else [None]):
+            purpose = ["image"] if place == 0 else ["image", f"window-{place}"]
+            seeds = torch.tensor([seed_of(seed, *purpose, number) for number in numbers])[filled].to(self.device)
+            known = None if window is None else self.known(window).expand(len(seeds), -1)
+            asked = settings if window is None else in_window(settings, int(window.drawn.sum()), self.proposal)
+            parts.append(self.proposal.generate(condition, seeds, asked, known)[: len(numbers)])
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
-    def known(self, edit: Edit) -> Int64[Tensor, "1 n"]:
-        """The tokens of a picture that stay, -1 where one is drawn."""
-        indices = self.tokenizer.encode(unit(edit.image[None], self.device))
-        return torch.where(edit.drawn.to(self.device), -1, indices)
+    def known(self, window: Window) -> Int64[Tensor, "1 n"]:
+        """The tokens of a window that stay, -1 where one is drawn."""
+        indices = self.tokenizer.encode(unit(window.image[None], self.device))
+        return torch.where(window.drawn.to(self.device), -1, indices)
 
     @torch.inference_mode()
     @tensor_cores()

@@ -21,6 +21,7 @@ from tokcli.proposals import Proposal, Sampling
 from tokcli.registry import nearest
 from tokcli.sampling import memorisation
 from tokcli.sampling.edits import Edit, read_edit
+from tokcli.sampling.generator import in_window
 from tokcli.sampling.sample_recipe import NUMBERS, SampleRecipe, sampling_of, with_defaults, without_replaced
 from tokcli.sampling.sweep import point_name
 
@@ -181,14 +182,24 @@ def request_of(
         network_class(str(asked.neighbours), role="extractor")
     picture = None
     if edit is not None:
+        if asked.neighbours:
+            raise Misuse("--neighbours", "compares whole samples with training images, not edits", next="Leave it out")
         picture = read_edit(
-            edit, mask, asked.keep_top, mode=facts["mode"], size=facts["use_size"], grid=tuple(facts["grid"])
+            edit,
+            mask,
+            asked.keep_top,
+            mode=facts["mode"],
+            size=facts["use_size"],
+            grid=tuple(facts["grid"]),
+            margin=asked.margin,
+            padding=facts.get("padding"),
         )
         settings, labels = _for_edit(settings, labels, picture, recipe, network)
-    elif mask is not None or asked.keep_top is not None or asked.paste:
-        flag = "--mask" if mask is not None else "--keep-top" if asked.keep_top is not None else "--paste"
+    elif mask is not None or asked.keep_top is not None:
+        flag = "--mask" if mask is not None else "--keep-top"
         raise Misuse(flag, "is for editing a picture", next="Name it: --edit IMAGE")
-    network.check_sampling(settings, int(picture.drawn.sum()) if picture else network.tokens)
+    for drawn in picture.drawn if picture else [network.tokens]:
+        network.check_sampling(in_window(settings, drawn, network) if picture else settings, drawn)
     return Request(options, recipe, settings, labels, picture)
 
 
@@ -204,10 +215,10 @@ def _for_edit(
     settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, network: Proposal
 ) -> tuple[Sampling, list[int]]:
     """No class where none was named, hence no guidance; no more steps than tokens to draw."""
-    drawn = int(edit.drawn.sum())
-    if "steps" in network.sampling_keys and settings.steps > drawn:
-        log.info("%d tokens are drawn anew, in as many steps", drawn)
-        settings = dataclasses.replace(settings, steps=drawn)
+    said = [
+        f"{w.side}x{w.side} px at {w.left},{w.top}: {n} tokens" for w, n in zip(edit.windows, edit.drawn, strict=True)
+    ]
+    log.info("drawn anew in %d window%s: %s", len(said), "s" * (len(said) > 1), "; ".join(said))
     if recipe.sample.classes is None and network.classes:
         if not network.label_drop:
             why = "the network was trained with every label, and needs the picture's class"

@@ -126,10 +126,12 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
     asked, number = request.recipe.sample, len(request.labels)
     with on_meta():
         network, pixels = loading.proposal_of(proposal), loading.decoder_of(decoder)
-    drawing = network.drawing(request.settings, int(request.edit.drawn.sum()) if request.edit else network.tokens)
-    weights = drawing.weights * (2 if asked.precision == "bfloat16" else 4)
-    traffic = -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
-    flop = drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
+    flop = traffic = 0.0
+    for drawn in request.edit.drawn if request.edit else [network.tokens]:
+        drawing = network.drawing(request.settings, drawn)
+        weights = drawing.weights * (2 if asked.precision == "bfloat16" else 4)
+        traffic += -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
+        flop += drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
     return compute.bulk("image", flop, number, compute.ON_GPUS[asked.precision], traffic)
 
 
@@ -160,7 +162,7 @@ def _facts(request: Request, proposal: Artifact) -> dict[str, Any]:
         "number": len(request.labels),
         "format": asked.format,
         "per_file": asked.shard_size,
-        **({"edit": {"drawn": edit.drawn.int().tolist(), "paste": asked.paste}} if edit else {}),
+        **({"edit": edit.fact} if edit else {}),
     }
 
 
@@ -211,10 +213,12 @@ def _write(
     held: Held,
 ) -> None:
     with held.pop(batch):  # only now may another job look for it
-        images = networks.pixels(tokens)
-        if request.edit is not None and request.recipe.sample.paste:
-            images = request.edit.paste(images)
-        store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format)
+        edit, images = request.edit, networks.pixels(tokens.unflatten(1, (-1, networks.proposal.tokens)).flatten(0, 1))
+        write = partial(store.write_batch, folder, batch, numbers, tokens.cpu(), form=request.recipe.sample.format)
+        if edit is None:
+            write(images)
+        else:
+            write(images.unflatten(0, (-1, len(edit.windows))), finish=edit.paste)
 
 
 def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[str, Beside]) -> Artifact:
@@ -244,8 +248,9 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
         shown = contact_sheet.shown(rows, asked.grid)
+        small = request.edit.small if request.edit else lambda image: image
         sheet = contact_sheet.sheet(
-            read_samples(made, shown),
+            torch.cat([small(read_samples(made, [number])[0])[None] for number in shown]),
             [rows[i] for i in shown],
             prompts or facts["classes"],
             asked.grid,
