@@ -109,7 +109,7 @@ def test_it_is_judged_as_it_judged_itself(family: dict[str, Path], tmp_path: Pat
 def test_it_completes_a_picture(family: dict[str, Path]) -> None:
     photo = family["root"] / "photos" / "cat" / "0.png"
     a = open_artifact(made(*sample(family, "--edit", photo, "--keep-top", 4)))
-    drawn = np.array(a.facts["edit"]["drawn"], dtype=bool)
+    drawn = np.array(a.facts["edit"]["windows"][0]["drawn"], dtype=bool)
     found = np.load(a.path / "indices-00000.npy")
     assert (found[:, ~drawn] == found[0, ~drawn]).all() and len(np.unique(found[:, drawn], axis=0)) == 4
 

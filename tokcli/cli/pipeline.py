@@ -140,13 +140,16 @@ def train_proposal(
     help="Draw samples for each value of a key of section sample, and print one path per line. Repeat it for every combination of keys.",
 )
 @click.option(
-    "--edit", type=PATH, metavar="IMAGE", help="Redraw part of this image; --mask or --keep-top says which part."
+    "--edit",
+    type=PATH,
+    metavar="IMAGE",
+    help="Redraw part of this photo, which keeps its size; --mask or --keep-top says which part.",
 )
 @click.option(
     "--mask",
     type=PATH,
     metavar="IMAGE",
-    help="Mask of the same size as the edited image; a masked network redraws the light part.",
+    help="Mask of the same size as the edited photo; a masked network redraws the light parts, each in a window around it.",
 )
 @click.option(
     "--proposal",

@@ -64,7 +64,7 @@ class Sheets:
         images, names = self._examples(decoder)
         rows = {"original": images, "reconstruction": self._reconstructed(decoder, images)}
         for a in self.judge.given.values():
-            drawn = a.kind == "samples" and not _prompts(a)
+            drawn = a.kind == "samples" and not _prompts(a) and not a.facts.get("edit")
             if drawn and a.input_id("tokenizer") == tokenizer_id and a.input_id("decoder") == decoder.id:
                 wanted = _like(a, names, len(images))
                 title = f"{a.facts['mode'].upper()} sample"
@@ -78,7 +78,7 @@ class Sheets:
         """A sheet for each list of captions and size: a column per caption, a row per samples drawn for them."""
         groups: dict[tuple[tuple[str, ...], Any], list[Artifact]] = {}
         for a in self.judge.given.values():
-            if a.kind == "samples" and (prompts := _prompts(a)):
+            if a.kind == "samples" and not a.facts.get("edit") and (prompts := _prompts(a)):
                 groups.setdefault((prompts, a.facts["use_size"]), []).append(a)
         for number, ((prompts, _), found) in enumerate(groups.items()):
             columns = min(COLUMNS, len(prompts), *(a.facts["number"] for a in found))
