@@ -6,6 +6,7 @@ are made and written while the next batch's tokens are drawn.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
