@@ -86,8 +86,8 @@ PERTURB = "perturb={share: 1.0, near: 1}"
 @pytest.mark.parametrize("command", ["train-tokenizer", "train-decoder"])
 def test_a_training_with_wrong_tokens_is_another_and_resumes(
     command: str,
-    family: dict[str, Path],
-    tmp_path: Path,  # noqa: F811
+    family: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     told: list[Any] = ["--set", "train.steps=3", "--set", "train.batch_size=4", "--set", "train.save_every=1"]
     if command == "train-tokenizer":
