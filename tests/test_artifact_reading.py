@@ -239,6 +239,7 @@ def test_an_older_artifact_opens_with_a_note_and_is_checked_by_its_recipe_file(
     caplog.set_level("INFO")
     assert open_artifact(path).older and "of the older kind" in caplog.text
     assert "of the older kind" in verify(path)
+    assert caplog.text.count("of the older kind") == 1  # said once
     text = (path / MANIFEST).read_text()
     (path / MANIFEST).write_text(text.replace('"heads": 3', '"heads": 2'))
     for opening in (open_artifact, verify):

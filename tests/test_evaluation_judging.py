@@ -333,6 +333,9 @@ def test_tok_eval_measures_lpips_with_the_file_of_vgg_weights(tmp_path, photos, 
     (measured,) = report.manifest["metrics"].values()
     assert measured["lpips"] > 0
     assert report.inputs["weights-lpips"]["id"] == f"weights-{sha256(vgg[0])[:12]}"
+    # the probe reads the training images, so that others would be another report
+    trained_on = open_artifact(t).inputs["data"]
+    assert [e for role, e in report.inputs.items() if role.startswith("train-")] == [trained_on]
 
 
 def test_a_teacher_inside_a_tokenizer_is_told_by_the_weights_it_came_with(tmp_path):

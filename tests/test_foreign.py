@@ -13,9 +13,11 @@ from PIL import Image
 
 from tokcli.artifact.draft import Draft, begin, write_listing
 from tokcli.artifact.opening import Artifact, open_artifact
+from tokcli.artifact.weights import save_tensors
 from tokcli.data import sample_store
 from tokcli.data.token_store import merge, write_shard
 from tokcli.errors import TokError
+from tokcli.evaluation.references import FEATURES, STATISTICS, read_statistics
 from tokcli.evaluation.report_page import read_log
 from tokcli.measure.previews import read_samples
 from tokcli.proposals.training_tokens import captioned, open_store
@@ -140,6 +142,30 @@ def test_a_log_that_was_changed_draws_no_curve(tmp_path: Path, make_artifact: Ma
         read_log(open_artifact(made.path))
 
 
+STATE = {"mean": torch.zeros(3), "covariance": torch.eye(3)}
+FORGED: dict[str, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {
+    "no mean": ({"covariance": torch.eye(3)}, {}),
+    "no covariance": ({"mean": torch.zeros(3)}, {}),
+    "another width": (STATE | {"mean": torch.zeros(4)}, {}),
+    "a scalar": (STATE | {"mean": torch.zeros(())}, {}),
+    "half of the spatial ones": (STATE | {"spatial_mean": torch.zeros(3)}, {}),
+    "no features": (STATE, {"other": torch.zeros(2, 3)}),
+    "narrow features": (STATE, {"features": torch.zeros(2, 2)}),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_tensors_that_are_no_statistics_are_refused(tmp_path: Path, what: str) -> None:
+    draft = begin(tmp_path / "s", "statistics", {"stage": "statistics"}, {"data": {"id": "data-1", "path": "x"}}, {})
+    assert isinstance(draft, Draft)
+    state, features = FORGED[what]
+    save_tensors(draft.path / STATISTICS, state)
+    save_tensors(draft.path / FEATURES, features or {"features": torch.zeros(2, 3)})
+    made = draft.finish({"name": "x", "images": 2}, payload=[STATISTICS, FEATURES])
+    with pytest.raises(TokError, match=r"safetensors: holds no (spatial_)?(mean and|features)"):
+        read_statistics(made)
+
+
 # facts of others
 
 
@@ -180,7 +206,7 @@ WRONG: dict[str, list[Any]] = {
     "use_size": [0, -8, 1 << 20, 10**30, "8", None],
     "grid": [[8], [8, 0], [8, -8], [8, 1 << 20], [8.0, 8], "88", None, [[8, 8]]],
     "classes": ["cat", [1], None, 3, {"a": 1}],
-    "class_counts": [[-1], [1.5], "x", 3, [1, 2, 3]],
+    "class_counts": [[-1], [1.5], "x", 3, [], [1, 2, 3]],
     "has_decoder": [1, "yes", None],
     "teacher": [[], "clip", {}, {"name": 3}, {"name": "a", "sha256": "../x", "feature_dim": 3},
                 {"name": "a", "sha256": None, "feature_dim": -1}],

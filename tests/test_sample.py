@@ -26,6 +26,7 @@ from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command import output
 from tokcli.command.session import share_of
+from tokcli.command.weight_files import network_input
 from tokcli.data import sample_store as store
 from tokcli.data.pixels import unit
 from tokcli.data.prompts import read_prompts
@@ -581,6 +582,9 @@ def test_the_median_of_an_even_number_of_distances_is_the_mean_of_the_middle_two
 def test_neighbours_stand_in_the_artifact(flags: Any) -> None:
     a = open_artifact(made(*flags("ar"), "-n", 5, "--neighbours", "pixels"))
     assert (a.path / "neighbours.png").exists() and a.manifest["files"]["neighbours.png"]["payload"] is False
+    assert "weights-neighbours" not in a.inputs
+    by_network = open_artifact(made(*flags("ar"), "-n", 2, "--neighbours", "efflite0"))
+    assert by_network.inputs["weights-neighbours"] == network_input("efflite0")
     assert set(a.manifest["metrics"]) == {"nearest_pixels", "nearest_pixels_held_out", "nearer_than_held_out_pixels"}
 
 

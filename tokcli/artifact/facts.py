@@ -41,6 +41,9 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon
     **{key: partial(_count, most=most) for key, most in LARGEST.items()},
     **dict.fromkeys(("number", "per_file", "shards"), lambda v: _count(v, MANY)),
     "rows": lambda v: _count(v, MANY, 0),
+    "images": lambda v: v is None or _count(v, MANY, 0),
+    **dict.fromkeys(("size", "extractor_size"), lambda v: v is None or _count(v, LARGEST["use_size"])),
+    "extractor_sha256": _digest,
     "name": lambda v: isinstance(v, str),
     "mode": lambda v: v is None or isinstance(v, str),
     "format": lambda v: v in ("png", "shards"),
@@ -65,7 +68,7 @@ def _lengths(facts: Mapping[str, Any]) -> str | None:
         return "labels"
     if labels and classes is not None and max(labels) >= max(1, len(classes)):
         return "labels"
-    return "class_counts" if counts and classes is not None and len(counts) != len(classes) else None
+    return "class_counts" if counts is not None and classes is not None and len(counts) != len(classes) else None
 
 
 def wrong_fact(kind: str, facts: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from tokcli.files import sha256
 
 log = logging.getLogger("tok")
 RECIPE = "recipe.yaml"
+_said: set[Path] = set()  # folders of older artifacts of which this process has spoken
 
 
 class _Running(TokError):
@@ -172,17 +173,19 @@ def examined(artifact: Artifact) -> Artifact:
     Raises:
         TokError: they differ.
     """
-    if artifact.older:
-        known = RECIPE in artifact.manifest["files"]
-        log.info(
-            "%s: of the older kind, whose id does not cover the recipe%s",
-            artifact.path,
-            f"; {RECIPE} says the same as the manifest" if known and _agrees(artifact) else "",
-        )
+    if not artifact.older:
+        return artifact
+    known = RECIPE in artifact.manifest["files"]
+    if known:
+        _compare(artifact)
+    if artifact.path not in _said:
+        _said.add(artifact.path)
+        besides = f"; {RECIPE} says the same as the manifest" if known else ""
+        log.info("%s: of the older kind, whose id does not cover the recipe%s", artifact.path, besides)
     return artifact
 
 
-def _agrees(artifact: Artifact) -> bool:
+def _compare(artifact: Artifact) -> None:
     path = artifact.file(RECIPE)
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -200,7 +203,6 @@ def _agrees(artifact: Artifact) -> bool:
             got="; ".join(differing),
             next=RESTORE,
         )
-    return True
 
 
 def scan(workspace: Path) -> list[Artifact]:

@@ -100,6 +100,19 @@ def weights_inputs(
     return {f"weights-{one.role}": weights_entry(one.files(given)) for one in _read(recipe) if one.role not in unread}
 
 
+def network_input(name: str, *, planned: bool = False) -> dict[str, str]:
+    """The input that an extractor is, which is found without a flag; of a plan, which does not look for it, without its id.
+
+    Raises:
+        TokError: weights are found nowhere.
+    """
+    return (
+        {"id": UNKNOWN, "path": ""}
+        if planned
+        else weights_entry([network_file(name, None, role="extractor", flag=None)])
+    )
+
+
 def weights_planned(
     recipe: Mapping[str, Any], given: Mapping[str, Path], *, unread: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:

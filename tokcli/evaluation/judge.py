@@ -1,7 +1,7 @@
 """One evaluation: artifacts measured one after another; networks, sources and references are made once."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli import loading
-from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact, locate
 from tokcli.command.options import Options
 from tokcli.command.output import reference
+from tokcli.command.plan import UNKNOWN
 from tokcli.data.sources import ImageSource, limited, open_source, padded
 from tokcli.data.sources.contents import known_sha256
 from tokcli.data.transforms import Padding
@@ -22,6 +22,7 @@ from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.captions import CLIP, Captions
+from tokcli.evaluation.drawn import asked_for, mode_of
 from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
@@ -36,7 +37,6 @@ from tokcli.models import Tokenizer
 from tokcli.recipe.sections import Perturbed
 
 log = logging.getLogger("tok")
-LEGIBLE = 60  # characters of captions or classes that are said, and not counted
 RESIZE = "short side bicubic, antialiased, centre crop"
 
 
@@ -72,24 +72,6 @@ def check_served() -> None:
                 got=metric.takes,
                 next=f"Take one of: {', '.join(served)}",
             )
-
-
-def _mode(a: Artifact) -> str | None:
-    """`ar` or `nar`, `t2i` of samples that were drawn for captions; None where an artifact has none."""
-    return "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
-
-
-def asked_for(sample: Mapping[str, Any]) -> str | None:
-    """What samples were asked to show, in words, unless it is all classes in rotation: only equal requests are comparable."""
-    for key, called in (("prompts", "captions"), ("classes", "classes")):
-        asked = sample.get(key)
-        if isinstance(asked, str):
-            return f"{called} as in the {asked}"
-        if asked:
-            said = ", ".join(map(str, asked))
-            many = f"{len(asked):,} {called} ({canonical_hash(asked)[:8]})"
-            return f"{called} {said}" if len(said) <= LEGIBLE else many
-    return None
 
 
 class Judge:
@@ -131,6 +113,7 @@ class Judge:
         self.maps = Maps(options.weights.get("vgg"), device) if settings.lpips else None
         self.clip = Captions(options.weights.get("text"), device) if settings.clip_score else None
         self._lineage: dict[str, list[Artifact]] = {}
+        self._trains: dict[str, ImageSource | None] = {}  # by tokenizer
         self.reconstructed: dict[str, Reconstructions] = {}  # by the id of the decoder, in the order measured
         self._readable: dict[int, int] = {}  # held-out images that could be read, by size
         self._tokenizer_at_hand: tuple[str, Tokenizer] | None = None
@@ -158,6 +141,9 @@ class Judge:
         used |= {f"weights-{key}": known_sha256(file) for key, file in teachers.items()}
         # with other weights it is another report
         found |= {role: {"id": f"weights-{str(sha)[:12]}", "path": role} for role, sha in used.items()}
+        for a in self.given.values():
+            train = self._train_source(a) if a.kind == "tokenizer" and self.settings.probe_images else None
+            found |= {f"train-{a.id[-6:]}": {"id": train.id, "path": train.name}} if train else {}
         found |= {f"reference-{number}": entry for number, entry in enumerate(self.references.inputs(self.size))}
         return found | {f"{a.kind}-{a.id[-6:]}": reference(a) for a in self.given.values()}
 
@@ -223,7 +209,7 @@ class Judge:
             a.facts["name"],
             str(a.path),
             str(a.input_id("tokenizer")),
-            _mode(a),
+            mode_of(a),
             a.facts["use_size"],
             {role: entry["id"] for role, entry in a.inputs.items()},
             a.recipe,
@@ -268,13 +254,18 @@ class Judge:
         return found + (self._decoder(a) if a.facts["has_decoder"] else [])
 
     def _train_source(self, a: Artifact) -> ImageSource | None:
-        """The images that a tokenizer was trained on, where they are still at hand."""
-        recorded = a.inputs["data"]["path"]
-        try:
-            return self.source(recorded, a.facts["use_size"], a.facts.get("padding"))
-        except TokError as error:
-            log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
-            return None
+        """The images that a tokenizer was trained on, where they are still at hand, opened once."""
+        if a.id not in self._trains:
+            recorded, self._trains[a.id] = a.inputs["data"], None
+            try:
+                found = self.source(recorded["path"], a.facts["use_size"], a.facts.get("padding"))
+            except TokError as error:
+                log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
+                return None
+            if self._sources[recorded["path"], a.facts["use_size"]].id != recorded["id"] != UNKNOWN:
+                log.warning("probe of %s: %s holds other images than it was trained on", a.id, recorded["path"])
+            self._trains[a.id] = found
+        return self._trains[a.id]
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
@@ -324,7 +315,7 @@ class Judge:
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
         by = asked_for(a.recipe.get("sample", {}))
-        return [replace(m, by=by, what=replace(m.what, mode=_mode(a))) for m in found]
+        return [replace(m, by=by, what=replace(m.what, mode=mode_of(a))) for m in found]
 
     def decode(self, decoder: Artifact, images: UInt8[Tensor, "b 3 s s"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images through a decoder's tokenizer and back."""

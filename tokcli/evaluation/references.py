@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokcli.artifact.manifest import MANIFEST
+from tokcli.artifact.manifest import MANIFEST, RESTORE
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command.options import Options
@@ -289,15 +289,21 @@ def read_statistics(a: Artifact) -> Reference:
     """Statistics back from their artifact, hashes checked.
 
     Raises:
-        TokError: damaged files.
+        TokError: damaged files, or tensors that are no statistics.
     """
-    state = load_tensors(a.file(STATISTICS))
     name, images = a.facts["name"], a.facts["images"]
-    pairs = [
-        Gaussian(state[f"{part}mean"].numpy(), state[f"{part}covariance"].numpy(), images, f"--reference {name}")
-        for part in ("", "spatial_")
-        if f"{part}mean" in state
-    ]
-    kept = load_tensors(a.file(FEATURES))["features"]
+    state, kept = load_tensors(a.file(STATISTICS)), load_tensors(a.file(FEATURES)).get("features")
+    pairs = []
+    for part in ("", "spatial_"):
+        mean, covariance = state.get(f"{part}mean"), state.get(f"{part}covariance")
+        if mean is None and part:
+            continue
+        if mean is None or covariance is None or mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise TokError(
+                str(a.path / STATISTICS), f"holds no {part}mean and {part}covariance of features", next=RESTORE
+            )
+        pairs.append(Gaussian(mean.double().numpy(), covariance.double().numpy(), images, f"--reference {name}"))
+    if kept is None or kept.ndim != 2 or kept.shape[1] != len(pairs[0].mean):
+        raise TokError(str(a.path / FEATURES), f"holds no features {len(pairs[0].mean)} wide", next=RESTORE)
     against = Against(a.inputs["data"]["id"], name, images)
     return Reference(against, pairs[0], pairs[1] if len(pairs) > 1 else None, kept if len(kept) else None, a.id)

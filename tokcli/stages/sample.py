@@ -23,7 +23,7 @@ from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
 from tokcli.command.presets import with_preset
 from tokcli.command.session import session, share_of
-from tokcli.command.weight_files import weights_read
+from tokcli.command.weight_files import network_input, weights_read
 from tokcli.data import sample_store as store
 from tokcli.data.transforms import padding_kept
 from tokcli.device.meta import on_meta
@@ -35,7 +35,7 @@ from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.sampling import contact_sheet
 from tokcli.sampling.generator import Generator
-from tokcli.sampling.memorisation import Beside, beside_of, compare
+from tokcli.sampling.memorisation import PIXELS, Beside, beside_of, compare
 from tokcli.sampling.request import Request, request_of, with_prompts
 from tokcli.sampling.sweep import sweep_points
 from tokcli.training.compiling import check_compiler
@@ -117,7 +117,7 @@ def _plan(request: Request, proposal: Artifact, decoder: Artifact) -> Plan:
         reads=reads,
         writes="samples",
         facts=_facts(request, proposal),
-        inputs=_inputs(request, proposal, decoder),
+        inputs=_inputs(request, proposal, decoder, planned=True),
         compute=_compute(request, proposal, decoder),
     )
 
@@ -143,13 +143,18 @@ def _begin(request: Request, proposal: Artifact, decoder: Artifact, device: torc
     return begin(request.options, "samples", name, recipe, inputs, device, exclusive=False, settled=settled)
 
 
-def _inputs(request: Request, proposal: Artifact, decoder: Artifact) -> dict[str, dict[str, str]]:
+def _inputs(
+    request: Request, proposal: Artifact, decoder: Artifact, *, planned: bool = False
+) -> dict[str, dict[str, str]]:
+    beside = request.recipe.sample.neighbours
+    extractor = {"weights-neighbours": network_input(beside, planned=planned)} if beside not in (None, PIXELS) else {}
     return {
         "proposal": reference(proposal),
         "decoder": reference(decoder),
         "tokenizer": tokenizer_reference(proposal),
         "data": dict(proposal.inputs["data"]),
         **(request.edit.inputs if request.edit else {}),
+        **extractor,
     }
 
 
