@@ -5,7 +5,7 @@
 Signals: SIGKILL, SIGTERM, SIGHUP, and SIGSTOP with SIGCONT after it. Each command runs in a process of its own, forked from one
 that has imported everything, so that the moments fall into its work; one in four is stopped several times. Whatever happens, the
 repeated command must end with 0, the artifact must be whole, and its id and the hash of every file of its payload must be those
-of the undisturbed run. SIGTERM and SIGHUP must end a command with 75, unless it was done.
+of the undisturbed run. SIGTERM and SIGHUP must end a command with 75, unless it was done or had not begun.
 
 Artifacts are of toy size, on the CPU with one thread. The last line is JSON; the exit code is 1 if anything differed. It needs the
 extra `demo` (the teacher efflite0).
@@ -150,7 +150,9 @@ def disturb(command: list[Any], out: Path, log: Path, how: str, times: int, mome
                 os.kill(number, signal.SIGCONT)
             code = wait(number, LONGEST)
             assert code is not None, f"hangs after SIG{how}"
-        allowed = {"KILL": (0, -signal.SIGKILL), "STOP": (0,)}.get(how, (0, RESUMABLE))
+        allowed = [0] if how == "STOP" else [0, -signal.SIGKILL] if how == "KILL" else [0, RESUMABLE]
+        if how in ("TERM", "HUP") and not (log.exists() and log.stat().st_size):
+            allowed.append(-SIGNALS[how])  # before the command listened
         assert code in allowed, f"exit code {code} after SIG{how}: {log.read_text(errors='replace')[-2000:]}"
         codes.append(code)
     run(command, out, log)

@@ -14,6 +14,8 @@ from PIL import Image
 from tokcli.artifact.draft import Draft, begin, write_listing
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.weights import save_tensors
+from tokcli.command.options import Options
+from tokcli.command.output import begin as begin_in_workspace
 from tokcli.data import sample_store
 from tokcli.data.token_store import merge, write_shard
 from tokcli.errors import TokError
@@ -192,6 +194,13 @@ def test_a_name_that_would_lead_out_of_the_workspace_is_refused(tmp_path: Path, 
     make_artifact(tmp_path / "a", facts={"name": name})
     with pytest.raises(TokError, match=r"is damaged: key 'facts\.name'"):
         open_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/tmp/x"])
+def test_no_command_writes_outside_of_the_workspace_whoever_gives_the_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TokError, match="a name leads out of it"):
+        begin_in_workspace(Options(workspace=tmp_path / "ws"), "viz", name, {}, {}, torch.device("cpu"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["vqkd-open_clip-ViT-B-16-quickgelu-dfn2b", "Größe 2", "taming-vqgan-f16-1024"])

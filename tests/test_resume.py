@@ -176,11 +176,11 @@ def test_a_command_killed_while_it_completes_its_artifact_can_be_repeated(
 
 
 @contextlib.contextmanager
-def process(command: list[object]) -> Iterator["subprocess.Popen[str]"]:
+def process(command: list[object], stderr: Any = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
     """A real process, which does not outlive the test."""
     run = subprocess.Popen(
         [sys.executable, "-m", "tokcli", *map(str, command), "--threads", "1"], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=stderr, text=True,
     )  # fmt: skip
     try:
         yield run
@@ -215,6 +215,31 @@ def test_a_process_that_got_a_signal_and_is_repeated_ends_as_if_it_had_not(
             f"{tmp_path / 'again'}: interrupted after step {done} of 120, state saved. Repeat the command to go on."
         )
     assert_equal(longer, tok(*again))
+
+
+def test_a_training_whose_session_is_closed_saves_and_goes_on_later(
+    commands: dict[str, list[object]], longer: Path, tmp_path: Path
+) -> None:
+    again = [*commands["proposal-nar"], *LONGER, "--out", tmp_path / "again"]
+    with process(again) as run:
+        while not (tmp_path / "again" / STATE).exists() and run.poll() is None:
+            time.sleep(0.005)
+        assert run.stderr is not None
+        run.stderr.close()  # whatever is printed from here on fails
+        run.send_signal(signal.SIGHUP)
+        assert run.wait(60) == 75
+    assert 7 <= read_checkpoint(tmp_path / "again" / STATE)["step"] < 120
+    assert_equal(longer, tok(*again))
+
+
+@pytest.mark.slow
+def test_a_training_whose_stderr_is_full_ends_as_any_other(
+    commands: dict[str, list[object]], longer: Path, tmp_path: Path
+) -> None:
+    again = [*commands["proposal-nar"], *LONGER, "--out", tmp_path / "again"]
+    with open("/dev/full", "w") as full, process(again, stderr=full) as run:
+        assert run.wait(120) == 0
+    assert_equal(longer, tmp_path / "again")
 
 
 @pytest.fixture(scope="module")

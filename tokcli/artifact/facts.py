@@ -43,7 +43,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {  # of facts that commands build upon
     "rows": lambda v: _count(v, MANY, 0),
     "images": lambda v: v is None or _count(v, MANY, 0),
     **dict.fromkeys(("size", "extractor_size"), lambda v: v is None or _count(v, LARGEST["use_size"])),
-    "extractor_sha256": _digest,
+    "extractor_sha256": lambda v: v is None or isinstance(v, str),
     "name": lambda v: isinstance(v, str),
     "mode": lambda v: v is None or isinstance(v, str),
     "format": lambda v: v in ("png", "shards"),

@@ -90,6 +90,8 @@ def begin(
     ids = {role: entry["id"] for role, entry in inputs.items()}
     forms = [identity(resolved), dict(resolved), replaced(resolved, dict.fromkeys(settled or {}))]
     paths = [options.workspace / f"{kind}-{name}-{canonical_hash([form, ids])[:6]}" for form in forms]
+    if any(path.parent != options.workspace for path in paths):  # whoever gave the name
+        raise TokError(f"--workspace {options.workspace}", "a name leads out of it", got=name, next="Give --out")
     path = options.out or next((p for p in paths if p.is_dir()), paths[0])
     facts = provenance(options, device, int(resolved.get("seed", 0)))
     answer: Draft | Artifact | None = None
