@@ -161,7 +161,9 @@ def test_a_pack_touches_no_shards_of_others(photos: Path, tmp_path: Path) -> Non
 def test_what_is_left_out_of_a_pack_is_bounded_and_kept(photos: Path, tmp_path: Path) -> None:
     (photos / "0" / "x.heic").touch()
     (photos / "0" / "y.heic").touch()
-    assert "more than --max-bad. Got 0.01." in str(run("pack", photos, "--out", tmp_path / "shards").exception)
+    assert "more than --max-bad. Got 0.01; left out: 2 (images of type .heic are not read)." in str(
+        run("pack", photos, "--out", tmp_path / "shards").exception
+    )
     assert run("pack", photos, "--out", tmp_path / "shards", "--max-bad", 0.5).exit_code == 0
     listing = json.loads((tmp_path / "shards" / "dataset.json").read_text())
     assert listing["left_out"] == {"images of type .heic are not read": 2} and listing["images"] == 5
@@ -194,6 +196,29 @@ def test_a_check_names_what_cannot_be_read_and_exits_with_1_where_a_training_wou
     done = run("check", photos)
     assert done.exit_code == 1 and "0/p.png: not an image" in done.stdout and "a training would stop" in done.stdout
     assert run("check", photos, "--max-bad", 0.5).exit_code == 0
+
+
+def test_a_check_reports_what_is_wrong_with_the_other_splits_and_stops_where_val_cannot_be_opened(photos: Path) -> None:
+    val = photos.parent / "val"
+    (val / "0").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(val / "0" / "1.png")
+    (val / "0" / "2.png").write_text("no image")
+    (val / "metadata.jsonl").write_text('{"file_name": "0/1.png", "label": true}\n')
+    done = run("check", photos, "--json")
+    found = json.loads(done.stdout)["splits"]["val"]
+    assert done.exit_code == 0 and found["images"] == 2 and found["images_without_class"] == 1
+    assert found["unreadable"][0][0] == "0/2.png" and "its label is not understood: true" in found["left_out"][0][1]
+    assert "val, cannot be read: 1" in run("check", photos).stdout
+    (val / "metadata.jsonl").write_text("{")
+    done = run("check", photos)
+    assert done.exit_code == 1 and "val cannot be opened: " in done.stdout
+    assert "a training would stop: its val split cannot be opened" in done.stdout
+
+
+def test_a_name_that_moves_the_cursor_is_printed_as_one_line(photos: Path) -> None:
+    (photos / "0" / "\x1b[2Jx\n.png").write_text("no image")
+    done = run("check", photos, "--max-bad", 0.5)
+    assert "\x1b" not in done.stdout and "\\x1b[2Jx\\n.png: its name holds a line break" in done.stdout
 
 
 def test_a_source_without_files_is_packed_as_pngs(tmp_path: Path) -> None:

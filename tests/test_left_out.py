@@ -7,10 +7,12 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from tokcli.artifact.draft import begin, removed_if_refused
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
 from tokcli.data.sources import open_source
 from tokcli.data.sources.summary import MOST_NAMED, kinds, one_line, say_problems
+from tokcli.errors import TokError
 
 
 def run(*arguments: Any) -> Result:
@@ -108,3 +110,51 @@ def test_one_line_says_that_numbers_are_missing_and_images_unlabelled(tmp_path: 
         "2 classes of 1 to 1 images, 4 numbers between without images, 1 images without class; no captions; all 64x64"
         in said
     )
+
+
+def test_lines_of_tables_that_name_no_image_count_like_images(tokenizer: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "d", "1.png", "2.png")
+    (tmp_path / "d" / "captions.jsonl").write_text(
+        "".join(f'{{"key": "other/{i}.png", "captions": ["x"]}}\n' for i in (1, 2))
+    )
+    (tmp_path / "d" / "alone.txt").write_text("no image, and no line of a table")
+    stopped = tokenize(tokenizer, tmp_path / "d", "--out", tmp_path / "k")
+    assert "2 of 4 images could not be read or are incomplete, more than tokens.max_bad. Got 0.01; " in str(
+        stopped.exception
+    )
+    assert "left out: 2 (in captions.jsonl, but no such image)" in str(stopped.exception)
+
+
+@pytest.mark.parametrize("bad", ["listed", "unreadable"])
+def test_data_refused_before_the_first_step_leave_no_folder(tokenizer: Path, tmp_path: Path, bad: str) -> None:
+    draw(tmp_path / "d", "1.png")
+    for i in range(3):
+        (tmp_path / "d" / f"x{i}.{'heic' if bad == 'listed' else 'png'}").write_text("no image")
+    flags = ["--data", tmp_path / "d", "--workspace", tmp_path / "ws", "--set", "train.batch_size=4"]
+    refused = run("train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *flags)
+    assert refused.exit_code == 1 and "max_bad" in str(refused.exception) and not list((tmp_path / "ws").iterdir())
+    if bad == "listed":
+        assert tokenize(tokenizer, tmp_path / "d", "--workspace", tmp_path / "ws").exit_code == 1
+        assert not list((tmp_path / "ws").iterdir())
+
+
+@pytest.mark.parametrize("made", ["", "state.pt", "log.jsonl"])
+def test_a_folder_with_work_in_it_stays_when_the_command_is_refused(tmp_path: Path, made: str) -> None:
+    with pytest.raises(TokError), removed_if_refused():
+        begun = begin(tmp_path / "t", "tokenizer", {"seed": 0}, {}, {})
+        (begun.path / "log.jsonl").write_text("")
+        if made:
+            (begun.path / made).write_text("work")
+        raise TokError("data", "is refused")
+    assert (tmp_path / "t").exists() == bool(made)
+
+
+def test_a_report_says_what_its_held_out_images_lack(tokenizer: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "val", *(f"{i}.png" for i in range(6)))
+    (tmp_path / "val" / "7.png").write_text("no image")
+    (tmp_path / "val" / "8.heic").touch()
+    flags = ["--recipe", "toy/eval", "--data", tmp_path / "val", "--workspace", tmp_path]
+    done = run("eval", tokenizer, *flags)
+    assert done.exit_code == 0, (done.output, done.exception)
+    left_out = open_artifact(Path(done.stdout.strip())).facts["left_out"]
+    assert left_out == {"images of type .heic are not read": 1, "unreadable": 1}

@@ -457,3 +457,19 @@ def test_imagenet_and_coco_share_their_recipes(stage: str) -> None:
 def test_our_own_discriminators_learn_before_the_decoder_hears_of_them(path: Path) -> None:
     gan, steps = read_yaml(path)["gan"], read_yaml(path)["train"]["steps"]
     assert 0 < gan["warmup"] <= gan["start"] < gan["start"] + gan["ramp"] < steps
+
+
+@pytest.mark.parametrize(("text", "base"), [("010", 8), ("-017", 8), ("1:30", 60), ("1:30.5", 60)])
+def test_numbers_that_yaml_reads_in_another_base_are_refused_with_the_line(
+    tmp_path: Path, text: str, base: int
+) -> None:
+    (tmp_path / "x.yaml").write_text(f"stage: tokenizer\nseed: {text}\n")
+    with pytest.raises(
+        TokError, match=rf"x.yaml:2: is not a valid recipe: {text} would be read as another number, .* base {base}"
+    ):
+        read_yaml(tmp_path / "x.yaml")
+    with pytest.raises(TokError, match=f"{text} would be read as another number"):
+        parse_set((f"seed={text}",))
+    assert parse_set((f"name='{text}'", "seed=10", "lr=0.5", "none=0", "hex=0x10", "big=1_000")) == {
+        "name": text, "seed": 10, "lr": 0.5, "none": 0, "hex": 16, "big": 1000,
+    }  # fmt: skip

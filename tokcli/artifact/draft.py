@@ -4,17 +4,19 @@ A writer holds a `Draft`: it locks the folder, marks it as running, and complete
 step. Repeating the command finds the draft again and resumes it.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from tokcli.artifact.manifest import MANIFEST, SCHEMA, SEAL, content_id, differing_keys, identity, read_manifest, seal
 from tokcli.artifact.opening import Artifact, open_artifact
-from tokcli.errors import TokError
+from tokcli.errors import Interrupted, TokError
 from tokcli.files import disk_error, sha256, write_text
 from tokcli.progress import passing
 
@@ -74,6 +76,32 @@ class Draft:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        _begun.discard(self)
+
+
+_begun: set[Draft] = set()  # that this process locks, and nobody waits for
+
+
+@contextlib.contextmanager
+def removed_if_refused() -> Iterator[None]:
+    """Remove the folders that were begun within and in which nothing was made, where that ends with a refusal."""
+    before = set(_begun)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except TokError:
+        for draft in _begun - before:
+            remove_untouched(draft.path)
+            draft.close()
+        raise
+
+
+def remove_untouched(path: Path) -> None:
+    """Remove a folder in which nothing was made since it was begun."""
+    log_file = path / "log.jsonl"
+    if _untouched(path) and not (log_file.exists() and log_file.stat().st_size):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_listing(folder: Path, name: str, files: Iterable[str]) -> None:
@@ -178,9 +206,13 @@ def begin(
             _remove_stale(path, exclusive)
             if identity(manifest["recipe"]) == identity(recipe):
                 manifest["recipe"] = dict(recipe)  # a tolerance that was raised is what it ends with
-            return Draft(path, manifest, lock, resumed=True)
-        write_manifest(path, started)
-        return Draft(path, started, lock, resumed=False)
+            draft = Draft(path, manifest, lock, resumed=True)
+        else:
+            write_manifest(path, started)
+            draft = Draft(path, started, lock, resumed=False)
+        if lock and not wait:
+            _begun.add(draft)
+        return draft
     except BaseException:
         if lock:
             lock.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from tokcli import distributed
+from tokcli.artifact.draft import removed_if_refused
 from tokcli.command.options import Options
 from tokcli.data import reading
 from tokcli.device import precision
@@ -66,5 +67,10 @@ def session(options: Options) -> Iterator[torch.device]:
         torch.set_num_threads(options.threads)
     _allow_many_files()
     device = device_of(options)
-    with distributed.joined(device), precision.float32_proper(), reading.processes(options.workers):
+    with (
+        distributed.joined(device),
+        precision.float32_proper(),
+        reading.processes(options.workers),
+        removed_if_refused(),
+    ):
         yield device

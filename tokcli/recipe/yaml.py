@@ -20,8 +20,11 @@ FALLBACK = "folder/base"  # has a recipe for every method
 LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
 
 
+OCTAL = re.compile(r"[-+]?0[0-7_]+")
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and aliases, and reads `1e-4` as a float (YAML 1.1 reads text)."""
+    """SafeLoader that refuses duplicate keys, aliases and numbers in base 8 or 60, and reads `1e-4` as a float (YAML 1.1 reads text)."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # ten lines of aliases can stand for gigabytes, or for themselves
@@ -29,6 +32,20 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "a recipe has no anchors and aliases", mark)
         return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(super().construct_yaml_int(self._as_written(node)))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        return float(super().construct_yaml_float(self._as_written(node)))
+
+    def _as_written(self, node: yaml.ScalarNode) -> yaml.ScalarNode:
+        """Refuse numbers that YAML 1.1 reads as others than they seem: 010 as 8, 1:30 as 90."""
+        text = str(node.value)
+        if ":" in text or OCTAL.fullmatch(text):
+            problem = f"{text} would be read as another number, by YAML's rule for base {60 if ':' in text else 8}; write it in decimal, or in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -42,6 +59,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),

@@ -9,7 +9,9 @@ from tokcli.data.sources import BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.split_names import NAMES
 from tokcli.data.sources.summary import class_counts, kinds, too_many
 from tokcli.device.cores import cores
+from tokcli.errors import TokError
 from tokcli.progress import bar
+from tokcli.terminal import printable
 
 MOST_NAMED = 20  # of each kind, in the text
 CHUNK = 256
@@ -33,6 +35,9 @@ def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pi
         max_pixels: of an image that is decoded.
     """
     source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
+    splits = {
+        split: _split(other, size, max_pixels) for split in NAMES if (other := sibling(source.name, split)) is not None
+    }
     seen = list(_look(source))
     sides = sorted(((s.width, s.height) for s in seen if not s.why), key=lambda side: (side[0] * side[1], side))
     unreadable = [[source.key(i), s.why] for i, s in enumerate(seen) if s.why]
@@ -42,14 +47,16 @@ def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pi
         "id": source.id,
         "images": len(source),
         "columns": getattr(source, "columns", ""),
-        "classes": _classes(source, size),
+        "notes": list(getattr(source, "notes", [])),
+        "classes": _classes(source, splits),
         "captions": {"images_with": captioned, "images_without": len(source) - captioned},
         "sizes": _sizes(sides, size),
         "duplicates": _duplicates(source, seen),
         "unreadable": unreadable,
         "left_out": {"by_kind": dict(kinds(source.problems)), "each": [list(one) for one in source.problems]},
         "other_files": dict(getattr(source, "ignored", {})),
-        "stops": not sides or too_many(source, len(unreadable), max_bad),
+        "splits": splits,
+        "stops": not sides or too_many(source, len(unreadable), max_bad) or "error" in splits.get("val", {}),
     }
 
 
@@ -72,7 +79,27 @@ def _look(source: ImageSource) -> list[_Seen]:
     return found
 
 
-def _classes(source: ImageSource, size: int) -> dict[str, Any]:
+def _split(spec: str, size: int, max_pixels: int) -> dict[str, Any]:
+    """What another split of the same data holds, and what is wrong with it; its `error` where it cannot be opened.
+
+    It is opened as a training opens it: without the file of labels, which is the first split's.
+    """
+    try:
+        source = open_source(spec, size=size, max_pixels=max_pixels)
+    except TokError as error:
+        return {"name": spec, "error": str(error)}
+    counts = class_counts(source)
+    return {
+        "name": source.name,
+        "images": len(source),
+        "classes": [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count],
+        "images_without_class": len(source) - int(counts.sum()),
+        "unreadable": [[source.key(i), one.why] for i, one in enumerate(_look(source)) if one.why],
+        "left_out": [list(one) for one in source.problems],
+    }
+
+
+def _classes(source: ImageSource, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
     counts = class_counts(source)
     held = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     found: dict[str, Any] = {
@@ -81,13 +108,10 @@ def _classes(source: ImageSource, size: int) -> dict[str, Any]:
         "largest": int(counts.max(initial=0)),
         "images_without": len(source) - int(counts.sum()),
     }
-    for split in NAMES:
-        other = sibling(source.name, split)
-        if other is not None and held:
-            theirs = open_source(other, size=size)
-            have = {name for name, count in zip(theirs.classes, class_counts(theirs).tolist(), strict=True) if count}
-            found[f"not_in_{split}"] = sorted({*held} - have)
-            found[f"only_in_{split}"] = sorted(have - {*held})
+    for split, theirs in splits.items():
+        if held and "error" not in theirs:
+            found[f"not_in_{split}"] = sorted({*held} - {*theirs["classes"]})
+            found[f"only_in_{split}"] = sorted({*theirs["classes"]} - {*held})
     return found
 
 
@@ -117,19 +141,28 @@ def text(found: dict[str, Any]) -> str:
     """The same as lines, with the first of each list."""
     lines = [f"{found['name']} ({found['id']}): {found['images']:,} images"]
     lines += [f"  columns: {found['columns']}"] if found["columns"] else []
+    lines += [f"  {note}" for note in found["notes"]]
     for part in ("classes", "captions", "sizes", "other_files"):
         lines += [f"  {part}"] if found[part] else []
         lines += [f"    {name.replace('_', ' ')}: {_short(value)}" for name, value in found[part].items()]
-    lists = {
-        "equal pixels": [" = ".join(keys) for keys in found["duplicates"]],
-        "cannot be read": [": ".join(one) for one in found["unreadable"]],
-        "left out or incomplete": [": ".join(one) for one in found["left_out"]["each"]],
-    }
-    for name, items in lists.items():
-        lines += [f"  {name}: {len(items):,}"] + [f"    {item}" for item in items[:MOST_NAMED]]
-        lines += [f"    and {len(items) - MOST_NAMED:,} more"] if len(items) > MOST_NAMED else []
-    lines.append("  a training would stop: too much is left out" if found["stops"] else "  a training would go on")
-    return "\n".join(lines)
+    lines += _listed("equal pixels", [" = ".join(keys) for keys in found["duplicates"]])
+    lines += _listed("cannot be read", [": ".join(one) for one in found["unreadable"]])
+    lines += _listed("left out or incomplete", [": ".join(one) for one in found["left_out"]["each"]])
+    for split, theirs in found["splits"].items():
+        if "error" in theirs:
+            lines.append(f"  {split} cannot be opened: {theirs['error']}")
+            continue
+        lines.append(f"  {split}: {theirs['images']:,} images, {theirs['images_without_class']:,} without class")
+        lines += _listed(f"{split}, cannot be read", [": ".join(one) for one in theirs["unreadable"]])
+        lines += _listed(f"{split}, left out or incomplete", [": ".join(one) for one in theirs["left_out"]])
+    why = "too much is left out" if "error" not in found["splits"].get("val", {}) else "its val split cannot be opened"
+    lines.append(f"  a training would stop: {why}" if found["stops"] else "  a training would go on")
+    return "\n".join(map(printable, lines))
+
+
+def _listed(name: str, items: list[str]) -> list[str]:
+    lines = [f"  {name}: {len(items):,}"] + [f"    {item}" for item in items[:MOST_NAMED]]
+    return lines + ([f"    and {len(items) - MOST_NAMED:,} more"] if len(items) > MOST_NAMED else [])
 
 
 def _short(value: Any) -> str:

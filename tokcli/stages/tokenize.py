@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tokcli import loading
-from tokcli.artifact.draft import Draft
+from tokcli.artifact.draft import Draft, remove_untouched
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
@@ -32,7 +32,7 @@ from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews, padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.device.precision import autocast, tell_if_emulated, tensor_cores
-from tokcli.errors import Interrupted
+from tokcli.errors import Interrupted, TokError
 from tokcli.files import Behind
 from tokcli.models import Tokenizer
 from tokcli.pretrained.extract import rebatch
@@ -115,6 +115,11 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
         shards = -(-len(source) // recipe.tokens.shard_size)
         index, number = share_of(share)
         say_problems(source)
+        try:
+            refuse_bad(source, 0, asked.max_bad, "tokens.max_bad")
+        except TokError:  # every job is refused so
+            remove_untouched(draft.path)
+            raise
         _write_shards(draft, made_by, source, views, recipe, range(index, shards, number), device)
         missing = shards - len(token_store.present(draft.path))
         if missing:

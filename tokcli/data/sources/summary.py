@@ -47,11 +47,12 @@ def refuse_bad(source: "ImageSource", unreadable: int, max_bad: float, key: str)
     """
     if too_many(source, unreadable, max_bad):
         bad, listed = unreadable + len(source.problems), len(source) + len(source.problems)
+        what = _counted(kinds(source.problems) + Counter({"unreadable": unreadable}))
         flag = f"{key} 0.1" if key.startswith("--") else f"--set {key}=0.1"
         raise TokError(
             f"--data {source.name}",
-            f"{bad} of {listed} images could not be read or are incomplete (named above), more than {key}",
-            got=str(max_bad),
+            f"{bad} of {listed} images could not be read or are incomplete, more than {key}",
+            got=f"{max_bad}; left out: {what}",
             next=f"Mend them, or raise it: {flag}",
         )
 
@@ -94,6 +95,7 @@ def one_line(source: "ImageSource") -> str:
 
 
 def _counted(found: Counter[str]) -> str:
+    found = +found  # without kinds of none
     named = ", ".join(f"{count:,} ({kind[:60]})" for kind, count in found.most_common(MOST_KINDS))
     return named + (f" and {len(found) - MOST_KINDS} more kinds" if len(found) > MOST_KINDS else "")
 
