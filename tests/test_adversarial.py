@@ -15,7 +15,8 @@ from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.sections import GAN, Component, Optim, Train
 from tokcli.training.adversary import Adversary, update
-from tokcli.training.updater import NonFinite, Updater
+from tokcli.training.finite import NonFinite
+from tokcli.training.updater import Updater
 
 CPU = torch.device("cpu")
 TRAIN = Train(steps=20, batch_size=4)

@@ -5,174 +5,29 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from rank_trainings import ADAPTIVE, SHARDED, STEPS, TRAININGS, UNREVIVED, proposal_training, settings
 from torch import Tensor, nn
 
 from tokcli import distributed
 from tokcli.command.options import Options
 from tokcli.command.output import begin
-from tokcli.data.batches import TrainBatches
-from tokcli.data.token_batches import TokenBatches
-from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import Interrupted, TokError
-from tokcli.losses import LOSSES
-from tokcli.methods.autoencoder import Autoencoding
-from tokcli.methods.distillation import DistillationLoss
-from tokcli.methods.reconstruction import PixelLoss
-from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
-from tokcli.proposals import PROPOSALS
-from tokcli.quantizers import QUANTIZERS
-from tokcli.recipe.sections import GAN, Component, Optim, Train
-from tokcli.stages.train_proposal import Likelihood
 from tokcli.training import loop
-from tokcli.training.adversary import Adversary, update
-from tokcli.training.state import Stateful
-from tokcli.training.updater import Updater
+from tokcli.training.parallel import own
 
-STEPS = 5
 State = dict[str, Tensor]
-OPTIM = Optim(lr=3e-3, weight_decay=0.05, warmup_steps=2, clip=1.0)
-GENTLE = Optim(lr=2e-4, weight_decay=0.05, warmup_steps=2, clip=1.0)  # Adam turns rounding of tiny gradients into steps
-
-
-class Photos:
-    """20 images of 16 px in memory, as an ImageSource."""
-
-    name, id, classes, problems = "photos", "data-0", ["any"], ()
-
-    def __init__(self) -> None:
-        self.pixels = torch.randint(
-            0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def key(self, i: int) -> str:
-        return str(i)
-
-    def label(self, i: int) -> int:
-        return 0
-
-    def captions(self, i: int) -> list[str]:
-        return []
-
-    def image(self, i: int) -> Tensor:
-        return self.pixels[i]
-
-
-def settings(**keys: Any) -> Train:
-    return Train(**{"steps": STEPS, "batch_size": 8, "ema": 0.9, "log_every": 1, **keys})
-
-
-class Training(NamedTuple):
-    updater: Updater
-    batches: Any
-    step: Callable[[int, Any], dict[str, Any]]
-    others: dict[str, Stateful] = {}
-
-
-def photo_batches(train: Train) -> TrainBatches:
-    return TrainBatches(
-        Photos(), TRANSFORMS["center-crop"](16, flip=True), batch_size=train.batch_size, seed=0,
-        rank=distributed.rank(), world=distributed.world_size(),
-    )  # fmt: skip
-
-
-def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
-    """VQ-KD with an EMA codebook, k-means start and revival; the teacher is a fixed projection of patches."""
-    torch.manual_seed(0)
-    encoder = ENCODERS["vit"](8, image_size=16, patch_size=4, width=16, depth=1, heads=2)
-    quantizer = QUANTIZERS["vq"](
-        codebook_size=12, code_dim=8, decay=0.8, rescue="revive" if revive_after else None, rescue_after=revive_after
-    )
-    tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
-    teacher = torch.randn(3 * 4 * 4, 6)
-    updater = Updater(DistillationLoss(tokenizer), OPTIM, train, torch.device("cpu"))
-
-    def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
-        if not quantizer.initialised:
-            with torch.no_grad():
-                quantizer.initialise(tokenizer.encoder(images))
-        targets = nn.functional.unfold(images, 4, stride=4).transpose(1, 2) @ teacher
-        values = updater.update(number, [images, targets])
-        quantizer.after_step(number)
-        return values
-
-    return Training(updater, photo_batches(train), step)
-
-
-def adversarial_training(train: Train, adaptive: bool = False) -> Training:
-    """A tokenizer that reconstructs pixels under a discriminator which starts in the second step.
-
-    64 channels: a bias before a norm of one channel has no gradient but noise, which Adam would blow up.
-    """
-    torch.manual_seed(0)
-    encoder = ENCODERS["conv"](8, image_size=16, widths=[64, 64, 64], blocks=1, channels=8)
-    decoder = DECODERS["conv"](8, (4, 4), 16, widths=[64, 64, 64], blocks=1, channels=8)
-    quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, decay=0.8, init="uniform")
-    tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
-    gan = GAN(
-        discriminator=Component(name="patch", depth=1, width=32), optim=GENTLE, weight=0.5, adaptive=adaptive, start=1,
-        warmup=1, ramp=2, lecam=0.1,
-    )  # fmt: skip
-    adversary = Adversary(gan, train, torch.device("cpu"), 0)
-    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary))
-    updater = Updater(objective, GENTLE, train, torch.device("cpu"))
-
-    def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
-        values = update(updater, adversary, number, [images], images)
-        quantizer.after_step(number)
-        return values
-
-    return Training(updater, photo_batches(train), step, {"adversary": adversary})
-
-
-def proposal_training(train: Train, optim: Optim = OPTIM) -> Training:
-    """A masked proposal network on random tokens; without dropout, which is a rank's own."""
-    torch.manual_seed(0)
-    tokens = torch.randint(0, 12, (20, 16))
-    store: Any = SimpleNamespace(rows=20, views=1, labels=np.arange(20) % 3, batch=lambda rows, views: tokens[rows])
-    network = PROPOSALS["nar"](12, (4, 4), 3, width=16, depth=1, heads=2, mlp_width=32, dropout=0.0, label_drop=0.3)
-    nn.init.normal_(network.head.weight, std=0.02)  # not zero, so that the first gradient reaches every weight
-    updater = Updater(Likelihood(network), optim, train, torch.device("cpu"))
-    batches = TokenBatches(
-        store, batch_size=train.batch_size, seed=0, rank=distributed.rank(), world=distributed.world_size()
-    )
-
-    def step(number: int, batch: Any) -> dict[str, Any]:
-        return updater.update(number, [batch.indices, batch.labels, batch.seeds, torch.zeros(len(batch.seeds))])
-
-    return Training(updater, batches, step)
-
-
-def muon_training(train: Train) -> Training:
-    """The same network under Muon."""
-    return proposal_training(train, OPTIM.model_copy(update={"name": "muon", "muon_lr": 1e-2}))
-
-
-TRAININGS = {"tokenizer": tokenizer_training, "adversarial": adversarial_training, "proposal": proposal_training}
-if hasattr(torch.optim, "Muon"):
-    TRAININGS["muon"] = muon_training
-# each micro-batch has a ratio of gradients of its own, so these are compared on whole batches only
-ADAPTIVE = {"adaptive": lambda train: adversarial_training(train, adaptive=True)}
-# ranks that disagree on which codes are dead would wait for each other, so the negative control revives none
-UNREVIVED = {"unrevived": lambda train: tokenizer_training(train, revive_after=None)}
 
 
 def train(folder: Path, name: str, after: Callable[[int], None] = lambda number: None, **keys: Any) -> State:
     """Weights, codebook and averages at the end."""
     folder.mkdir(exist_ok=True)
-    updater, batches, step, others = (TRAININGS | UNREVIVED | ADAPTIVE)[name](settings(**keys))
+    updater, batches, step, others = (TRAININGS | UNREVIVED | ADAPTIVE | SHARDED)[name](settings(**keys))
 
     def stopping(number: int, batch: Any) -> dict[str, Any]:
         values = step(number, batch)
@@ -180,10 +35,11 @@ def train(folder: Path, name: str, after: Callable[[int], None] = lambda number:
         return values
 
     loop.run(folder, updater.train, 0, batches=batches.from_step, step=stopping, parts={"updater": updater, **others})
-    assert updater.average is not None
-    averages = {f"average of {k}": v for k, v in updater.average.shadow.items()}
-    states = [updater.module.state_dict(), averages, *(each.state_dict()["module"] for each in others.values())]
-    return {k: v.clone() for state in states for k, v in state.items()}
+    with updater.whole():
+        states = {k: v.clone() for k, v in updater.module.state_dict().items()}
+    with updater.weights():
+        averages = {f"average of {k}": v.detach().clone() for k, v in updater.module.named_parameters()}
+    return states | averages | {k: v for each in others.values() for k, v in each.state_dict()["module"].items()}
 
 
 def signal_to_rank_1(number: int) -> None:
@@ -191,9 +47,9 @@ def signal_to_rank_1(number: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def interrupted(folder: Path, name: str) -> str:
+def interrupted(folder: Path, name: str, after: Callable[[int], None] = signal_to_rank_1, **keys: Any) -> str:
     try:
-        train(folder, name, signal_to_rank_1)
+        train(folder, name, after, **keys)
     except Interrupted as error:
         return str(error)
     return "not interrupted"
@@ -248,13 +104,49 @@ def rank_main(rank: int, root: str) -> None:
         results[name] = train(folder / name, name)
         results[f"{name} in micro-batches"] = train(folder / f"{name}-micro", name, accumulate=2)
         results[f"{name} interrupted"] = interrupted(folder / f"{name}-interrupted", name)
+    for name in TRAININGS | ADAPTIVE | SHARDED:
+        results[f"{name} sharded"] = train(folder / f"{name}-sharded", name, parallel="fsdp")
+    for name in TRAININGS:
+        results[f"{name} sharded, in micro-batches"] = train(
+            folder / f"{name}-sharded-micro", name, parallel="fsdp", accumulate=2
+        )
+        results[f"{name} sharded, interrupted"] = interrupted(folder / f"{name}-parts", name, parallel="fsdp")
     results["adaptive"] = train(folder / "adaptive", "adaptive")
     results["unrevived"] = train(folder / "unrevived", "unrevived")
     results["broken"] = without_all_reduce(folder / "broken")
     results["tokenizer poisoned"] = poisoned(folder / "poisoned")
     results["refused"] = refused(folder / "tokenizer")
+    results["memory"] = {
+        parallel: memory(folder / f"memory-{parallel}", parallel=parallel, precision="bfloat16")
+        for parallel in ("ddp", "fsdp")
+    }
+    dist.destroy_process_group()
+    from_two_to_one_to_two(folder, rank, results)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def from_two_to_one_to_two(folder: Path, rank: int, results: dict[str, Any]) -> None:
+    """Trainings that two ranks stopped go on as one process for a step, and then as two ranks again."""
+    if rank == 0:
+        os.environ["WORLD_SIZE"] = "1"
+        for name in TRAININGS:
+            interrupted(
+                folder / f"{name}-parts", name, lambda number: os.kill(os.getpid(), signal.SIGTERM), parallel="fsdp"
+            )
+        os.environ["WORLD_SIZE"] = "2"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/again", rank=rank, world_size=2)
+    for name in TRAININGS:
+        results[f"{name} sharded, 2 -> 1 -> 2"] = train(folder / f"{name}-parts", name, parallel="fsdp")
+
+
+def memory(folder: Path, **keys: Any) -> dict[str, int]:
+    """What a rank keeps after a step of a proposal network."""
+    folder.mkdir(exist_ok=True)
+    updater, batches, step, _ = proposal_training(settings(**keys))
+    step(0, next(batches.from_step(0)))
+    assert all(own(p).dtype == torch.float32 for p in updater.parallel.module.parameters())
+    return updater.memory()
 
 
 @pytest.fixture(scope="module")
@@ -271,16 +163,16 @@ def ranks(root: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
-    return {name: train(tmp_path_factory.mktemp("alone"), name) for name in TRAININGS | UNREVIVED | ADAPTIVE}
+    return {name: train(tmp_path_factory.mktemp("alone"), name) for name in TRAININGS | UNREVIVED | ADAPTIVE | SHARDED}
 
 
 def assert_close(a: State, b: State, near: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=near, rtol=near)
 
 
-def precision(name: str) -> float:
-    """Muon rounds to bfloat16 what ranks sum up in another order: 0.4 % of steps of 1e-2."""
-    return 2e-4 if name == "muon" else 1e-5
+def precision(name: str, parts: bool = False) -> float:
+    """Muon rounds to bfloat16 what ranks sum up in another order: 0.4 % of steps of 1e-2; products over parts, up to a step of 5."""
+    return (1e-2 if parts else 2e-4) if name == "muon" else 1e-5
 
 
 @pytest.mark.parametrize("how", ["", " in micro-batches"])
@@ -289,6 +181,39 @@ def test_two_ranks_equal_one_process_on_the_same_batches(
     ranks: list[dict[str, Any]], alone: dict[str, State], name: str, how: str
 ) -> None:
     assert_close(ranks[0][name + how], alone[name], precision(name))
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, *ADAPTIVE, *SHARDED])
+def test_two_ranks_that_each_keep_a_part_equal_one_process(
+    ranks: list[dict[str, Any]], alone: dict[str, State], name: str
+) -> None:
+    for rank in ranks:
+        assert_close(rank[f"{name} sharded"], alone[name], precision(name, parts=True))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_micro_batches_of_parts_equal_one_process(
+    ranks: list[dict[str, Any]], alone: dict[str, State], name: str
+) -> None:
+    assert_close(ranks[0][f"{name} sharded, in micro-batches"], alone[name], precision(name, parts=True))
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_parts_go_on_as_a_whole_and_as_parts_again(
+    root: Path, ranks: list[dict[str, Any]], alone: dict[str, State], name: str
+) -> None:
+    assert ranks[0][f"{name} sharded, interrupted"].split(": ")[1].startswith("interrupted after step 3 of 5")
+    assert_close(ranks[0][f"{name} sharded, 2 -> 1 -> 2"], alone[name], precision(name, parts=True))
+    written = [path.name for path in (root / f"{name}-parts").glob("state*")]
+    assert sorted(written) == ["state-00000005.parts", "state.pt"]  # older parts are gone
+
+
+def test_each_rank_keeps_its_part_in_float32(ranks: list[dict[str, Any]]) -> None:
+    whole, parts = (ranks[0]["memory"][parallel] for parallel in ("ddp", "fsdp"))
+    both = {name: sum(each["memory"]["fsdp"][name] for each in ranks) for name in whole}
+    assert all(whole[name] > 10_000 for name in whole)
+    assert both == pytest.approx(whole, rel=0.01)  # a step counter of each parameter is on every rank
+    assert parts == pytest.approx({name: size / 2 for name, size in whole.items()}, rel=0.03)  # odd rows
 
 
 def test_two_ranks_weigh_an_adversary_as_one_process_does(ranks: list[dict[str, Any]], alone: dict[str, State]) -> None:

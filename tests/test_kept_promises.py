@@ -32,7 +32,7 @@ def test_the_average_of_weights_warms_up() -> None:
     module = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         module.weight.zero_()
-    average = Average(module, 0.9999)
+    average = Average(dict(module.named_parameters()), 0.9999)
     with torch.no_grad():
         module.weight.fill_(1.0)
     average.update(0)  # (1 + 0) / (10 + 0) of the old remains

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tokcli import distributed
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
+from tokcli.training.finite import NonFinite
 from tokcli.training.optimizers import parameter_groups
-from tokcli.training.updater import NonFinite, Updater, learning_rate
+from tokcli.training.updater import Updater, learning_rate
 
 CPU = torch.device("cpu")
 

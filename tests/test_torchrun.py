@@ -35,8 +35,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made("tokenize", "--recipe", "toy/tokens", "--tokenizer", made_by, "--out", root / "k")
 
 
-def command(tokens: Path, out: Path) -> list[str]:
-    sets = ["proposal.dropout=0.0", f"train.steps={STEPS}", "train.save_every=1"]  # dropout is a rank's own
+def command(tokens: Path, out: Path, *more: str) -> list[str]:
+    sets = [*more, "proposal.dropout=0.0", f"train.steps={STEPS}", "train.save_every=1"]  # dropout is a rank's own
     given = ["train-proposal", "--recipe", "toy/proposal-nar", "--tokens", tokens, "--out", out, "--threads", 1]
     return [str(a) for a in given] + [part for each in sets for part in ("--set", each)]
 
@@ -120,16 +120,21 @@ def test_without_restarts_a_killed_rank_ends_the_job_and_the_repeated_command_go
     assert_as_alone(out, alone)
 
 
-def test_two_machines_train_as_one_process_does(tokens: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_machines_train_as_one_process_does(
+    tokens: Path, alone: dict[str, torch.Tensor], tmp_path: Path, parallel: str
+) -> None:
     out = tmp_path / "p"
     line = [
         *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"localhost:{free_port()}"),
-        *("-m", "tokcli", *command(tokens, out)),
+        *("-m", "tokcli", *command(tokens, out, f"train.parallel={parallel}")),
     ]  # fmt: skip
     with torchrun(*line) as first, torchrun(*line) as second:
         ends = [run.communicate(timeout=300) for run in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], ends
     assert sorted(said for said, _ in ends) == ["", f"{out}\n"]
+    assert ("MiB by rank: parameters " in ends[0][1] + ends[1][1]) == (parallel == "fsdp")
+    assert sorted(path.name for path in out.glob("state*")) == []
     assert_as_alone(out, alone)
 
 

@@ -42,11 +42,16 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return canonical_hash({key: value for key, value in manifest.items() if key != SEAL})
 
 
-NO_PART = ("max_bad", "workers")  # keys that say when a command stops or how it reads, and change nothing that it makes
+NO_PART = (
+    "max_bad",
+    "workers",
+    "keep",
+)  # keys that say when a command stops, how it reads or what it keeps meanwhile, and change nothing that it makes
 
 ADDED: dict[str, dict[str, Any]] = {
     "optim": {"name": "adamw", "muon_lr": None},
     "tokens": {"precision": "float32"},
+    "train": {"parallel": "ddp"},
 }  # keys that came later, with values for what was done before them
 
 

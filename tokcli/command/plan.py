@@ -141,10 +141,14 @@ def _memory(
         return None
     trainable, frozen = (sum(parameter_count(m, kind) for m in modules.values()) for kind in (True, False))
     # float32 weights, gradients and what the optimizers keep; averaged weights where the recipe keeps them
-    state = 4 * ((3 if train.ema else 2) * trainable + frozen + _moments(recipe, modules))
+    moments = _moments(recipe, modules)
+    state = 4 * ((3 if train.ema else 2) * trainable + frozen + moments)
+    on_disk = 4 * ((train.keep + 1) * ((2 if train.ema else 1) * trainable + moments) + trainable)
     samples = -(-train.batch_size // (GPUS * train.accumulate))
     found = {"state_bytes": state, "activation_bytes_per_sample": activations, "gpus": GPUS, "samples_at_once": samples}
-    return found | {"bytes_per_gpu": None if activations is None else state + samples * activations}
+    found["disk_bytes"] = on_disk
+    kept = state if train.parallel == "ddp" else (state - 4 * frozen) / GPUS + 4 * frozen
+    return found | {"bytes_per_gpu": None if activations is None else kept + samples * activations}
 
 
 def _moments(recipe: Any, modules: Mapping[str, nn.Module | None]) -> int:
@@ -182,6 +186,9 @@ def _text(
             sample, gpu = memory["activation_bytes_per_sample"] / 2**30, memory["bytes_per_gpu"] / 2**30
             many = f"{memory['samples_at_once']} at once on each of {memory['gpus']} GPUs"
             lines.append(f"{said}, and up to {sample:.2g} GiB of activations a sample: {gpu:.1f} GiB with {many}")
+        lines.append(
+            f"# disk    {memory['disk_bytes'] / 2**30:.2f} GiB for saved states, one of them being written, and weights"
+        )
     train = getattr(recipe, "train", None)
     if isinstance(train, Train):
         lines.append(

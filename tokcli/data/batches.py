@@ -32,6 +32,11 @@ class Batch(NamedTuple):
     labels: Int[Tensor, " b"]
     indices: Int[Tensor, " b"]
 
+    @property
+    def numbers(self) -> Int[Tensor, " b"]:
+        """Of its samples in the data."""
+        return self.indices
+
 
 class _Steps(Dataset[Any]):
     """Step -> (batch, what was bad in it), in whichever process asks."""

@@ -27,6 +27,11 @@ class TokenBatch(NamedTuple):
     seeds: Int[Tensor, " b"]
     captions: Int[Tensor, " b"]
 
+    @property
+    def numbers(self) -> Int[Tensor, " b"]:
+        """Of its samples in the data."""
+        return self.rows
+
 
 class TokenBatches:
     """Endless batches of tokens in `TrainBatches`' order; the view is a function of (seed, epoch, row).

@@ -41,7 +41,11 @@ class Quantizer(nn.Module):
     """
 
     eager = True  # left out of torch.compile: chunked search and bookkeeping are faster so, and exact
+    replicated = (
+        True  # whole on every rank, also where other parts are sharded: codes change outside of the forward pass
+    )
     init_after = 0  # training steps before `initialise` is wanted
+    starts_once = True  # whether codes that were initialised are never initialised again
     discrete = True  # False only for the yardstick without codes
     usage_window = 100  # steps that `health` looks back
     # buffers that an exported tokenizer leaves out

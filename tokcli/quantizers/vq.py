@@ -122,7 +122,8 @@ class VQ(Quantizer):
                     got=f"{value} and {rescue}",
                     next="Leave it out, or set quantizer.rescue to revive",
                 )
-        self.rescue = rescue
+        self.rescue, self.starts_once = rescue, rescue != "kmeans"
+        self._warmed = False  # known to be initialised for good
         self.rescue_after = defaults["rescue_after"] if rescue_after is None else rescue_after
         self.rescue_below = defaults["rescue_below"] if rescue_below is None else rescue_below
         self.init_after = init_after if init == "kmeans" else 0
@@ -160,7 +161,12 @@ class VQ(Quantizer):
     @property
     def warming(self) -> bool:
         """Whether features still pass unquantized: k-means is to come, `init_after` steps from the start."""
-        return self.init_after > 0 and not self.initialised and int(self.steps) < self.init_after
+        if self.init_after == 0 or self._warmed:
+            return False
+        self._warmed = self.starts_once and bool(
+            self.initialised
+        )  # the answer is on the device: asked no more than needed
+        return not self.initialised and int(self.steps) < self.init_after
 
     def table(self) -> Float[Tensor, "k d"]:
         """All codes as they are compared and returned."""

@@ -74,9 +74,12 @@ class Train(Section):
         accumulate: micro-batches per update; must divide the batch size.
         precision: precision of matrix products and convolutions. Weights, quantizers and losses stay in float32.
         compile: run the networks with torch.compile.
+        parallel: how the ranks of a job share a network: a copy on each (`ddp`), or a part of its weights, gradients and optimizer
+            state on each (`fsdp`), for networks larger than the memory of one device. A single process reads it as `ddp`.
         ema: decay of averaged weights, which are then measured and saved; null: weights are not averaged.
         log_every: number of steps between two lines of the log.
         save_every: number of steps between two saved states, from which an interrupted training resumes.
+        keep: number of saved states that are kept, the newest ones.
     """
 
     steps: int = Field(ge=1)
@@ -84,9 +87,11 @@ class Train(Section):
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     ema: float | None = Field(None, gt=0, lt=1)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
+    keep: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> "Train":

@@ -10,6 +10,7 @@ from tokcli.errors import TokError
 from tokcli.files import sha256
 from tokcli.progress import passing
 from tokcli.terminal import as_json, printable
+from tokcli.training.evidence import show_evidence
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def describe(path: Path) -> str:
         *(printable(f"  {role:<12}{entry['id']}  {entry['path']}") for role, entry in found["inputs"].items()),
         "",
     ]
+    lines += show_evidence(path)
     made = found["provenance"]
     lines += [
         "made by",

@@ -335,13 +335,13 @@ def _train(
         epoch=batches.epoch,
         live=("loss", *recipe.loss),
     )
-    if not distributed.is_main():
-        return Artifact(draft.path, draft.manifest)
     measured = {}
     with updater.weights():
-        save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
-        write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-        if held_out:
-            measured = measure_decoder(tokenizer, decoder, shown, device, size=size)
-        decoder_preview(tokenizer, decoder, shown, device, size, draft.path / "preview.png")
-    return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)
+        if distributed.is_main():
+            save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
+            write_text(draft.path / "recipe.yaml", to_yaml(recipe))
+            measured = measure_decoder(tokenizer, decoder, shown, device, size=size) if held_out else {}
+            decoder_preview(tokenizer, decoder, shown, device, size, draft.path / "preview.png")
+    if distributed.is_main():
+        return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)
+    return Artifact(draft.path, draft.manifest)

@@ -312,13 +312,16 @@ def _train(
         else:
             condition = batch.labels if proposal.classes else torch.full_like(batch.labels, -1)
         progress = torch.full((len(batch.seeds),), number / recipe.train.steps)
-        tensors = (batch.indices, condition, batch.seeds, progress)
-        return updater.update(number, [t.to(device, non_blocking=True) for t in tensors])
+        given = (batch.indices, condition, batch.seeds, progress)
+        return updater.update(number, [t.to(device, non_blocking=True) for t in given])
+
+    def measure() -> dict[str, float]:
+        tokens = stored_tokens(judged, recipe.train.eval_images, theirs, judged_captions)
+        return measure_proposal(proposal, tokens, device, mask_ratio=MASK_RATIO)
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            tokens = stored_tokens(judged, recipe.train.eval_images, theirs, judged_captions)
-            return measure_proposal(proposal, tokens, device, mask_ratio=MASK_RATIO)
+            return measure()
 
     seconds = loop.run(
         draft.path,
@@ -331,15 +334,15 @@ def _train(
         epoch=batches.epoch,
         rates={"tokens_per_second": proposal.tokens, "flop_per_second": proposal.flops()},
     )
+    measured = {}
+    with updater.weights():
+        if distributed.is_main():
+            save_tensors(draft.path / loading.WEIGHTS, proposal.state_dict())
+            measured = measure() if held_out else {}
+            write_text(draft.path / "recipe.yaml", to_yaml(recipe))
     if not distributed.is_main():
         return Artifact(draft.path, draft.manifest)
-    with updater.weights():
-        save_tensors(draft.path / loading.WEIGHTS, proposal.state_dict())
-    write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-    measured = {}
-    if held_out:
-        measured = evaluate(recipe.train.steps)
-        draft.manifest["provenance"]["val"] = reference(held_out)
+    draft.manifest["provenance"] |= {"val": reference(held_out)} if held_out else {}
     made = _facts(recipe, facts, proposal)
     made["text_sha256"] = captions.tower.sha256 if isinstance(captions, FeatureTable) else None
     if by_class:

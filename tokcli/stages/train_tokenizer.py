@@ -276,19 +276,23 @@ def _train(
 def _step(
     method: Method, recipe: TokenizerRecipe, updater: Updater, batches: TrainBatches
 ) -> Callable[[int, Batch], dict[str, Any]]:
-    quantizer, warned = method.tokenizer.quantizer, False
+    quantizer, warned, ready = method.tokenizer.quantizer, False, False
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
+        nonlocal warned, ready
         images = unit(batch.images, method.device)
-        if not quantizer.initialised and number >= quantizer.init_after:
-            method.initialise(batches.from_step(number))
+        if not ready and not quantizer.initialised and number >= quantizer.init_after:
+            with updater.whole():
+                method.initialise(batches.from_step(number))
+        # asked once: the answer is on the device
+        ready = ready or (quantizer.starts_once and bool(quantizer.initialised))
         if method.tokenizer.perturb is not None:
             method.tokenizer.perturb.begin(number)
         terms = method.update(updater, number, method.inputs(batch, images), images)
-        quantizer.after_step(number)
+        with updater.guarding(quantizer):
+            quantizer.after_step(number)
         if (number + 1) % recipe.train.log_every and number + 1 < recipe.train.steps:
             return terms
-        nonlocal warned
         health = quantizer.health()
         settled = number >= quantizer.init_after + 2 * quantizer.usage_window
         if quantizer.discrete and settled and health["codebook_usage"] < USAGE_FLOOR and not warned:

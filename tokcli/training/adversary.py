@@ -44,7 +44,8 @@ class Adversary:
 
     Args:
         gan: the recipe's section.
-        train: the decoder's section; steps, batch size, micro-batches and arithmetic are shared.
+        train: the decoder's section; steps, batch size, micro-batches and arithmetic are shared. Each rank
+            has a copy of the discriminator.
         device: where it runs; "meta" for its parameter count.
         seed: of its first weights.
         weights: files given by flags, for one made of a pretrained network; None: random ones, for plans.
@@ -56,7 +57,7 @@ class Adversary:
         self.gan = gan
         self.discriminator = build.build_discriminator(gan.discriminator.model_dump(), weights, seed).to(device)
         self.objective = Discrimination(self.discriminator, gan.lecam).to(device)
-        shared = train.model_copy(update={"ema": None})
+        shared = train.model_copy(update={"ema": None, "parallel": "ddp"})
         self.updater = Updater(self.objective, gan.optim, shared, device, "gan.optim")
         self.active, self.scale = False, torch.zeros((), device=device)
 
@@ -84,6 +85,10 @@ class Adversary:
         """Whether the discriminator is trained in a step."""
         return step >= self.gan.start - self.gan.warmup
 
+    def saved_bytes(self) -> int:
+        """Of the saved state."""
+        return self.updater.saved_bytes()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return self.updater.state_dict()
@@ -110,6 +115,7 @@ def update(
     """
     if adversary is not None:
         adversary.begin(step)
+        adversary.updater.watch = updater.watch  # both update, or neither
     terms = updater.gradients(step, inputs)
     decoded = terms.pop("decoded")
     judged: Mapping[str, Tensor] = {}
@@ -120,5 +126,6 @@ def update(
     if adversary is not None and learns:
         adversary.updater.apply(step)
         if adversary.objective.lecam is not None:
-            adversary.objective.lecam.observe(judged["logit_real"], judged["logit_fake"])
+            with updater.guarding(adversary.objective.lecam):
+                adversary.objective.lecam.observe(judged["logit_real"], judged["logit_fake"])
     return terms | {name: value for name, value in judged.items() if name not in ("loss", "gradient_norm")}

@@ -1,37 +1,24 @@
-"""Averaged weights: an exponential moving average, in whose place a network can be measured."""
+"""Averaged weights: an exponential moving average."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Average:
-    """Exponential moving average of a module's trainable parameters, with a warm-up of the decay: min(decay, (1+t)/(10+t))."""
+    """Exponential moving average of parameters by name, with a warm-up of the decay: min(decay, (1+t)/(10+t))."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.live = decay, dict(live)
         self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the averages towards the live parameters."""
+    def update(self, step: int, stopped: Tensor | None = None) -> None:
+        """Move the averages towards the live parameters, unless `stopped` holds a 1.0."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.live.values()), weight)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """The module holds the averages inside this context, its live parameters outside."""
-        backup = {name: p.detach().clone() for name, p in self.live.items()}
-        self._copy(self.shadow)
-        try:
-            yield
-        finally:
-            self._copy(backup)
-
-    @torch.no_grad()
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        for name, p in self.live.items():
-            p.copy_(values[name])
+        shadow, live = list(self.shadow.values()), list(self.live.values())
+        if stopped is None:
+            torch._foreach_lerp_(shadow, live, weight)
+        else:
+            torch._foreach_lerp_(shadow, live, [weight * (1 - stopped)] * len(live))

@@ -11,11 +11,16 @@ from tokcli.errors import TokError
 
 def compile_module(module: nn.Module) -> Callable[..., Any]:
     """torch.compile, with the parts that are marked `eager` left as they are."""
+    keep_eager_parts(module)
+    compiled: Callable[..., Any] = torch.compile(module)  # type: ignore[assignment]
+    return compiled
+
+
+def keep_eager_parts(module: nn.Module) -> None:
+    """Leave the parts that are marked `eager` out of what is compiled from now on."""
     for part in module.modules():
         if getattr(part, "eager", False):
             part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
-    compiled: Callable[..., Any] = torch.compile(module)  # type: ignore[assignment]
-    return compiled
 
 
 def check_compiler(where: str, device: torch.device) -> None:

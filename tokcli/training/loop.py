@@ -11,14 +11,15 @@ import torch
 from tqdm import tqdm
 
 from tokcli import distributed
-from tokcli.data.randomness import seed_of
 from tokcli.device.precision import tensor_cores
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Train
+from tokcli.training.evidence import EVIDENCE, dropout_seed, write_evidence
+from tokcli.training.finite import NonFinite
 from tokcli.training.journal import RATE, Journal
 from tokcli.training.signals import StopSignal
-from tokcli.training.state import Stateful, load_state, save_state
-from tokcli.training.updater import NonFinite
+from tokcli.training.state import Stateful, load_state, require_disk, save_state
+from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
 
@@ -30,7 +31,7 @@ def run(
     *,
     batches: Callable[[int], Iterator[Any]],
     step: Callable[[int, Any], dict[str, Any]],
-    parts: dict[str, Stateful],
+    parts: Mapping[str, Stateful],
     evaluate: Callable[[int], dict[str, float]] | None = None,
     epoch: Callable[[int], float] | None = None,
     live: tuple[str, ...] = ("loss",),
@@ -64,8 +65,11 @@ def run(
     def due(done: int) -> bool:
         return bool(evaluate and every and done % every == 0 and 0 < done < train.steps)
 
+    updater = next((part for part in parts.values() if isinstance(part, Updater)), None)
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds
+    if distributed.is_main():
+        require_disk(folder, parts, train.keep)
     journal = Journal(folder, first) if distributed.is_main() else None
     if first:
         log.info("%s: goes on at step %d of %d", folder, first, train.steps)
@@ -91,22 +95,36 @@ def run(
                     if journal:
                         journal.write(number, {f"val/{name}": value for name, value in measured.items()})
                     window_start, window_steps = time.perf_counter(), 0
-                torch.manual_seed(seed_of(seed, "dropout", distributed.rank(), number))
+                torch.manual_seed(dropout_seed(seed, distributed.rank(), number))
+                batch: Any = None
                 try:
                     batch = next(source)
                     with tensor_cores():
                         values = step(number, batch)
-                except NonFinite:
-                    save_state(folder, number, time.perf_counter() - started, parts)
+                    logged = (number + 1) % train.log_every == 0 or number + 1 == train.steps
+                    stopping = distributed.any_rank(stop.received is not None)
+                    saved = (
+                        stopping or due(number + 1) or (number + 1) % train.save_every == 0 or number + 1 == train.steps
+                    )
+                    if updater and (logged or saved):
+                        updater.look()
+                except NonFinite as found:
+                    save_state(folder, found.step, time.perf_counter() - started, parts, train.keep)
+                    if updater and found.norms is None:
+                        found, batch = _again(found, seed, updater, batches, step)
+                    write_evidence(folder, found, seed, batch.numbers)
                     raise TokError(
-                        f"step {number + 1}",
-                        f"loss or gradient is not finite (last finite at {number}), the state before it is kept in {folder}",
-                        next="Lower optim.lr or set optim.clip, and train into a new --out",
+                        f"step {found.step + 1}",
+                        f"loss or gradient is not finite (last finite at {found.step}), the state before it is kept in {folder}, "
+                        f"and what repeats it in {EVIDENCE}",
+                        next=f"Lower optim.lr or set optim.clip, and train into a new --out; tok show {folder} prints what happened",
                     ) from None
                 done = number + 1
                 window_steps += 1
                 bar.update()
-                if done % train.log_every == 0 or done == train.steps:
+                if number == first:
+                    say_memory(parts)
+                if logged:
                     values = distributed.means(values)
                     rate = window_steps * train.batch_size / (time.perf_counter() - window_start)
                     values |= {name: float(f"{rate * amount:.4g}") for name, amount in (rates or {}).items()}
@@ -116,9 +134,8 @@ def run(
                     shown = {name: f"{values[name]:.3g}" for name in live if name in values}
                     bar.set_postfix(shown | {"images/s": f"{rate:.0f}"}, refresh=False)
                     window_start, window_steps = time.perf_counter(), 0
-                stopping = distributed.any_rank(stop.received is not None)
-                if stopping or due(done) or done % train.save_every == 0 or done == train.steps:
-                    save_state(folder, done, time.perf_counter() - started, parts)
+                if saved:
+                    save_state(folder, done, time.perf_counter() - started, parts, train.keep)
                 if stopping:
                     raise Interrupted(
                         f"{folder}",
@@ -129,3 +146,32 @@ def run(
             if journal:
                 journal.close()
     return time.perf_counter() - started
+
+
+def _again(
+    found: NonFinite,
+    seed: int,
+    updater: Updater,
+    batches: Callable[[int], Iterator[Any]],
+    step: Callable[[int, Any], dict[str, Any]],
+) -> tuple[NonFinite, Any]:
+    """The step that was not finite once more, looked at at once: what is found, and its batch."""
+    updater.watch.again()
+    batch = next(batches(found.step))
+    torch.manual_seed(dropout_seed(seed, distributed.rank(), found.step))
+    try:
+        with tensor_cores():
+            step(found.step, batch)
+    except NonFinite as repeated:
+        return repeated, batch
+    return found, batch  # a device that computes otherwise this time
+
+
+def say_memory(parts: Mapping[str, Stateful]) -> None:
+    """Tell what each rank keeps of a network in parts."""
+    for part in parts.values():
+        if isinstance(part, Updater) and part.in_parts and distributed.active():
+            own = part.memory()
+            rows = distributed.all_gather_rows(torch.tensor([list(own.values())], dtype=torch.float64)) / 2**20
+            each = [f"{name} {', '.join(f'{v:.1f}' for v in c)}" for name, c in zip(own, rows.T.tolist(), strict=True)]
+            log.info("MiB by rank: %s", "; ".join(each))

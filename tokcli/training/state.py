@@ -1,21 +1,31 @@
 """The saved state of a training, from which it goes on, and the artifact that it ends in."""
 
+import logging
+import os
+import re
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from tokcli import distributed
 from tokcli.artifact.draft import Draft
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import read_checkpoint
 from tokcli.errors import TokError
-from tokcli.files import atomic_write
+from tokcli.files import atomic_write, require_space
+from tokcli.training.evidence import EVIDENCE
 from tokcli.training.journal import LOG
 
+log = logging.getLogger("tok")
+
 STATE = "state.pt"
+NUMBERED = "state-{:08d}"  # the stem of a state that is kept beside it, and of its parts
+NUMBER = re.compile(r"state-(\d{8,})\.(?:pt|parts)")
 
 
 @runtime_checkable
@@ -31,24 +41,115 @@ class Stateful(Protocol):
         ...
 
 
-def save_state(folder: Path, step: int, seconds: float, parts: dict[str, Stateful]) -> None:
-    """Write the run's state after `step` updates and `seconds` of training, atomically, by one rank."""
+@runtime_checkable
+class Weighed(Protocol):
+    """Something that knows how large its saved state will be."""
+
+    def saved_bytes(self) -> int:
+        """Over all ranks, after the first step."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """Something of whose state every rank may keep a part, saved as tensors by name."""
+
+    in_parts: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What this rank keeps."""
+        ...
+
+    def load_tensors(self, folder: Path, prefix: str) -> None:
+        """Continue from what `shards.write` wrote under names with that prefix."""
+        ...
+
+
+def save_state(folder: Path, step: int, seconds: float, parts: Mapping[str, Stateful], keep: int = 1) -> None:
+    """Write the run's state after `step` updates and `seconds` of training, atomically; all ranks call it.
+
+    Args:
+        keep: so many states remain. The newest is state.pt; where there are several, each has also its number in its name.
+    """
+    apart = _in_parts(parts)
+    beside = f"{NUMBERED.format(step)}.parts" if apart else None
+    if beside:
+        from tokcli.training import shards  # takes as long to import as the rest of torch
+
+        if distributed.is_main():
+            shutil.rmtree(folder / beside, ignore_errors=True)  # of a process that was killed
+        distributed.barrier()
+        tensors = {f"{name}/{key}": t for name, part in apart.items() for key, t in part.tensors().items()}
+        shards.write(folder / beside, tensors)
     if distributed.is_main():
         with atomic_write(folder / STATE) as tmp:
+            states = {name: part.state_dict() for name, part in parts.items() if name not in apart}
             try:
-                torch.save(
-                    {"step": step, "seconds": seconds, **{name: part.state_dict() for name, part in parts.items()}}, tmp
-                )
+                torch.save({"step": step, "seconds": seconds, "parts": beside, **states}, tmp)
             except RuntimeError as error:  # torch's zip writer reports a full disk this way
                 raise TokError(
                     str(folder / STATE),
                     "could not be written, the disk may be full",
                     next="Free some space and repeat the command: it resumes from the last state",
                 ) from error
+        _keep(folder, step, keep)
     distributed.barrier()
 
 
-def load_state(folder: Path, parts: dict[str, Stateful]) -> tuple[int, float]:
+def require_disk(folder: Path, parts: Mapping[str, Stateful], keep: int) -> None:
+    """Tell what disk a training needs before it starts: its states, one more while it is written, and the weights at the end.
+
+    Raises:
+        TokError: it is not free.
+    """
+    sizes = [part.saved_bytes() for part in parts.values() if isinstance(part, Weighed)]
+    files = [file.stat() for pattern in ("state*", "state*.parts/*") for file in folder.glob(pattern) if file.is_file()]
+    present = sum(
+        {file.st_ino: file.st_size for file in files}.values()
+    )  # state.pt has two names where several are kept
+    need = (keep + 1) * sum(sizes) + sum(size // 3 for size in sizes)  # weights are less than a third of a state
+    log.info(
+        "%s: takes up to %s of disk: %d saved states of %s, and the weights; %s are free",
+        folder, _size(need), keep + 1, _size(sum(sizes)), _size(shutil.disk_usage(folder).free),
+    )  # fmt: skip
+    if need > present:
+        how = "Free some space, lower train.keep, or choose another --out"
+        require_space(folder, need - present, "train.keep", next=how)
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _in_parts(parts: Mapping[str, Stateful]) -> dict[str, InParts]:
+    return {name: part for name, part in parts.items() if isinstance(part, InParts) and part.in_parts}
+
+
+def _keep(folder: Path, step: int, keep: int) -> None:
+    """Number the newest state where several are kept, and remove what is too old, or of a future that was given up."""
+    if keep > 1:
+        numbered = folder / f"{NUMBERED.format(step)}.pt"
+        numbered.unlink(missing_ok=True)
+        try:
+            os.link(folder / STATE, numbered)
+        except OSError:  # a file system without links
+            shutil.copyfile(folder / STATE, numbered)
+    known = {path: int(found.group(1)) for path in folder.iterdir() if (found := NUMBER.fullmatch(path.name))}
+    kept = sorted({number for number in known.values() if number <= step} | {step})[-keep:]
+    for path in [path for path, number in known.items() if number not in kept]:
+        forget(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a state, or its parts."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def load_state(folder: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]:
     """Restore a saved state if there is one; returns the number of updates done and the seconds they took."""
     path = folder / STATE
     if not path.exists():
@@ -58,8 +159,12 @@ def load_state(folder: Path, parts: dict[str, Stateful]) -> tuple[int, float]:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"checksum of {damaged}")
         state = read_checkpoint(path)
+        apart = _in_parts(parts)
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            if name not in apart:
+                part.load_state_dict(state[name])
+        for name, sharded in apart.items():
+            sharded.load_tensors(folder / state["parts"], f"{name}/")
         return int(state["step"]), float(state["seconds"])
     except (TokError, zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise TokError(
@@ -95,5 +200,7 @@ def complete(
     }
     extras = [name for name in ("recipe.yaml", LOG, "preview.png") if (draft.path / name).exists()]
     finished = draft.finish(facts, payload=["model.safetensors"], extras=extras, metrics=metrics, provenance=made)
-    (draft.path / STATE).unlink(missing_ok=True)
+    for path in draft.path.iterdir():
+        if path.name in (STATE, EVIDENCE) or NUMBER.fullmatch(path.name):
+            forget(path)
     return finished
