@@ -18,7 +18,7 @@ import pytest
 
 from tokcli.artifact import draft as drafts
 from tokcli.artifact.draft import Draft, begin, write_manifest
-from tokcli.artifact.manifest import MANIFEST, read_manifest
+from tokcli.artifact.manifest import BUILT, MANIFEST, SECTIONS, read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
@@ -80,6 +80,22 @@ def test_id_forgets_what_of_the_recipe_nobody_builds_upon(tmp_path: Path, make_a
         recipe=recipe | {"sample": {"temperature": 1.0, "batch_size": 2}, "train": {"workers": 4, "save_every": 3}},
     )
     assert a.id == b.id
+
+
+HOW = {"stage", "seed", "data", "optim", "train", "expects", "perturb", "learn_from_blank", "init_batches", "alignment"}
+JOBS = {"tokens", "eval", "viz"}  # what they ask for, payload and facts show
+
+
+def test_every_section_of_a_recipe_is_part_of_the_id_or_only_says_how_weights_and_files_came_about() -> None:
+    from tokcli.methods import METHODS, method_class
+    from tokcli.recipe.sections import Recipe
+    from tokcli.stages import evaluate, tokenize, train_decoder, train_proposal, viz_codebook
+
+    models: list[type[Recipe]] = [method_class(name).recipe_model for name in METHODS]
+    models += [train_decoder.DecoderRecipe, train_proposal.ProposalRecipe, tokenize.TokensRecipe]
+    models += [evaluate.EvalRecipe, viz_codebook.VizRecipe]
+    keys = {key for model in models for key in model.model_fields}
+    assert keys - {*BUILT, *SECTIONS} == HOW | JOBS, "a new section: does a network depend on it when it is loaded?"
 
 
 def test_id_forgets_the_paths_of_inputs_and_the_order_of_facts(tmp_path: Path, make_artifact: Make) -> None:

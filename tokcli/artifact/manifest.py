@@ -66,7 +66,19 @@ def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 
 # Sections of recipes that commands build upon.
-SECTIONS = ("condition", "decoder", "encoder", "gan", "loss", "proposal", "quantizer", "sample", "teacher")
+SECTIONS = (
+    "condition",
+    "decoder",
+    "encoder",
+    "feature_decoder",
+    "gan",
+    "loss",
+    "objective",
+    "proposal",
+    "quantizer",
+    "sample",
+    "teacher",
+)
 
 
 # What decides, beside these, what a network is; and keys of samples that change no image.
