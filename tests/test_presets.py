@@ -78,6 +78,25 @@ def test_a_folder_s_preset_is_said_recorded_and_gone_on_with(photos: Path, tmp_p
     assert dry("viz-codebook", "--tokenizer", files["tokenizer"])[0]["preset"]["name"] == SMALL
 
 
+def test_captions_that_the_preset_does_not_read_are_said(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for file in (photos / split).rglob("*.png"):
+            file.rename(photos / split / file.name)  # no classes
+            (photos / split / f"{file.stem}.txt").write_text("a picture\n")
+    files = {}
+    for command, *reads in (
+        ["train-tokenizer", "--data", photos / "train"],
+        ["tokenize", "--tokenizer"],
+        ["train-proposal", "--tokens"],
+    ):
+        plan, said = dry(command, *reads, *([] if len(reads) == 2 else files.values()))
+        (file := tmp_path / f"{plan['kind']}.json").write_text(json.dumps(plan))
+        files = {plan["kind"]: file}
+    assert "its images have captions and no classes: the network will be conditioned on nothing" in said
+    text = ["--set", "condition={name: text, tower: minilm, length: 32}"]
+    assert "on nothing" not in dry("train-proposal", "--tokens", tmp_path / "tokens.json", *text)[1]
+
+
 def test_a_decoder_takes_the_sizes_of_its_tokenizer(photos: Path, tmp_path: Path) -> None:
     plan, _ = dry("train-tokenizer", "--data", photos / "train")
     (tmp_path / "t.json").write_text(json.dumps(plan))

@@ -1,5 +1,6 @@
 """Tokens and captions of artifacts, as proposal networks train on them and are measured on them."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
 from tokcli.pretrained.text import build_text_tower
 from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
-from tokcli.proposals.conditions import Condition, TextCondition
+from tokcli.proposals.conditions import ClassCondition, Condition, TextCondition
 
+log = logging.getLogger("tok")
 CAPTIONS = "captions.jsonl"
 Table = BytePairTable | FeatureTable
 
@@ -60,6 +62,13 @@ def check_captions(condition: Condition, where: str, *, captioned: bool) -> None
             got="condition.name: text",
             next="Tokenize a data set with captions, or set condition.name=none",
         )
+
+
+def say_unread(condition: Condition, tokens: Artifact) -> None:
+    """Say of images that have captions and no classes, that a network of classes is conditioned on nothing."""
+    if isinstance(condition, ClassCondition) and not tokens.facts["classes"] and captioned(tokens):
+        how = "--set 'condition={name: text, tower: minilm, length: 32}'"
+        log.info("%s: its images have captions and no classes: the network will be conditioned on nothing. To condition it on captions: %s", tokens.path, how)  # fmt: skip
 
 
 class CaptionTables:

@@ -36,7 +36,7 @@ from tokcli.measure.predicting import MASK_RATIO, class_numbers, measure_proposa
 from tokcli.models.blocks import Grid
 from tokcli.pretrained.text_cache import FeatureTable
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Condition, NoCondition, Proposal, TextCondition
-from tokcli.proposals.training_tokens import CaptionTables, captioned, check_captions, open_store
+from tokcli.proposals.training_tokens import CaptionTables, captioned, check_captions, open_store, say_unread
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.recipe.yaml import to_yaml
@@ -117,6 +117,7 @@ def _check(
     facts = made_by.facts
     seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
     check_expected(recipe.expects, **plan.known(seen | {"classes": made_by.class_count}))
+    say_unread(_condition(recipe), made_by)
     if start:
         check_lineage(start, "--init", made_by, "--tokens")
         if start.facts["classes"] and start.facts["classes"] != facts["classes"]:
