@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tokcli import build
+from tokcli.artifact.draft import write_manifest
 from tokcli.cli import cli
 from tokcli.cli.recipes import check_file
 from tokcli.command.options import Options, Preset
@@ -18,6 +19,7 @@ from tokcli.command.presets import BASE, FEW, SMALL, choose_preset, preset_recor
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Component, Data
 from tokcli.recipe.yaml import find_recipe, preset_named, presets, read_yaml, recipe_files, recipe_name
+from tokcli.stages.show import describe
 from tokcli.stages.train_tokenizer import _settle_cache
 
 
@@ -135,6 +137,9 @@ def test_a_recipe_of_one_s_own_has_the_preset_of_its_input_or_none(
     assert preset_recorded(made) is None
     made.manifest["provenance"]["preset"] = {"name": "toy", "why": ""}
     assert with_preset(own, spec, made)[0].preset == Preset("toy", f"{made.path} was made by it")
+    assert "preset toy" not in describe(made.path)
+    write_manifest(made.path, made.manifest)
+    assert describe(made.path).endswith("\n  preset toy: ")
     made.manifest["provenance"]["preset"] = {"name": "../toy"}
     assert preset_recorded(made) is None
 

@@ -48,6 +48,8 @@ def describe(path: Path) -> str:
         printable(f"  {' '.join(made.get('command', ['?']))}"),
         printable(f"  {made.get('started', '?')}, {made.get('seconds', '?')} s, {made.get('device', '?')}"),
     ]
+    if isinstance(preset := made.get("preset"), dict):
+        lines.append(printable(f"  preset {preset.get('name')}: {preset.get('why')}"))
     return "\n".join(lines)
 
 
