@@ -84,14 +84,11 @@ def main(
     options: Options, *, mode: str | None, tokens: Path | None, val: Path | None, init: Path | None
 ) -> Artifact | Plan:
     """Train a proposal network; see `tok train-proposal --help`."""
-    name = f"proposal-{mode or 'ar'}"
-    if options.dry_run and tokens is None:
-        made_by, spec = None, data_spec(options)
-    else:
+    made_by = None
+    if tokens is not None or not options.dry_run:
         made_by = choose(options, "--tokens", tokens, ["tokens"], maker="tok tokenize")
-        spec = made_by.inputs["data"]["path"]
-    options, _ = with_preset(options, spec, made_by)
-    recipe = load_recipe(options, ProposalRecipe, name, FAMILIES)
+    options, _ = with_preset(options, made_by.inputs["data"]["path"] if made_by else data_spec(options), made_by)
+    recipe = load_recipe(options, ProposalRecipe, f"proposal-{mode or 'ar'}", FAMILIES)
     check_weights(options, weights_read(resolved(recipe)))
     start = _check(options, recipe, made_by, mode, init)
     held_out = _held_out(options, val, recipe, made_by) if made_by else None
