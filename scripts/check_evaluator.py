@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.evaluation.extractors import Extractor, load_extractors
 from tokcli.evaluation.published import read_images, read_npz
+from tokcli.measure.extractors import Extractor, load_extractors
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.neighbours import neighbours

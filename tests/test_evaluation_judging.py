@@ -14,7 +14,6 @@ from tokcli import loading
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.data.sources import open_source
-from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.reconstructions import Maps, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Against
@@ -22,6 +21,7 @@ from tokcli.evaluation.references import References
 from tokcli.evaluation.report_pictures import _like
 from tokcli.evaluation.token_numbers import _features, judge_proposal, judge_understanding
 from tokcli.files import sha256
+from tokcli.measure.extractors import Extractor
 from tokcli.metrics import METRICS
 from tokcli.metrics.dispatch import PerImage
 

@@ -55,6 +55,9 @@ def good_and_bad(takes):
     if takes in ("moments", "spatial_moments", "reconstruction_moments", "perturbed_moments"):
         x = noise(50, 4)
         return (moments(x), moments(x + 0.1)), (moments(x), moments(2 * x + 1))
+    if takes == "moments_beside_real":
+        x = noise(50, 4)
+        return (moments(x), moments(x + 0.2), moments(x + 0.1)), (moments(2 * x), moments(x + 0.2), moments(x + 0.1))
     if takes == "sets":
         return (noise(50, 4), noise(40, 4, seed=1)), (noise(50, 4), noise(40, 4, seed=1) + 1)
     if takes == "embeddings":

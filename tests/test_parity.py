@@ -7,9 +7,9 @@ from PIL import Image
 
 from tokcli.artifact.opening import Artifact
 from tokcli.command.options import Options
-from tokcli.evaluation.extractors import load_extractors
 from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.references import References
+from tokcli.measure.extractors import load_extractors
 from tokcli.metrics import frechet_distance
 from tokcli.metrics.fid import Moments
 from tokcli.pretrained import build_network

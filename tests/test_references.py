@@ -13,9 +13,9 @@ from tokcli.artifact.opening import open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.evaluation import published
-from tokcli.evaluation.extractors import Extractor, Seen, chosen, load_extractors, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.references import References
+from tokcli.measure.extractors import Extractor, Seen, chosen, load_extractors, look
 from tokcli.metrics import frechet_distance
 
 CPU = torch.device("cpu")

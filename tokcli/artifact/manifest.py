@@ -48,11 +48,12 @@ NO_PART = (
     "keep",
 )  # keys that say when a command stops, how it reads or what it keeps meanwhile, and change nothing that it makes
 
-ADDED: dict[str, dict[str, Any]] = {
+# Keys that came later, by their section, with values for what was done before them.
+ADDED: Mapping[str, Mapping[str, Any]] = {
     "optim": {"name": "adamw", "muon_lr": None},
     "tokens": {"precision": "float32"},
-    "train": {"parallel": "ddp"},
-}  # keys that came later, with values for what was done before them
+    "train": {"parallel": "ddp", "eval_extractors": []},
+}
 
 
 def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:

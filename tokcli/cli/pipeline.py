@@ -49,7 +49,7 @@ SHARDS = [
     help="Training method: vqkd (default), cluster, vqgan, fsq, cvq, llamagen or joint.",
 )
 @click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another tokenizer.")
-@with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, COMMON)
+@with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, INCEPTION_WEIGHTS, COMMON)
 def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, as_json: bool, **flags: Any) -> None:
     """Train an image tokenizer on a teacher's features (VQ-KD, Cluster) or on pixels (VQGAN and others)."""
     from tokcli.stages import train_tokenizer as stage
@@ -60,7 +60,7 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
 
 @click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
 @click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another decoder.")
-@with_options(TOKENIZER, DATA, VGG_WEIGHTS, COMMON)
+@with_options(TOKENIZER, DATA, VGG_WEIGHTS, INCEPTION_WEIGHTS, COMMON)
 def train_decoder(tokenizer: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
     """Train a decoder that turns the frozen codes of a tokenizer into pixels."""
     from tokcli.stages import train_decoder as stage

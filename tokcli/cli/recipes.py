@@ -68,7 +68,7 @@ def rehearse(recipe: Any) -> None:
     Raises:
         TokError: values that do not go together, as the command of its stage would say.
     """
-    from tokcli.evaluation.extractors import check_extractors
+    from tokcli.measure.extractors import check_extractors
     from tokcli.methods import method_class
     from tokcli.stages import train_decoder, train_proposal, train_tokenizer
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tokcli.artifact import plans
 from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
 from tokcli.command.options import EMBEDDED, Options
+from tokcli.data.sources import ImageSource, limited, open_source, sibling
 from tokcli.errors import TokError
 from tokcli.recipe.check import check
 from tokcli.recipe.overrides import override
@@ -45,7 +46,7 @@ log = logging.getLogger("tok")
 READERS = {  # of files of weights
     "teacher": "a teacher, or a tokenizer that has one as its encoder",
     "vgg": "network vgg16 (--set loss.perceptual.network=vgg16, of tok eval --set eval.lpips=true)",
-    "inception": "extractor inception (--set 'eval.extractors=[inception]')",
+    "inception": "extractor inception (tok eval --set 'eval.extractors=[inception]', of a training 'train.eval_extractors')",
     "text": "a network that reads captions by a tower, or tok eval with --set eval.clip_score=true",
     "language": "a network that starts from a language model (--set proposal.name=gpt2)",
 }
@@ -141,6 +142,15 @@ def data_spec(options: Options, recorded: str | None = None) -> str:
             return spec
     log.info("data: %s (embedded; --data names your own)", EMBEDDED)
     return EMBEDDED
+
+
+def held_out_beside(source: ImageSource, size: int, most: int) -> ImageSource | None:
+    """At most so many images of the val split beside a source, at `size` pixels; None, with a word, where there is none."""
+    spec = sibling(source.name, "val")
+    if spec is None:
+        log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
+        return None
+    return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)
 
 
 def check_weights(options: Options, read: Collection[str]) -> None:

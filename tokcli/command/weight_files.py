@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from tokcli.build import WEIGHTS_FLAGS
 from tokcli.losses.perceptual import lpips_file
+from tokcli.measure.extractors import expanded
 from tokcli.pretrained import network_file
 from tokcli.pretrained.published_weights import weights_entry
 from tokcli.pretrained.teachers import teacher_file
@@ -81,7 +82,10 @@ def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
 
 def weights_read(recipe: Mapping[str, Any]) -> set[str]:
     """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
-    return {flag for one in _read(recipe) for flag in one.flags}
+    judges = expanded(
+        _of(recipe, "train").get("eval_extractors", [])
+    )  # which measure, and change nothing that is trained
+    return {flag for one in _read(recipe) for flag in one.flags} | ({"inception"} & {*judges})
 
 
 def weights_inputs(

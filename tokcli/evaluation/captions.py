@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from tokcli.artifact.opening import Artifact
-from tokcli.evaluation.extractors import BATCH
 from tokcli.evaluation.records import Measurement
+from tokcli.measure.extractors import BATCH
 from tokcli.measure.previews import read_samples
 from tokcli.metrics import Takes
 from tokcli.metrics.dispatch import ask

@@ -12,8 +12,8 @@ from tokcli.command import compute
 from tokcli.command.compute import MICRO, Compute
 from tokcli.device.meta import on_meta
 from tokcli.evaluation.captions import CLIP
-from tokcli.evaluation.extractors import Extractor
 from tokcli.evaluation.reconstructions import LPIPS
+from tokcli.measure.extractors import Extractor, expanded
 from tokcli.pretrained import build_network
 from tokcli.pretrained.teachers import build_teacher
 from tokcli.proposals.any_order import DRAWS
@@ -43,7 +43,7 @@ def evaluation_cost(
         references: number of images of each other reference; None where it is unknown, or no images are read.
     """
     sizes = {a.facts["use_size"] for a, _ in given}
-    judges = {size: sum(_judge(name, size) for name in dict.fromkeys(settings.extractors)) for size in sizes}
+    judges = {size: sum(_judge(name, size) for name in expanded(settings.extractors)) for size in sizes}
     each = probes = others = 0.0
     uncounted = ["reading", "statistics of features"]
     for a, tokenizer in given:

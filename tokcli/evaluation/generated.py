@@ -1,37 +1,53 @@
 """Generated images against references: every metric that an extractor's one pass allows."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokcli.artifact.opening import Artifact
-from tokcli.evaluation.extractors import BATCH, Extractor, Seen, chosen, look
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
+from tokcli.measure.extractors import BATCH, PROTOCOLS, Extractor, Seen, chosen, look
 from tokcli.measure.previews import read_samples
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.bootstrap import WIDTH
 from tokcli.metrics.dispatch import ask
+from tokcli.metrics.fid import Moments
 from tokcli.metrics.inception_score import SPLITS
 from tokcli.metrics.neighbours import K_COVERAGE, neighbours
 from tokcli.metrics.reported import Reported
 from tokcli.progress import passing
 
 log = logging.getLogger("tok")
-SERVES: tuple[Takes, ...] = ("moments", "spatial_moments", "sets", "neighbours", "logits")
+SERVES: tuple[Takes, ...] = ("moments", "spatial_moments", "moments_beside_real", "sets", "neighbours", "logits")
 Roles = Callable[[Extractor], tuple[str, ...]]
+
+
+class HeldOut(NamedTuple):
+    """Real images that the networks were not trained on.
+
+    Args:
+        id: of the data set.
+        seen_by: an extractor's view of them.
+    """
+
+    id: str
+    seen_by: Callable[[Extractor], Reference]
 
 
 def judge_samples(
     a: Artifact,
-    extractors: Iterable[Extractor],
+    extractors: Sequence[Extractor],
     references: Callable[[Extractor], list[Reference]],
     roles: Roles,
     device: torch.device,
     *,
+    held_out: HeldOut | None = None,
+    protocols: Sequence[str] = (),
     manifold: int,
     bootstrap: int,
 ) -> list[Measurement]:
@@ -40,6 +56,8 @@ def judge_samples(
     Args:
         references: the references that an extractor has.
         roles: those that an extractor had in the lineage's training.
+        held_out: real images beside which generated ones stand where a reference is of others; None: no such metrics.
+        protocols: names of several extractors that the recipe asks for.
         manifold: images at most that neighbours and kernels compare; 0: none of those metrics.
         bootstrap: resampled sets behind the intervals of Fréchet distances; 0: no intervals.
 
@@ -62,8 +80,12 @@ def judge_samples(
             views.append(View("logits", (seen.logits,), number))
         for reference in references(extractor):
             views += _views(seen, part if manifold else None, reference)
+            views += _beside_real(seen, reference, held_out) if held_out else []
         for view in views:
             found += _asked(view, extractor, seen.features, bootstrap, roles(extractor))
+    called = {extractor.asked: extractor.name for extractor in extractors}
+    for name in protocols:
+        found += _over(found, name, [called[one] for one in PROTOCOLS[name]])
     return found
 
 
@@ -75,12 +97,14 @@ class View(NamedTuple):
         given: the metrics' arguments.
         images: generated ones in it.
         against: the real images, how many of how many.
+        by: what else the numbers are of, in words.
     """
 
     takes: Takes
     given: tuple[Any, ...]
     images: int
     against: Against | None = None
+    by: str | None = None
 
 
 def _views(seen: Seen, part: Tensor | None, reference: Reference) -> Iterator[View]:
@@ -101,6 +125,41 @@ def _views(seen: Seen, part: Tensor | None, reference: Reference) -> Iterator[Vi
         yield View("neighbours", (neighbours(real, part),), len(part), compared)
 
 
+def _beside_real(seen: Seen, reference: Reference, held_out: HeldOut) -> Iterator[View]:
+    """What compares generated images, and as many held-out ones, with other real images; nothing where these are the held-out ones."""
+    if len(seen.features) < 2 or reference.against.id == held_out.id:
+        return
+    real = held_out.seen_by(seen.extractor)
+    n = 0 if real.features is None else min(len(seen.features), len(real.features))
+    if real.features is not None and n > 1:
+        sets = [_some(seen.features, n, seen.moments.name), _some(real.features, n, real.gaussian.name)]
+        beside = f"over that of as many images of {real.against.name} ({real.against.id})"
+        yield View("moments_beside_real", (*sets, reference.gaussian), n, reference.against, beside)
+
+
+def _some(features: Tensor, number: int, name: str) -> Moments:
+    """Moments of so many images, at random."""
+    moments = Moments(name)
+    moments.update(features[list(chosen(len(features), number))])
+    return moments
+
+
+def _over(found: Sequence[Measurement], protocol: str, names: Sequence[str]) -> Iterator[Measurement]:
+    """One number of those of a protocol's extractors, of every metric that says how, for each reference that all have."""
+    groups: dict[tuple[str, Any], dict[str, Measurement]] = {}
+    for m in found:
+        if m.what.declared.over_extractors is not None and m.what.extractor in names:
+            groups.setdefault((m.what.metric, m.against), {})[str(m.what.extractor)] = m
+    for (key, _), of in groups.items():
+        if len(of) == len(names):
+            make, first = METRICS[key].over_extractors, of[names[0]]
+            assert make is not None
+            roles = tuple(dict.fromkeys(role for m in of.values() for role in m.involved))
+            by = "; ".join(filter(None, (first.by, f"over {', '.join(names)}")))
+            value = make([m.value for m in of.values()])
+            yield replace(first, what=Reported(key, protocol), value=value, by=by, involved=roles)
+
+
 def _asked(
     view: View, extractor: Extractor, kept: Tensor, bootstrap: int, involved: tuple[str, ...]
 ) -> Iterator[Measurement]:
@@ -119,6 +178,7 @@ def _asked(
             number.value,
             view.images,
             against=view.against,
+            by=view.by,
             interval=interval,
             deviation=number.deviation,
             involved=involved,

@@ -23,8 +23,7 @@ from tokcli.evaluation import captions, generated, reconstructions, token_number
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.captions import CLIP, Captions
 from tokcli.evaluation.drawn import asked_for, mode_of
-from tokcli.evaluation.extractors import Extractor, load_extractors
-from tokcli.evaluation.generated import judge_samples
+from tokcli.evaluation.generated import HeldOut, judge_samples
 from tokcli.evaluation.lineage import ancestry, involved
 from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder
 from tokcli.evaluation.records import Measured, Measurement
@@ -32,6 +31,7 @@ from tokcli.evaluation.references import RESIZED, References
 from tokcli.evaluation.teacher_at_hand import teacher_of
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
+from tokcli.measure.extractors import PROTOCOLS, Extractor, load_extractors
 from tokcli.metrics import METRICS
 from tokcli.models import Tokenizer
 from tokcli.recipe.sections import Perturbed
@@ -303,19 +303,23 @@ class Judge:
         if a.facts.get("edit"):
             log.warning("%s: edits of a picture are not compared with a data set", a.path)
             return []
+        size, held_out = a.facts["use_size"], self.held_out(a)
         found = judge_samples(
             a,
             self.extractors,
-            lambda e: self.references.of(e, a.facts["use_size"], a.facts.get("padding")),
+            lambda e: self.references.of(e, size, a.facts.get("padding")),
             self._roles(a),
             self.device,
+            held_out=HeldOut(held_out.id, lambda e: self.references.images(held_out, e, size)),
+            protocols=[name for name in self.settings.extractors if name in PROTOCOLS],
             manifold=self.settings.manifold,
             bootstrap=self.settings.bootstrap,
         )
         if self.clip is not None:
             found += self.clip(a, involved(self._lineage[a.id], CLIP, self.clip.images.sha256))
         by = asked_for(a.recipe.get("sample", {}))
-        return [replace(m, by=by, what=replace(m.what, mode=mode_of(a))) for m in found]
+        both = lambda m: "; ".join(filter(None, (m.by, by))) or None  # noqa: E731
+        return [replace(m, by=both(m), what=replace(m.what, mode=mode_of(a))) for m in found]
 
     def decode(self, decoder: Artifact, images: UInt8[Tensor, "b 3 s s"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images through a decoder's tokenizer and back."""

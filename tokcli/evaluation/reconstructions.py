@@ -15,12 +15,12 @@ from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
-from tokcli.evaluation.extractors import Extractor, Seen, look
 from tokcli.evaluation.generated import Roles
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
 from tokcli.losses.perceptual import lpips_heads
 from tokcli.measure.decoding import reconstruct, reconstruct_perturbed
+from tokcli.measure.extractors import Extractor, Seen, look
 from tokcli.metrics import Takes
 from tokcli.metrics.dispatch import PerImage, ask
 from tokcli.metrics.reported import Reported

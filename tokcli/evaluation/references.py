@@ -20,10 +20,10 @@ from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, open_source, padded, padding_of
 from tokcli.data.transforms import Padding, evaluation_transform
 from tokcli.errors import TokError
-from tokcli.evaluation.extractors import Extractor, Seen, chosen, look
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
 from tokcli.files import sha256
+from tokcli.measure.extractors import Extractor, Seen, chosen, look
 from tokcli.metrics.fid import Gaussian
 from tokcli.progress import passing
 from tokcli.recipe.ranges import MAX_PIXELS

@@ -13,9 +13,9 @@ from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import evaluation_transform
-from tokcli.evaluation.extractors import chosen
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.measure import predicting, tokenizing
+from tokcli.measure.extractors import chosen
 from tokcli.measure.found import Judged
 from tokcli.metrics import Takes
 from tokcli.metrics.dispatch import ask

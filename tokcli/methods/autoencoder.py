@@ -19,7 +19,7 @@ from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.measure.decoding import measure_decoder
+from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.previews import decoder_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, ReconstructingRecipe
@@ -27,7 +27,7 @@ from tokcli.methods.reconstruction import PixelLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Component
+from tokcli.recipe.sections import GAN, Component, ReconstructedTrain
 from tokcli.training.adversary import Adversary
 
 
@@ -37,6 +37,7 @@ class PixelRecipe(ReconstructingRecipe):
     Args:
         loss: terms between images and reconstructions, each with its weight.
         gan: see `gan`; null: no discriminator.
+        train: see `train`.
     """
 
     method: Literal["vqgan", "fsq", "cvq", "llamagen"]
@@ -45,6 +46,7 @@ class PixelRecipe(ReconstructingRecipe):
     decoder: Component
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
+    train: ReconstructedTrain
 
 
 class Autoencoding(nn.Module):
@@ -89,6 +91,7 @@ class Pixels(Method):
         self.losses = build.build_losses(recipe.loss, weights, device)
         self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
         self.objective = Autoencoding(self.tokenizer, PixelLoss(self.losses, self.adversary))
+        self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
 
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The images."""
@@ -103,7 +106,7 @@ class Pixels(Method):
         found = measure_tokenizer(self.tokenizer, source, self.device, size=size)
         decoder = self.tokenizer.pixel_decoder
         assert decoder is not None
-        found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size)
+        found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size, judges=self.judges)
         return found
 
     def preview(self, source: ImageSource, size: int, path: Path) -> None:

@@ -18,8 +18,9 @@ from tokcli import build
 from tokcli.data.batches import Batch
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
+from tokcli.errors import TokError
 from tokcli.losses import ALIGNMENTS, LOSSES
-from tokcli.measure.decoding import measure_decoder
+from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.previews import decoder_preview, tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, check_blank, filled_patches, short, teacher_facts
@@ -29,7 +30,7 @@ from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_file
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Component, Section
+from tokcli.recipe.sections import GAN, Component, ReconstructedTrain, Section
 from tokcli.training.adversary import Adversary, update
 
 
@@ -61,6 +62,7 @@ class JointRecipe(ReconstructingRecipe):
         loss: terms between images and reconstructions, each with its weight.
         gan: see `gan`; null: no discriminator.
         learn_from_blank: whether the codebook also learns from patches of one flat colour; see `vqkd`.
+        train: see `train`.
     """
 
     method: Literal["joint"]
@@ -75,6 +77,7 @@ class JointRecipe(ReconstructingRecipe):
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
     learn_from_blank: bool = True
+    train: ReconstructedTrain
 
 
 class JointLoss(nn.Module):
@@ -142,6 +145,12 @@ class Joint(Method):
         self.targets = TeacherFeatures(self.teacher, grid, precision, device) if self.teacher else None
         seen = recipe.objective.pixels > 0
         self.losses = build.build_losses(recipe.loss, weights, device) if seen else []
+        if not seen and (judges := recipe.train.eval_extractors):
+            how = "Leave it out, or set objective.pixels over 0"
+            raise TokError(
+                "train.eval_extractors", "nothing makes pixels that they could see", got=str(judges), next=how
+            )
+        self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
         gan = recipe.gan if seen else None
         self.adversary = Adversary(gan, recipe.train, device, recipe.seed, weights) if gan else None
         alignment = build.component("alignment", ALIGNMENTS, recipe.alignment.model_dump())
@@ -181,7 +190,7 @@ class Joint(Method):
         """Codebook use, feature loss, and how close reconstructions are."""
         found = measure_tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)
         if (decoder := self.tokenizer.pixel_decoder) is not None:
-            found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size)
+            found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size, judges=self.judges)
         return found
 
     def preview(self, source: ImageSource, size: int, path: Path) -> None:

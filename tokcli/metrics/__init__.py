@@ -4,7 +4,7 @@ A new metric is one file and one line in METRICS. What it takes is computed once
 name that its numbers go by.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, entro
 from tokcli.metrics.density_coverage import coverage, density
 from tokcli.metrics.feature_prediction import feature_loss
 from tokcli.metrics.fid import frechet_distance
+from tokcli.metrics.frechet_ratio import frechet_ratio, geometric_mean
 from tokcli.metrics.image_quality import l1, psnr, sharpness, ssim
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.kid import kid
@@ -33,6 +34,7 @@ Takes = Literal[
     "perturbed_moments",
     "moments",
     "spatial_moments",
+    "moments_beside_real",
     "sets",
     "neighbours",
     "logits",
@@ -78,6 +80,7 @@ class Metric:
             Of samples:
             moments: `f(a, b)`, `Moments` and `Gaussian` of generated and of real images;
             spatial_moments: the same of spatial features, for extractors that have them;
+            moments_beside_real: `f(a, held_out, b)`, the same of generated, of as many held-out and of other real images;
             sets: `f(a, b)`, features (n, d) of generated and of real images;
             neighbours: `f(found)`, the `Neighbours` of real and generated images;
             logits: `f(logits)`, (n, classes) of generated images, for extractors that have them;
@@ -94,6 +97,7 @@ class Metric:
         extractors: those that it is measured with, as a recipe names them; empty: all that give what it takes.
         modes: of the proposal networks that it is measured of, `ar` or `nar`; empty: all.
         nonblank: of counts: reported of the patches with content too.
+        over_extractors: of samples: makes one number of those of a protocol's extractors; None: there is none.
         error: of moments: `f(features (n, d), reference, replicates)`, the standard error that the interval comes from.
     """
 
@@ -107,6 +111,7 @@ class Metric:
     extractors: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()
     nonblank: bool = False
+    over_extractors: Callable[[Sequence[float]], float] | None = None
     error: Callable[..., float] | None = None
 
 
@@ -138,6 +143,7 @@ METRICS: dict[str, Metric] = {
     "fd": Metric(
         frechet_distance, "moments", "lower", "FD", known_as=KnownAs("inception", "fid", "FID"), error=bootstrap_error
     ),
+    "fdr": Metric(frechet_ratio, "moments_beside_real", "lower", "FDr", over_extractors=geometric_mean),
     "sfd": Metric(frechet_distance, "spatial_moments", "lower", "sFD", known_as=KnownAs("inception", "sfid", "sFID")),
     "kd": Metric(kid, "sets", "lower", "KD", digits=4, known_as=KnownAs("inception", "kid", "KID")),
     "inception_score": Metric(

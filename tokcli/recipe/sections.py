@@ -112,6 +112,17 @@ class MeasuredTrain(Train):
     eval_images: int = Field(2048, ge=1)
 
 
+class ReconstructedTrain(MeasuredTrain):
+    """Training of a network that makes pixels.
+
+    Args:
+        eval_extractors: networks, or a protocol, on whose features the Fréchet distance of held-out reconstructions to their originals
+            (`rfd`) is taken at each measurement; none where empty.
+    """
+
+    eval_extractors: list[str] = []
+
+
 class GAN(Section):
     """Adversarial training: a discriminator, its optimizer, and when it starts.
 

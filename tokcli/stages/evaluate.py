@@ -26,7 +26,6 @@ from tokcli.errors import NotFound, TokError
 from tokcli.evaluation import text_tables
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.cost import evaluation_cost
-from tokcli.evaluation.extractors import check_extractors
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.references import References
@@ -34,6 +33,7 @@ from tokcli.evaluation.report_page import write_page
 from tokcli.evaluation.report_pictures import Sheets
 from tokcli.evaluation.tables import build_tables, warning_of_small_sets
 from tokcli.files import write_text
+from tokcli.measure.extractors import check_extractors, expanded
 from tokcli.measure.predicting import MASK_RATIO
 from tokcli.recipe.check import resolved
 from tokcli.recipe.ranges import MAX_PIXELS, Pixels
@@ -47,13 +47,14 @@ class Evaluation(Section):
     """What is measured, and how.
 
     Args:
-        extractors: networks whose features are compared; with `inception` the distances are called FID.
+        extractors: networks whose features are compared; with `inception` the distances are called FID. A protocol (`embedded`,
+            `wide`) stands for several, over which the geometric mean of `fdr` is taken.
         images: largest number of held-out images to measure on, evenly spread; 0: all.
         lpips: measure LPIPS of reconstructions; needs torchvision's VGG16.
         clip_score: measure the CLIP score of samples drawn for captions; needs CLIP's weights.
         mask_ratio: share of tokens that are masked for `masked_ce`.
         bootstrap: number of resampled sets for the intervals of Fréchet distances, at least 2; 0: no intervals.
-        manifold: largest number of images that precision, recall, density, coverage and KID compare; 0: none of them.
+        manifold: largest number of images that precision, recall, density, coverage, KID and `fdr` compare; 0: none of them.
         probe_images: largest number of images from which classes are learned, and on which they are predicted; 0: no probe.
         worst: number of the worst reconstructions that are named and shown.
         max_pixels: largest number of pixels of an image that is decoded; larger ones count as unreadable. WebP and AVIF may have half, progressive JPEG four fifths of it.
@@ -175,7 +176,7 @@ def _plan(
     if sizes:
         shared = (recipe.eval.manifold, torch.device("cpu"))
         asked = References(options, references or [spec], *shared, held_out=spec, max_pixels=recipe.eval.max_pixels)
-        asked.check_published(recipe.eval.extractors)
+        asked.check_published(expanded(recipe.eval.extractors))
         for one in asked.specs:
             alone = References(options, [one], *shared, held_out=spec, max_pixels=recipe.eval.max_pixels)
             try:

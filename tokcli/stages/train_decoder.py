@@ -21,6 +21,7 @@ from tokcli.command.inputs import (
     check_weights,
     choose,
     data_spec,
+    held_out_beside,
     load_recipe,
     names_no_recipe,
     open_input,
@@ -32,19 +33,20 @@ from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
-from tokcli.data.sources import limited, open_source, padded, sibling
+from tokcli.data.sources import open_source, padded
 from tokcli.data.transforms import TRANSFORMS, padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.losses import LOSSES
-from tokcli.measure.decoding import measure_decoder
+from tokcli.measure.decoding import Judges, measure_decoder
+from tokcli.measure.extractors import check_extractors
 from tokcli.measure.previews import decoder_preview
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
 from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Component, Data, Expects, MeasuredTrain, Optim, Perturb, Recipe
+from tokcli.recipe.sections import GAN, Component, Data, Expects, Optim, Perturb, Recipe, ReconstructedTrain
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
@@ -83,7 +85,7 @@ class DecoderRecipe(Recipe):
     gan: GAN | None = None
     perturb: Perturb | None = None
     optim: Optim
-    train: MeasuredTrain
+    train: ReconstructedTrain
     expects: Expects = Expects()
 
 
@@ -112,6 +114,7 @@ def _recipe(options: Options, tokenizer: Artifact | None) -> DecoderRecipe:
             options = replace(options, sets={**changed, **options.sets})
             recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES, say=log.debug)
     check_weights(options, weights_read(resolved(recipe)))
+    check_extractors(recipe.train.eval_extractors, options.weights.get("inception"))
     if tokenizer is not None:
         _check(recipe, tokenizer)
     return recipe
@@ -158,6 +161,7 @@ def rehearse(recipe: DecoderRecipe) -> None:
     expected, size = recipe.expects.planned(), recipe.data.size
     side = max(1, size // 2 ** (len(recipe.decoder.keys.get("widths", [1])) - 1))
     build.build_transform(recipe.data)
+    check_extractors(recipe.train.eval_extractors, None)
     with on_meta() as device:
         grid = expected["grid"] or (side, side)
         muon_matrices(build.build_decoder(resolved(recipe), expected["code_dim"] or 1, grid, size), recipe.optim)
@@ -314,14 +318,13 @@ def _train(
             indices = perturb.indices(indices, tokenizer.quantizer)
         return update(updater, adversary, number, [tokenizer.codes(indices), images], images)
 
-    val = sibling(source.name, "val")
-    most = recipe.train.eval_images
-    held_out = limited(open_source(val, size=size, max_pixels=source.max_pixels), most) if val else None
+    held_out = held_out_beside(source, size, recipe.train.eval_images)
     shown = padded(held_out or source, size, facts.get("padding"))
+    judges = Judges.of(recipe.train.eval_extractors, options.weights, device)
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
-            return measure_decoder(tokenizer, decoder, shown, device, size=size)
+            return measure_decoder(tokenizer, decoder, shown, device, size=size, judges=judges)
 
     parts: dict[str, Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
     seconds = loop.run(
@@ -340,7 +343,7 @@ def _train(
         if distributed.is_main():
             save_tensors(draft.path / loading.WEIGHTS, decoder.state_dict())
             write_text(draft.path / "recipe.yaml", to_yaml(recipe))
-            measured = measure_decoder(tokenizer, decoder, shown, device, size=size) if held_out else {}
+            measured = measure_decoder(tokenizer, decoder, shown, device, size=size, judges=judges) if held_out else {}
             decoder_preview(tokenizer, decoder, shown, device, size, draft.path / "preview.png")
     if distributed.is_main():
         return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)

@@ -16,6 +16,7 @@ from tokcli.command.inputs import (
     check_expected,
     check_weights,
     data_spec,
+    held_out_beside,
     load_recipe,
     method_of,
     open_input,
@@ -27,7 +28,7 @@ from tokcli.command.session import session
 from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
-from tokcli.data.sources import ImageSource, limited, open_source, padded, sibling
+from tokcli.data.sources import ImageSource, open_source, padded
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
@@ -237,7 +238,7 @@ def _train(
         rank=distributed.rank(),
         world=distributed.world_size(),
     )
-    held_out = _held_out(source, size, recipe.train.eval_images)
+    held_out = held_out_beside(source, size, recipe.train.eval_images)
 
     def evaluate(_: int) -> dict[str, float]:
         with updater.weights():
@@ -339,11 +340,3 @@ def _warn_of_collapse(tokenizer: Tokenizer, measured: Mapping[str, float], token
             found,
             usual,
         )
-
-
-def _held_out(source: ImageSource, size: int, most: int) -> ImageSource | None:
-    spec = sibling(source.name, "val")
-    if spec is None:
-        log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
-        return None
-    return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)

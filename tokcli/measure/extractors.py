@@ -19,6 +19,17 @@ log = logging.getLogger("tok")
 BATCH = 64  # images read at a time
 PUBLISHED = "6726825d"  # SHA-256 of pytorch-fid's file begins so: only its features make an FID
 
+PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "embedded": ("efflite0", "squeezenet", "vits14"),  # need no hub
+    "wide": ("inception", "convnext-b", "dinov2-l", "mae", "siglip2-b", "clip-l"),  # trained for unlike ends
+}
+"""Names of several extractors, which `eval.extractors` may hold: ratios of distances are averaged over them."""
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """The networks that a recipe names, each once, those of protocols included."""
+    return list(dict.fromkeys(one for name in names for one in PROTOCOLS.get(name, (name,))))
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -60,14 +71,15 @@ def check_extractors(names: Sequence[str], inception_weights: Path | None) -> No
     Raises:
         TokError: no such network, or a file that none of them reads.
     """
-    if inception_weights is not None and "inception" not in names:
+    networks = expanded(names)
+    if inception_weights is not None and "inception" not in networks:
         raise TokError(
             "--inception-weights",
             "no extractor of this recipe is inception",
             got=f"eval.extractors: {', '.join(names)}",
             next="Add it: --set 'eval.extractors=[inception]'",
         )
-    for name in names:
+    for name in networks:
         network_class(name, role="extractor")
 
 
@@ -75,7 +87,7 @@ def load_extractors(names: Sequence[str], inception_weights: Path | None, device
     """The networks that a recipe names, each once.
 
     Args:
-        names: `inception`, `efflite0`, `vits14`, `squeezenet`, `timm:NAME`, ...
+        names: `inception`, `efflite0`, `vits14`, `squeezenet`, `timm:NAME`, ..., or a protocol.
         inception_weights: the file of `--inception-weights`.
         device: where they run.
 
@@ -84,7 +96,7 @@ def load_extractors(names: Sequence[str], inception_weights: Path | None, device
     """
     check_extractors(names, inception_weights)
     found = []
-    for name in dict.fromkeys(names):
+    for name in expanded(names):
         is_inception = name == "inception"
         flag = "--inception-weights" if is_inception else None
         network = build_network(name, inception_weights if is_inception else None, role="extractor", weights_flag=flag)
