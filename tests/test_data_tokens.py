@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokcli.data.npy import open_npy
+from tokcli.data.npy import NpyRows
 from tokcli.data.token_batches import TokenBatches
 from tokcli.data.token_store import TokenStore, merge, present, write_shard
 from tokcli.errors import TokError
@@ -153,7 +153,7 @@ def test_pickled_objects_in_an_npy_file_are_never_loaded(tmp_path: Path) -> None
     array[0] = Touch(tmp_path / "ran")
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(TokError, match="not a plain array"):
-        open_npy(tmp_path / "a.npy")
+        NpyRows(tmp_path / "a.npy")
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(array))
     assert (tmp_path / "ran").exists()  # so the trap would have worked

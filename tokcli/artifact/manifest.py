@@ -12,6 +12,7 @@ from typing import Any
 
 from tokcli.artifact.facts import wrong_fact
 from tokcli.errors import TokError
+from tokcli.limits import read_json
 
 SCHEMA = 2
 
@@ -170,8 +171,8 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
     if not file.is_file():
         raise TokError(where, "is not an artifact (it holds no manifest.json)", next="Run tok show to list artifacts")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        manifest = read_json(file)
+    except (ValueError, OSError) as error:
         raise TokError(
             str(file), "is damaged", why=str(error), next="Restore it, or repeat with another --out"
         ) from None

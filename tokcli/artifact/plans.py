@@ -14,6 +14,7 @@ from tokcli.artifact.facts import FORMS
 from tokcli.artifact.manifest import KINDS, canonical_hash
 from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
+from tokcli.limits import read_json
 
 SCHEMA = 1
 AGAIN = "Make it again: the command with --dry-run --json"
@@ -103,8 +104,8 @@ def read_plan(path: Path, flag: str, kinds: Iterable[str] = KINDS) -> Planned | 
     """
     where, kinds = f"{flag} {path}".strip(), tuple(kinds)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        document = read_json(path)
+    except ValueError:
         return None
     if not isinstance(document, dict) or "plan" not in document:
         return None

@@ -2,7 +2,10 @@
 
 import argparse
 import errno
+import io
+import pickletools
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.files import atomic_write
+from tokcli.limits import TooLarge, check_zip
 
 
 def save_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
@@ -47,16 +51,69 @@ class _Inert:
         self.__dict__["state"] = state
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Whatever a PyTorch file holds, without running any code that it names.
+MOST_PICKLE = 8 << 20  # bytes of a checkpoint beside its numbers: of 30,000 tensors
+MOST_STEPS = 2_000_000  # of a pickle; each makes one object
+MOST_HEADER = 16 << 20  # bytes of the header of safetensors
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files before torch 1.6 begin
+_PICKLES = 5  # that stand in front of the numbers of such a file
+
+
+def _check_claims(path: Path) -> bool:
+    """Refuse a checkpoint that takes more memory than it has bytes; returns whether it is a zip.
 
     Raises:
-        TokError: missing, truncated, a TorchScript archive, or naming a class that is not a plain container.
+        OSError: it cannot be read.
+        ValueError: so it does, or it is no checkpoint at all.
+    """
+    with open(path, "rb") as file:
+        head = file.read(MOST_PICKLE)
+    if head.startswith(_LEGACY):
+        stream = io.BytesIO(head)
+        for _ in range(_PICKLES):
+            _check_pickle(stream)
+        return False
+    if not head.startswith(b"PK\3\4"):
+        raise ValueError("it is no file of torch.save" if head else "it is empty")
+    check_zip(path)
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise ValueError("TorchScript")
+        if (claimed := sum(member.file_size for member in members)) > path.stat().st_size:
+            raise TooLarge(
+                f"its members claim {claimed:,} bytes, more than the file has: torch.save compresses nothing"
+            )
+        for member in members:
+            if member.filename.lower().endswith("data.pkl"):
+                if member.file_size > MOST_PICKLE:
+                    raise TooLarge(f"its pickle has {member.file_size:,} bytes, more than {MOST_PICKLE:,}")
+                _check_pickle(io.BytesIO(archive.read(member)))
+    return True
+
+
+def _check_pickle(stream: io.BytesIO) -> None:
+    for step, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        if step > MOST_STEPS:
+            raise TooLarge(f"its pickle has more than {MOST_STEPS:,} steps")
+        if code.name == "GLOBAL" and "bytearray" in str(argument):  # bytearray(n) takes n bytes
+            raise TooLarge("its pickle asks for a bytearray, which no weights need")
+
+
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Whatever a PyTorch file holds, without running any code that it names.
+
+    Args:
+        mapped: leave numbers in the file until they are used, for a caller that copies what it takes and drops the rest.
+
+    Raises:
+        TokError: missing, truncated, a TorchScript archive, naming a class that is not a plain container, or claiming more than
+            it holds.
     """
     path = Path(path)
     try:
+        zipped = _check_claims(path)
         with torch.serialization.safe_globals([*((_Inert, name) for name in FOREIGN), argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except FileNotFoundError:
         raise TokError(str(path), "no such file") from None
     except Exception as error:
@@ -86,7 +143,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        loaded = read_checkpoint(path)
+        loaded = read_checkpoint(path, mapped=True)
         for key in ("ema", "state_dict", "model", "module", "teacher"):
             if isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
@@ -96,6 +153,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MOST_HEADER:
+            raise TokError(
+                str(path), f"its header claims {header:,} bytes, more than {MOST_HEADER:,}", next="Check the download"
+            )
         return load_file(path)
     except FileNotFoundError:
         raise TokError(str(path), "no such file") from None

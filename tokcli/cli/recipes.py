@@ -23,7 +23,9 @@ def listing() -> str:
 
 def text(name: str) -> str:
     """A recipe's file as it is, header included."""
-    return find_recipe(name, preset="", name="").read_text(encoding="utf-8").rstrip()
+    path = find_recipe(name, preset="", name="")
+    read_yaml(path)
+    return path.read_text(encoding="utf-8").rstrip()
 
 
 def check(name: str | None) -> str:
@@ -38,7 +40,7 @@ def check(name: str | None) -> str:
         try:
             recipe = check_file(path)
         except TokError as error:
-            faults.append(str(error))
+            faults += str(error).split("\n")
             continue
         try:
             rehearse(recipe)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.npy import read_npy
 from tokcli.data.reading import most_processes
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources.tar_index import index_tar
@@ -91,7 +92,7 @@ def merge(
         classes: their names, which mean the same wherever they are read.
     """
     parts = [folder / PARTS / f"indices-{batch:06d}.npy" for batch in sorted(present(folder))]
-    codes = np.concatenate([np.load(part) for part in parts])
+    codes = np.concatenate([read_npy(part) for part in parts])
     names = []
     for shard, first in enumerate(range(0, number, per_file)):
         numbers = range(first, min(first + per_file, number))

@@ -1,4 +1,4 @@
-"""The token store: indices of a data set in memory-mapped shards, written whole or not at all."""
+"""The token store: indices of a data set in shards, written whole or not at all, of which rows are read when they are needed."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokcli.data.npy import NpyError, open_npy
+from tokcli.data.npy import NpyError, NpyRows, read_npy
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, write_text
 
@@ -121,7 +121,7 @@ def merge(folder: Path, shards: int) -> Counts:
 def _merged(folder: Path) -> Counts:
     try:
         skipped = (folder / "skipped.jsonl").read_text(encoding="utf-8").count("\n")
-        return Counts(len(open_npy(folder / "labels.npy")), skipped)
+        return Counts(len(read_npy(folder / "labels.npy")), skipped)
     except FileNotFoundError:
         raise TokError(str(folder), "the rows of a shard are missing", next="Delete its indices and repeat") from None
 
@@ -144,15 +144,17 @@ class TokenStore:
         if not numbers or numbers != list(range(len(numbers))):
             raise TokError(str(folder), "token shards are missing", got=f"{len(numbers)}")
         try:
-            self._shards = [open_npy(_shard(folder, number)) for number in numbers]
-            self.labels: np.ndarray = open_npy(folder / "labels.npy")
+            self._shards = [NpyRows(_shard(folder, number)) for number in numbers]
+            self.labels: np.ndarray = read_npy(folder / "labels.npy")
         except FileNotFoundError:
             raise TokError(
                 str(folder), "labels.npy is missing", next="Repeat tok tokenize: it completes the folder"
             ) from None
         self.dtype = self._shards[0].dtype
         for number, shard in zip(numbers, self._shards, strict=True):
-            like_first = shard.ndim == 3 and shard.shape[1:] == self._shards[0].shape[1:] and shard.dtype == self.dtype
+            like_first = (
+                len(shard.shape) == 3 and shard.shape[1:] == self._shards[0].shape[1:] and shard.dtype == self.dtype
+            )
             if not like_first or shard.dtype not in (np.uint16, np.uint32):
                 raise NpyError(str(_shard(folder, number)), "no token shard", got=f"{shard.dtype} {shard.shape}")
         self.views, self.n = self._shards[0].shape[1:]
@@ -179,8 +181,8 @@ class TokenStore:
         if wrong:
             raise TokError(str(self.folder), "its shards are not what its facts say", got="; ".join(wrong))
         for name, arrays, least, most in (
-            ("codes", self._shards, 0, facts["codebook_size"]),
-            ("labels", [self.labels], -1, len(facts["classes"])),
+            ("codes", (block for shard in self._shards for block in shard.blocks()), 0, facts["codebook_size"]),
+            ("labels", iter([self.labels]), -1, len(facts["classes"])),
         ):
             for array in arrays:
                 low, high = (int(array.min()), int(array.max())) if array.size else (least, least)
@@ -238,5 +240,5 @@ class TokenStore:
         for number in np.unique(numbers).tolist():
             here = numbers == number
             start = self._ends[number - 1] if number else 0
-            tokens[here] = self._shards[number][rows[here] - start, views[here]]
+            tokens[here] = self._shards[number].pick((rows[here] - start).tolist(), views[here].tolist())
         return torch.from_numpy(tokens)

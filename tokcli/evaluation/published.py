@@ -1,8 +1,10 @@
 """Published reference statistics: `.npz` files of pytorch-fid's form (mu, sigma) and of ADM's (also mu_s, sigma_s, arr_0)."""
 
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +12,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tokcli.errors import TokError
+from tokcli.limits import check_zip
 from tokcli.metrics.fid import Gaussian
 from tokcli.pretrained.inception import POOLED, SPATIAL
 
-AT_ONCE = 64  # images that are read together
+AT_ONCE, BATCH_BYTES = 64, 64 << 20  # images, and bytes of them, that are read together
+MOST_NUMBERS = max(POOLED, SPATIAL) ** 2  # of an array
+MOST_SIDE = 2048  # pixels: the square of it is what an image may have
 IMAGES = "arr_0"
 
 
@@ -26,16 +31,14 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
         TokError: not a whole `.npz`, without mu and sigma, or of other features.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("mu", "sigma", "mu_s", "sigma_s") if key in file.files}
-            images = _header(path)[0][0] if IMAGES in file.files else None
-    except (OSError, ValueError, IndexError, zipfile.BadZipFile, EOFError) as error:
-        raise TokError(
-            where,
-            "is not a whole .npz file",
-            why=(str(error) or "empty").splitlines()[0],
-            next="Download or write it again",
-        ) from None
+        check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            held = {name.removesuffix(".npy") for name in archive.namelist()}
+            arrays = {key: _array(archive, key) for key in ("mu", "sigma", "mu_s", "sigma_s") if key in held}
+            images = _header(archive)[0][0] if IMAGES in held else None
+    except Exception as error:  # a damaged zip fails in as many ways as it has fields
+        why = (str(error) or "empty").splitlines()[0]
+        raise TokError(where, "is not a whole .npz file", why=why, next="Download or write it again") from None
     if not {"mu", "sigma"} <= arrays.keys():
         raise TokError(
             where,
@@ -63,15 +66,35 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int |
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), count, where)
 
 
-def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and type of the images in a file, and where they begin in their member."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(member)
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
-            raise ValueError(f"{IMAGES} is not uint8 images (n, h, w, 3) but {dtype} {shape}")
-        return shape, dtype, member.tell()
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of floats, of which no more is read than Inception's features need."""
+    with archive.open(f"{name}.npy") as member:
+        shape, fortran, dtype = _read_header(member)
+        count = math.prod(shape)
+        if dtype.kind != "f" or count > MOST_NUMBERS or len(shape) > 2:
+            raise ValueError(f"{name} is {dtype} {shape}, not numbers of Inception's features")
+        data = member.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise ValueError(f"{name} is cut off")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    if any(side < 0 for side in shape):
+        raise ValueError(f"a shape of {shape}")
+    return shape, fortran, dtype
+
+
+def _header(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], int]:
+    """Shape of the images in a file, and where they begin in their member."""
+    with archive.open(f"{IMAGES}.npy") as member:
+        shape, fortran, dtype = _read_header(member)
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[1] * shape[2] > MOST_SIDE**2:
+            raise ValueError(f"{IMAGES} is not uint8 images (n, h, w, 3) of up to {MOST_SIDE} px but {dtype} {shape}")
+        return shape, member.tell()
 
 
 def read_images(path: Path) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
@@ -80,18 +103,20 @@ def read_images(path: Path) -> Iterator[UInt8[Tensor, "b 3 h w"]]:
     Raises:
         TokError: the file ends too early.
     """
-    shape, _, start = _header(path)
-    size = int(np.prod(shape[1:]))
-    with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as member:
-        member.seek(start)
-        for first in range(0, shape[0], AT_ONCE):
-            count = min(AT_ONCE, shape[0] - first)
-            data = member.read(count * size)
-            if len(data) != count * size:
-                raise TokError(
-                    str(path),
-                    f"is cut off after image {first + len(data) // size} of {shape[0]}",
-                    next="Download it again",
-                )
-            images = np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
-            yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2)
+    with zipfile.ZipFile(path) as archive:
+        shape, start = _header(archive)
+        size = math.prod(shape[1:])
+        at_once = max(1, min(AT_ONCE, BATCH_BYTES // max(1, size)))
+        with archive.open(f"{IMAGES}.npy") as member:
+            member.seek(start)
+            for first in range(0, shape[0], at_once):
+                count = min(at_once, shape[0] - first)
+                data = member.read(count * size)
+                if len(data) != count * size:
+                    raise TokError(
+                        str(path),
+                        f"is cut off after image {first + len(data) // size} of {shape[0]}",
+                        next="Download it again",
+                    )
+                images = np.frombuffer(data, dtype=np.uint8).reshape(count, *shape[1:])
+                yield torch.from_numpy(images.copy()).permute(0, 3, 1, 2)

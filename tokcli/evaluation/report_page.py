@@ -1,7 +1,6 @@
 """What `report.html` shows beside the numbers: the artifacts' logs, recipes and pictures."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
 from tokcli.evaluation.html import Picture, write_report
+from tokcli.limits import parse_json
 from tokcli.recipe.sample_options import charted
 
 SAYS = {
@@ -60,6 +60,9 @@ def write_page(folder: Path, report: Mapping[str, Any], given: Sequence[Artifact
     )
 
 
+MOST_LOG = 64 << 20  # bytes: of 300,000 records
+
+
 def read_log(a: Artifact) -> list[dict[str, Any]]:
     """The records of an artifact's `log.jsonl`, [] where it has none; lines that are no record are passed over.
 
@@ -69,8 +72,10 @@ def read_log(a: Artifact) -> list[dict[str, Any]]:
     if "log.jsonl" not in a.manifest["files"]:
         return []
     found = []
-    for line in a.file("log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+    with open(a.file("log.jsonl"), "rb") as file:
+        lines = file.read(MOST_LOG).splitlines()
+    for line in lines:
         with contextlib.suppress(ValueError):
-            record = json.loads(line)
+            record = parse_json(line)
             found += [record] if isinstance(record, dict) else []
     return found

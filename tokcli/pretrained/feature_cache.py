@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tokcli import distributed
-from tokcli.data.npy import NpyError, open_npy
+from tokcli.data.npy import NpyError, NpyRows
 from tokcli.files import Behind, atomic_write, cache_dir, require_space
 from tokcli.progress import bar
 
@@ -18,14 +18,22 @@ class FeatureCache:
         name: of the folder: what the features depend on, as a hash.
         rows: of the whole.
         per_shard: rows of a shard; a killed run loses at most one.
+        fits: whether the arrays of a shard are those of so many rows.
         arrays: names of the files of a shard. The last is written last: with it the shard is whole.
     """
 
-    def __init__(self, name: str, rows: int, per_shard: int, arrays: Sequence[str] = ("features",)) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        per_shard: int,
+        fits: Callable[[Sequence[NpyRows], int], bool],
+        arrays: Sequence[str] = ("features",),
+    ) -> None:
         self.folder = cache_dir() / "features" / name
-        self.per_shard, self.arrays = per_shard, arrays
+        self.per_shard, self.fits, self.arrays = per_shard, fits, arrays
         self._bounds = [range(start, min(start + per_shard, rows)) for start in range(0, rows, per_shard)]
-        self._open: dict[int, tuple[np.ndarray, ...]] = {}
+        self._open: dict[int, tuple[NpyRows, ...]] = {}
 
     def fill(
         self,
@@ -65,25 +73,23 @@ class FeatureCache:
             with atomic_write(self._path(name, shard)) as tmp, open(tmp, "wb") as file:
                 np.save(file, array, allow_pickle=False)
 
-    def shard(self, number: int) -> tuple[np.ndarray, ...]:
-        """The arrays of a shard, mapped into memory.
+    def shard(self, number: int) -> tuple[NpyRows, ...]:
+        """The arrays of a shard, of which rows are read.
 
         Raises:
             FileNotFoundError: it was not filled.
             NpyError: a file is damaged.
         """
         if number not in self._open:
-            self._open[number] = tuple(open_npy(self._path(name, number)) for name in self.arrays)
+            self._open[number] = tuple(NpyRows(self._path(name, number)) for name in self.arrays)
         return self._open[number]
 
     def _path(self, name: str, shard: int) -> Path:
         return self.folder / f"{name}-{shard:05d}.npy"
 
     def _whole(self, shard: int) -> bool:
-        """Whether all files of a shard are there at full length; headers alone are read."""
+        """Whether all files of a shard are there at full length, and of its rows."""
         try:
-            for name in self.arrays:
-                open_npy(self._path(name, shard))
+            return self.fits([NpyRows(self._path(name, shard)) for name in self.arrays], len(self._bounds[shard]))
         except (FileNotFoundError, NpyError):
             return False
-        return True

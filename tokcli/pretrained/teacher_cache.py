@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tokcli.data.npy import NpyRows
 from tokcli.data.reading import read_all
 from tokcli.data.sources import BadImage, ImageSource
 from tokcli.device.precision import autocast
@@ -54,7 +55,10 @@ class TeacherCache:
         ]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         self.shape = (grid[0] * grid[1], teacher.feature_dim)
-        self.cache = FeatureCache(f"{teacher.name.replace('/', '-')}-{name}", len(source), SHARD)
+        self.cache = FeatureCache(f"{teacher.name.replace('/', '-')}-{name}", len(source), SHARD, self._fits)
+
+    def _fits(self, arrays: Sequence[NpyRows], rows: int) -> bool:
+        return arrays[0].shape == (rows, *self.shape) and arrays[0].dtype == np.float16
 
     def fill(self, device: torch.device) -> None:
         """Compute what is missing; ranks share the shards.

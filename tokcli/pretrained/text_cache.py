@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from tokcli.data.npy import NpyRows
 from tokcli.pretrained.feature_cache import FeatureCache
 from tokcli.pretrained.text import TextTower, byte_pairs
 
@@ -44,7 +45,15 @@ class FeatureTable:
         made_by = [tower.name, tower.sha256, *([tower.words_sha256] if tower.words_sha256 else [])]
         key = hashlib.sha256(json.dumps([*made_by, length, self.texts]).encode()).hexdigest()[:16]
         name = f"text-{tower.name.replace('/', '-').replace(':', '-')}-{key}"
-        self.cache = FeatureCache(name, len(self.texts), SHARD, ("ends", "features"))
+        self.cache = FeatureCache(name, len(self.texts), SHARD, self._fits, ("ends", "features"))
+
+    def _fits(self, arrays: Sequence[NpyRows], rows: int) -> bool:
+        ends, features = arrays
+        if ends.shape != (rows,) or ends.dtype != np.int64:
+            return False
+        lengths = np.diff(ends.read(0, rows), prepend=0)
+        whole = (int(lengths.sum()), self.dim)
+        return bool((lengths >= 0).all()) and features.shape == whole and features.dtype == np.float16
 
     def fill(self) -> None:
         """Compute what is missing; ranks share the shards.
@@ -68,7 +77,7 @@ class FeatureTable:
             if number >= 0:
                 shard, at = divmod(int(self._places[number]), SHARD)
                 ends, features = self.cache.shard(shard)
-                own = features[ends[at - 1] if at else 0 : ends[at]]
+                own = features.read(int(ends[at - 1]) if at else 0, int(ends[at]))
                 found[row, : len(own)] = torch.from_numpy(own.astype(np.float32))
         return found
 

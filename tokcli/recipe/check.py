@@ -12,6 +12,7 @@ from pydantic import BaseModel, NonNegativeFloat, ValidationError, create_model
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Recipe, Section
 from tokcli.registry import nearest
+from tokcli.terminal import printable
 
 Factory = Callable[..., Any]
 
@@ -27,7 +28,7 @@ class InvalidRecipe(TokError):
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__("recipe", "invalid")
-        self.args = ("\n".join(dict.fromkeys(lines)),)
+        self.args = ("\n".join(dict.fromkeys(map(printable, lines))),)
 
 
 def _constructors(factory: Factory) -> list[Callable[..., Any]]:

@@ -8,7 +8,7 @@ import yaml
 
 from tokcli.errors import TokError
 from tokcli.recipe.check import _shown, component_model
-from tokcli.recipe.yaml import _Loader
+from tokcli.recipe.yaml import parse_yaml
 
 log = logging.getLogger("tok")
 
@@ -107,9 +107,9 @@ def parse_set(assignments: tuple[str, ...], flag: str = "") -> dict[str, Any]:
         if not sign or not all(key.strip().split(".")):
             raise TokError(f"--set {text}", "expected KEY=VALUE", next="Write for example --set optim.lr=1e-4")
         try:
-            parsed[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506  a SafeLoader
-        except yaml.YAMLError as error:
-            problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+            parsed[key.strip()] = parse_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
+            problem = (str(getattr(error, "problem", None) or error).splitlines() or ["?"])[0]
             raise TokError(
                 flag or f"--set {text}",
                 "the value is not YAML",

@@ -1,6 +1,7 @@
 """Recipes on disk: found by name or path, read strictly, written so that they repeat the run."""
 
 import functools
+import json
 import logging
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ log = logging.getLogger("tok")
 
 
 FALLBACK = "folder/base"  # has a recipe for every method
-LARGEST_FILE = 1 << 20  # a recipe is a page of text; a larger file is a mistake or an attack
+LARGEST_FILE = 1 << 18  # bytes: a recipe is a page of text; a larger file is a mistake or an attack
 
 
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -53,6 +54,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no single word", key_node.start_mark)
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"a key is no text: {key}", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
             seen.add(key)
@@ -142,6 +145,28 @@ def _say_fallback(home: str, preset: str, name: str) -> None:
     log.info("recipe: %s/%s (%s has none)", home, name, preset or "the data set")
 
 
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML says, strictly.
+
+    Raises:
+        YAMLError: it is none.
+        ValueError: so it is, in another way: a date that there is not, thousands of digits, a thousand brackets, half a character.
+    """
+    try:
+        loaded = yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+        repr(loaded)  # which fails at integers of too many digits, written in another base
+        json.dumps(loaded, default=str, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("half a character (a lone surrogate)") from None
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # constructors of scalars raise what Python's types raise
+        raise ValueError(str(error) or type(error).__name__) from None
+    return loaded
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -151,12 +176,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokError(str(path), "cannot be read", why=error.strerror or str(error)) from None
-    except RecursionError:
-        raise TokError(str(path), "is not a valid recipe", why="brackets nested too deeply") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -18,6 +18,7 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import read_checkpoint
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, require_space
+from tokcli.limits import check_zip
 from tokcli.training.evidence import EVIDENCE
 from tokcli.training.journal import LOG
 
@@ -155,6 +156,7 @@ def load_state(folder: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]
     if not path.exists():
         return 0, 0.0
     try:
+        check_zip(path)
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"checksum of {damaged}")
@@ -166,7 +168,7 @@ def load_state(folder: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]
         for name, sharded in apart.items():
             sharded.load_tensors(folder / state["parts"], f"{name}/")
         return int(state["step"]), float(state["seconds"])
-    except (TokError, zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # a damaged zip fails in as many ways as it has fields
         raise TokError(
             str(path),
             "is damaged",

@@ -1,14 +1,14 @@
 """Captions as other tools write them: texts beside images, JSON lines, img2dataset's pairs, Hugging Face's metadata."""
 
 import csv
-import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokcli.data.sources.listing import lines, read_text
+from tokcli import limits
+from tokcli.data.sources.listing import lines
 from tokcli.errors import TokError
+from tokcli.limits import text_lines
 
 MOST_CAPTION = 10_000  # characters: what is longer is a document, and takes a tokenizer of text minutes
 TABLE = "captions.jsonl"
@@ -72,8 +72,8 @@ def captions_beside(text: bytes, row: bytes) -> list[str]:
 def parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object, or {} for anything else."""
     try:
-        row = json.loads(data)
-    except (ValueError, RecursionError):
+        row = limits.parse_json(data)
+    except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -102,9 +102,7 @@ def read_metadata(path: Path) -> Iterator[Row]:
     Raises:
         TokError: a row without file_name; it names the line.
     """
-    table = csv.DictReader(io.StringIO(read_text(path, str(path)), newline="")) if path.suffix == ".csv" else None
-    rows = _objects(path) if table is None else ((table.line_num, str(row), row) for row in table)
-    for number, line, row in rows:
+    for number, line, row in _objects(path) if path.suffix != ".csv" else _table(path):
         if not isinstance(row.get("file_name"), str):
             raise TokError(
                 f"{path}:{number}", "not an image's metadata", got=line[:60], next="Give each row a file_name"
@@ -112,7 +110,15 @@ def read_metadata(path: Path) -> Iterator[Row]:
         yield Row(row["file_name"], captions_of(row) or [], row.get("label", ...))
 
 
+def _table(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    table = csv.DictReader(line + "\n" for line in text_lines(path, str(path)))
+    try:
+        yield from ((table.line_num, str(row)[:MOST_CAPTION], row) for row in table)
+    except csv.Error as error:
+        raise TokError(f"{path}:{table.line_num}", "is no CSV", why=str(error)) from None
+
+
 def _objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    for number, line in enumerate(lines(read_text(path, str(path))), 1):
+    for number, line in enumerate(text_lines(path, str(path)), 1):
         if line.strip():
             yield number, line, parse_json(line.encode("utf-8", "surrogatepass"))

@@ -4,14 +4,15 @@ import csv
 import json
 import posixpath
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokcli.data.sources.listing import lines, read_text
+from tokcli.data.sources.listing import refuse_many
 from tokcli.errors import TokError
+from tokcli.limits import text_lines
 from tokcli.terminal import printable
 
 MOST_CLASSES = 1_000_000
@@ -90,18 +91,28 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) < 19
 
 
-def read_labels(path: Path, where: str) -> tuple[dict[str, str | None], list[tuple[str, str]]]:
-    """Class name (None: unlabelled) by image, and (image, why) of labels that are not understood.
+class Labels(NamedTuple):
+    """Class name (None: unlabelled) by image, (path, why) of labels that are not understood, paths of no image, the first path."""
+
+    classes: dict[str, str | None]
+    faults: list[tuple[str, str]]
+    absent: list[str]
+    first: str
+
+
+def read_labels(path: Path, where: str, find: Callable[[str], str | None]) -> Labels:
+    """What a file of labels says about images.
 
     A line is `path<TAB, comma or space>class`; either may stand in quotes, as CSV writes them. A header is passed over.
+
+    Args:
+        find: the image that a path means; None where there is none.
 
     Raises:
         TokError: no such file, not text, a line without a separator, or a path with two classes; it names the line.
     """
-    labels: dict[str, str | None] = {}
-    faults: list[tuple[str, str]] = []
-    spelled: dict[str, str] = {}
-    for number, line in enumerate(lines(read_text(path, where)), 1):
+    said = Labels({}, [], [], "nothing")
+    for number, line in enumerate(text_lines(path, where), 1):
         if not line.strip():
             continue
         key, label = _parts(line.strip())
@@ -109,15 +120,20 @@ def read_labels(path: Path, where: str) -> tuple[dict[str, str | None], list[tup
             raise TokError(f"{path}:{number}", "not a path and a class", got=line[:60], next="Write: path<TAB>class")
         if number == 1 and key.lower() in HEADERS:
             continue
+        said = said._replace(first=key) if said.first == "nothing" else said
         try:
             name = class_name(label)
         except ValueError as error:
-            faults.append((printable(key), str(error)))
+            said.faults.append((printable(key), str(error)))
+            refuse_many(len(said.faults), str(path), "labels that are not understood")
             name = None
-        same = spelled.setdefault(posixpath.normpath(key), key)  # ./a.png is a.png
-        if labels.setdefault(same, name) != name:
-            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{labels[same]} and {name}")
-    return labels, faults
+        image = find(posixpath.normpath(key)) or find(key)  # ./a.png is a.png
+        if image is None:
+            said.absent.append(key)
+            refuse_many(len(said.absent), str(path))
+        elif said.classes.setdefault(image, name) != name:
+            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{said.classes[image]} and {name}")
+    return said
 
 
 def _parts(line: str) -> tuple[str, str]:

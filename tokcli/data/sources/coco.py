@@ -1,6 +1,7 @@
 """MS-COCO's layout: a folder of images and annotations/captions_*.json with several captions an image."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ from tokcli.data.decode import decode
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.contents import State, digest_of, state_of
 from tokcli.data.sources.folder import read_encoded
-from tokcli.data.sources.listing import bad_name, data_id, read_text, refuse_labels
+from tokcli.data.sources.listing import bad_name, data_id, refuse_labels
 from tokcli.errors import TokError
+from tokcli.limits import TooLarge, read_json
 from tokcli.recipe.ranges import MAX_PIXELS
+
+MOST_JSON, SOME, EACH = (
+    750_000_000,
+    100_000_000,
+    10_000,
+)  # bytes of memory for captions: at most, at least, for each image
 
 
 def coco_split(path: Path) -> tuple[Path, Path] | None:
@@ -58,7 +66,7 @@ class Coco:
         self.root = folder.resolve()
         self.name = str(self.root)
         self.classes: list[str] = []
-        names, texts = _read(captions)
+        names, texts = _read(captions, min(MOST_JSON, SOME + EACH * sum(1 for _ in os.scandir(folder))))
         self.problems: list[tuple[str, str]] = []
         self.keys: list[str] = []
         self._captions: list[list[str]] = []
@@ -123,13 +131,17 @@ class Coco:
         return read_encoded(self.root / self.keys[i], self.keys[i], self.max_pixels)
 
 
-def _read(path: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
+def _read(path: Path, most: int) -> tuple[dict[int, str], dict[int, list[str]]]:
     try:
-        table: Any = json.loads(read_text(path, str(path)))
+        table: Any = read_json(path, most)
         names = {int(image["id"]): str(image["file_name"]) for image in table["images"]}
         texts: dict[int, list[str]] = {}
         for row in table["annotations"]:
             texts.setdefault(int(row["image_id"]), []).extend(captions_of(row) or [])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except OSError as error:
+        raise TokError(str(path), "cannot be read", why=error.strerror or str(error)) from None
+    except TooLarge as error:
+        raise TokError(str(path), str(error), next="Write the captions as captions.jsonl beside the images") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TokError(str(path), "not COCO's captions", why=f"{type(error).__name__}: {error}") from None
     return names, texts

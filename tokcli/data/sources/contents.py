@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tokcli.data.npy import NpyError, open_npy
+from tokcli.data.npy import NpyError, read_npy
 from tokcli.device.cores import cores
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, cache_dir
@@ -137,7 +137,7 @@ def _known(name: str, states: np.ndarray, words: int) -> tuple[np.ndarray, np.nd
     """Remembered digests (n, words), and which rows have one."""
     digests, known = np.zeros((len(states), words), np.int64), np.zeros(len(states), bool)
     try:
-        kept = open_npy(_file(name))
+        kept = read_npy(_file(name))
     except (OSError, NpyError):
         return digests, known
     if kept.ndim != 2 or kept.shape[1] != 5 + words or kept.dtype != np.int64 or not len(kept):

@@ -21,8 +21,8 @@ from tokcli.data.sources.caption_files import (
     usable,
 )
 from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_labels
-from tokcli.data.sources.contents import digest_of, file_digests
-from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id
+from tokcli.data.sources.contents import CHUNK, digest_of, file_digests
+from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id, refuse_large, refuse_many
 from tokcli.data.sources.split_names import split_named
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError
@@ -96,7 +96,7 @@ class Folder:
         if self.keys[i] in self._captions:
             return self._captions[self.keys[i]]
         stem, parts = os.path.splitext(self.keys[i])[0], self._sidecars.get(self.keys[i], ())
-        text, row = ((self.root / (stem + end)).read_bytes() if end in parts else b"" for end in SIDECARS)
+        text, row = (_start(self.root / (stem + end)) if end in parts else b"" for end in SIDECARS)
         return usable(captions_beside(text, row))
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
@@ -136,10 +136,14 @@ class Folder:
                 continue
             read.add(f"{folder}/{kind}")
             captions: dict[str, list[str]] = {}
+            absent = 0
+            refuse_large(self.root / name, len(keys))
             for row in (read_captions if kind == TABLE else read_metadata)(self.root / name):
                 path = posixpath.normpath(f"{folder}/" + row.image.replace("\\", "/")) if folder else row.image
                 key = found.find(path)
                 if key is None:
+                    absent += 1
+                    refuse_many(absent, str(self.root / name))
                     self.problems.append((printable(path)[:200], f"in {name}, but no such image"))
                     continue
                 captions.setdefault(key, []).extend(row.captions)
@@ -162,23 +166,17 @@ class Folder:
             return None
 
     def _listed(self, keys: list[str], labels: Path) -> tuple[list[str], list[str | None]]:
-        table, faults = read_labels(labels, f"--labels {labels}")
-        self.problems += faults
-        found = Keys(keys, self.root)
-        known = {name: found.find(name) for name in table}
-        named = {key: table[name] for name, key in known.items() if key is not None}
-        if not named:
-            first = next(iter(table), "nothing")
+        said = read_labels(labels, f"--labels {labels}", Keys(keys, self.root).find)
+        if not said.classes:
             raise TokError(
                 f"--labels {labels}",
                 f"names none of the images in {self.root}",
-                got=f"{first}, where {keys[0]} lies there",
+                got=f"{said.first}, where {keys[0]} lies there",
             )
-        self.problems += [
-            (name, f"in {labels.name}, but no such image") for name in sorted(table) if known[name] is None
-        ]
-        listed = [key for key in keys if key in named]
-        return listed, [named[key] for key in listed]
+        self.problems += said.faults
+        self.problems += [(name, f"in {labels.name}, but no such image") for name in sorted({*said.absent})]
+        listed = [key for key in keys if key in said.classes]
+        return listed, [said.classes[key] for key in listed]
 
     def _identity(self, found: Found) -> str:
         """The id, by contents; sidecars of images that no table speaks of are looked through on the way."""
@@ -190,6 +188,10 @@ class Folder:
         said = repr([self._captions.get(key, []) for key in self.keys]) if self._captions else ""
         texts = [
             (key, stem + end, state) for key, stem in beside for end, state in found.sidecars.get(stem, {}).items()
+        ]
+
+        self.problems += [
+            (k, f"{name}: only its first {CHUNK:,} bytes are read") for k, name, s in texts if s[0] > CHUNK
         ]
 
         def looked_through(number: int, data: bytes) -> bool:
@@ -211,6 +213,11 @@ def _order(name: str) -> tuple[int, str]:
     """Where a table comes among those of its folder: of metadata.jsonl and metadata.csv the first is read."""
     file = name.rpartition("/")[2]
     return METADATA.index(file) if file in METADATA else -1, name
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(CHUNK)
 
 
 def read_encoded(path: Path, key: str, most: int) -> tuple[str, bytes]:

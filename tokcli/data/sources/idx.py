@@ -18,7 +18,7 @@ from tokcli.files import cache_dir
 from tokcli.recipe.ranges import MAX_PIXELS
 
 FILES = {"train": "train", "val": "t10k"}
-MOST_BYTES = 4 << 30
+MOST_BYTES = 550 << 20  # that are held in memory: of a compressed file, and of labels
 PACKAGED = Path("usr/share/datasets/fashion-mnist")  # inside the Debian package dataset-fashion-mnist
 
 # Known by their labels, wherever the files lie: sha256 of the label bytes, shortened.
@@ -163,7 +163,12 @@ def _header(file: Any, path: Path, dims: int) -> tuple[int, ...]:
     if head[:4] != bytes([0, 0, 8, dims]) or len(shape) != dims:  # 8: unsigned bytes
         raise TokError(str(path), f"not an idx file of bytes in {dims} dimensions")
     if np.prod(shape, dtype=object) > MOST_BYTES:
-        raise TokError(str(path), "its header claims more than 4 GiB", got=f"shape {shape}")
+        raise TokError(
+            str(path),
+            f"its header claims more than {MOST_BYTES >> 20} MiB",
+            got=f"shape {shape}",
+            next="Make folders of images of it",
+        )
     return shape
 
 

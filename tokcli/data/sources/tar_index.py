@@ -9,7 +9,9 @@ import tarfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+from tokcli import limits
 from tokcli.data.shard_writer import CLASSES
 from tokcli.data.sources.caption_files import captions_beside, faults_of, parse_json
 from tokcli.data.sources.classes import class_name
@@ -24,6 +26,7 @@ MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
 MOST_LIST = 64 << 20  # bytes of the list of classes
 VERSION = 4
 BLOCK = 512
+MOST_HEADER = 1 << 20  # bytes of a member's name and what else stands in its header
 
 
 @dataclass
@@ -62,8 +65,12 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
         state = path.stat()
     except OSError:
         raise NotFound(f"--data {path}", "no such file") from None
-    with contextlib.suppress(OSError):
-        packed = parse_index(packed_index(path).read_bytes(), state.st_size, int(state.st_mtime))
+    with contextlib.suppress(OSError, limits.TooLarge):
+        packed = parse_index(
+            limits.read_bytes(packed_index(path), max(limits.MOST_JSON, state.st_size)),
+            state.st_size,
+            int(state.st_mtime),
+        )
         if packed is not None:
             return packed
     index = _indexed(path, state, contents or packed_index(path).exists())
@@ -75,7 +82,7 @@ def _indexed(path: Path, state: os.stat_result, contents: bool) -> TarIndex:
     identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
-        index = TarIndex(**json.loads(cached.read_text(encoding="utf-8")))
+        index = TarIndex(**limits.read_json(cached, max(limits.MOST_JSON, state.st_size)))
         index.problems = [(key, why) for key, why in index.problems]
         if index.contents or not contents:
             return index
@@ -118,7 +125,7 @@ def parse_index(data: bytes, size: int, time: int | None) -> TarIndex | None:
         time: of its last change, in seconds; None where nobody knows.
     """
     try:
-        said = json.loads(data)
+        said = limits.parse_json(data, max(limits.MOST_JSON, size))
         if (said["version"], said["bytes"]) != (VERSION, size) or time not in (None, said["time"]):
             return None
         index = TarIndex(**said["index"])
@@ -144,8 +151,9 @@ def _build(path: Path, contents: bool) -> TarIndex:
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                _members(tar, path, samples, index)
+            headers = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
+                _members(tar, headers, path, samples, index)
                 _end(tar, path, index)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a header that are none
             raise TokError(
@@ -164,9 +172,29 @@ def _build(path: Path, contents: bool) -> TarIndex:
     return index
 
 
-def _members(tar: tarfile.TarFile, path: Path, samples: dict[str, _Parts], index: TarIndex) -> None:
+class _Headers:
+    """A tar as `tarfile` reads it: its headers, of which none may be longer than any name or map that is needed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.left = file, MOST_HEADER
+
+    def read(self, size: int) -> bytes:
+        if size > self.left:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER:,} bytes")
+        self.left -= size
+        return self._file.read(size)
+
+    def seek(self, offset: int) -> int:
+        return self._file.seek(offset)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _members(tar: tarfile.TarFile, headers: _Headers, path: Path, samples: dict[str, _Parts], index: TarIndex) -> None:
     bytes_there = path.stat().st_size
     while True:
+        headers.left = MOST_HEADER
         try:
             member = tar.next()
         except (tarfile.TarError, ValueError, OverflowError) as error:
