@@ -26,6 +26,7 @@ from tokcli.limits import TooLarge, check_zip, parse_json, text_lines, weigh_jso
 from tokcli.pretrained.feature_cache import FeatureCache
 from tokcli.recipe.overrides import parse_set
 from tokcli.recipe.yaml import read_yaml
+from tokcli.sampling.request import check_prompts
 
 
 @pytest.mark.parametrize("text", ["[[],[],[]]", '{"a":{"b":1.5}}', '"' + "x" * 100 + '"', '["é"]', "[1,2,3,4]", "{}"])
@@ -298,14 +299,20 @@ def test_values_that_yaml_cannot_make_are_one_line(tmp_path: Path, value: str, w
         read_yaml(tmp_path / "r.yaml")
 
 
-def test_prompts_are_as_long_as_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "p.txt"
-    file.write_text("a cat\n" + "x" * 100_000)
-    with pytest.raises(TokError, match="line 2 is a caption of more than 10,000 characters. Got 100,000"):
-        prompts.read_prompts(str(file))
-    monkeypatch.setattr(prompts, "MOST_PROMPTS", 5)
-    with pytest.raises(TokError, match="has more than 5 bytes. Split it"):
-        prompts.read_prompts(str(file))
+@pytest.mark.parametrize(
+    ("text", "why"), [("x" * 10_001, "more than 10,000 characters"), ("\ud800", "half a character")]
+)
+def test_prompts_are_captions_that_can_be_used(text: str, why: str) -> None:
+    check_prompts(["a cat"], {"condition": "text"})
+    with pytest.raises(TokError, match=f"sample.prompts: caption 2 cannot be used: a caption .*{why}"):
+        check_prompts(["a cat", text], {"condition": "text"})
+
+
+def test_a_file_of_prompts_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.txt").write_text("a cat")
+    monkeypatch.setattr(prompts, "MOST_PROMPTS", 4)
+    with pytest.raises(TokError, match=r"p\.txt: has more than 4 bytes\. Split it"):
+        prompts.read_prompts(str(tmp_path / "p.txt"))
 
 
 def test_lines_end_as_editors_count_them(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from tokcli.data.sources.caption_files import MOST_CAPTION
 from tokcli.errors import TokError
 from tokcli.limits import TooLarge, read_bytes
 
@@ -37,9 +36,4 @@ def read_prompts(source: str) -> list[str]:
         raise TokError(where, "holds no captions", next="Write one a line")
     if "" in prompts:
         raise TokError(where, f"line {prompts.index('') + 1} holds no caption", next="Write one caption a line")
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) > MOST_CAPTION:
-            raise TokError(
-                where, f"line {number} is a caption of more than {MOST_CAPTION:,} characters", got=f"{len(prompt):,}"
-            )
     return prompts

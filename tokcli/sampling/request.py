@@ -14,6 +14,7 @@ from tokcli.command.inputs import load_recipe
 from tokcli.command.options import Options
 from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator
+from tokcli.data.sources.caption_files import fault_of
 from tokcli.device.meta import on_meta
 from tokcli.errors import Misuse, TokError
 from tokcli.pretrained import network_class
@@ -61,6 +62,9 @@ def check_prompts(prompts: list[str] | None, facts: Mapping[str, Any]) -> None:
             "the proposal network draws what captions say, and there are none",
             next="Give --prompts FILE, or - for standard input, one caption a line",
         )
+    for number, prompt in enumerate(prompts or [], 1):
+        if fault := fault_of(prompt):
+            raise TokError("sample.prompts", f"caption {number} cannot be used: {fault}", next="Leave it out")
     if prompts and not all(prompt.strip() for prompt in prompts):
         raise TokError("sample.prompts", "an empty caption", next="Leave it out")
 
