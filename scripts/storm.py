@@ -55,7 +55,7 @@ def family(root: Path) -> dict[str, list[Any]]:
     train, val = ["--data", photos / "train"], ["--data", photos / "val"]
     return {
         "tokenizer-vqkd": ["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", *train, *STEPS],
-        "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *train, *STEPS],
+        "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *train, *STEPS, "--set", "train.keep=2"],
         "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made / "tokenizer-vqkd", *train, *STEPS],
         "tokens": ["tokenize", "--recipe", "toy/tokens", "--tokenizer", made / "tokenizer-vqkd", *train, "--set", "tokens.shard_size=3"],
         "proposal-ar": ["train-proposal", "--mode", "ar", "--recipe", "toy/proposal-ar", "--tokens", made / "tokens", *STEPS],

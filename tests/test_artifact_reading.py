@@ -14,7 +14,7 @@ from tokcli.artifact.manifest import MANIFEST
 from tokcli.artifact.opening import Artifact, check_lineage, locate, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import write_text
-from tokcli.stages.show import describe, verify
+from tokcli.stages.show import describe, listing, verify
 
 Make = Callable[..., Artifact]
 
@@ -222,6 +222,14 @@ def test_what_is_damaged_in_a_workspace_is_named_where_it_is_searched(
     assert said.startswith(f"passed over: {tmp_path / 'a'}")
 
 
+def test_names_of_others_add_no_line_to_what_is_shown(tmp_path: Path, make_artifact: Make) -> None:
+    inputs = {"data": {"id": "data-1", "path": "x\nforged"}}
+    made = make_artifact(tmp_path / "a\nb", facts={"codebook_size": 8, "x\ny": "z\n"}, inputs=inputs)
+    assert len(listing(tmp_path, False).splitlines()) == 1
+    shown = describe(made.path).splitlines()
+    assert [line for line in shown if line.startswith(("b", "y", "forged", '"'))] == [] and "x\\ny" in "".join(shown)
+
+
 def older(path: Path, stored: str = "stage: tokenizer\nseed: 0\nencoder: {heads: 3, x: 1.0e-05}\n") -> Path:
     """An artifact as they were before manifests had a hash, with its recipe beside it."""
     recipe = {"stage": "tokenizer", "seed": 0, "encoder": {"heads": 3, "x": 1e-5}}
@@ -238,7 +246,7 @@ def test_an_older_artifact_opens_with_a_note_and_is_checked_by_its_recipe_file(
     path = older(tmp_path / "a")
     caplog.set_level("INFO")
     assert open_artifact(path).older and "of the older kind" in caplog.text
-    assert "of the older kind" in verify(path)
+    assert "of the older kind" in verify(path) and "of the older kind" in describe(path)
     assert caplog.text.count("of the older kind") == 1  # said once
     text = (path / MANIFEST).read_text()
     (path / MANIFEST).write_text(text.replace('"heads": 3', '"heads": 2'))

@@ -90,6 +90,12 @@ def test_a_result_that_nobody_takes_is_one_line_and_no_success() -> None:
     assert (done.returncode, done.stderr) == (1, "stdout: No space left on device.\n")
 
 
+def test_a_closed_standard_input_is_known_as_closed(tmp_path: Path) -> None:
+    code = "s.listing = lambda: f'{sys.stdin} {open(sys.argv[0]).fileno() > 2}'; sys.argv = [c.__file__, 'recipes']"
+    done = run(code, capture_output=True, preexec_fn=lambda: os.close(0))
+    assert (done.returncode, done.stdout) == (0, "None True\n")
+
+
 def test_words_of_the_command_line_are_printed_escaped() -> None:
     done = run(f"sys.argv = ['tok', 'verify', 'a', {TURNED!r}]", capture_output=True)
     assert done.returncode == 2 and "\\u202egnp" in done.stderr and "\u202e" not in done.stderr

@@ -92,8 +92,8 @@ def guard() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "r" if name == "stdin" else "w", closefd=False))
+        if number and getattr(sys, name) is None:  # a closed stdin stays None, which who asks for it can say
+            setattr(sys, name, open(number, "w", closefd=False))
     sys.stdout = _terminal(_Named(1, "w", closefd=False), sys.stdout)
     sys.stderr = _terminal(_Deaf(2, "w", closefd=False), sys.stderr)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact.manifest import read_manifest
+from tokcli.artifact.manifest import OLDER, read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import sha256
@@ -28,13 +28,15 @@ def listing(workspace: Path, json_wanted: bool) -> str:
             f"--workspace {workspace}", "holds no complete artifacts", next="Run tok train-tokenizer to make the first"
         )
     width = max(len(a.id) for a in found)
-    return "\n".join(f"{a.id:<{width}}  {a.path}" for a in found)
+    return "\n".join(printable(f"{a.id:<{width}}  {a.path}") for a in found)
 
 
 def describe(path: Path) -> str:
     """Facts, metrics and lineage of one artifact as text."""
     found = manifest(path)
-    lines = [f"{found.get('id', found['kind'])}  {found['status']}  {path}", ""]
+    lines = [printable(f"{found.get('id', found['kind'])}  {found['status']}  {path}"), ""]
+    if found["schema"] == OLDER:
+        lines.insert(1, "of the older kind: its id does not cover the recipe")
     lines += _section("facts", found.get("facts", {})) + _section("metrics", found.get("metrics", {}))
     lines += [
         "made from",
@@ -59,7 +61,7 @@ def _section(title: str, values: dict[str, Any]) -> list[str]:
     rows = []
     for key, value in values.items():
         text = f"{value:.5g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-        rows.append(f"  {key:<28}{text if len(text) <= 90 else text[:87] + '...'}")
+        rows.append(f"  {printable(key):<28}{text if len(text) <= 90 else text[:87] + '...'}")
     return [title, *rows, ""]
 
 
