@@ -293,7 +293,7 @@ def test_a_step_that_is_not_cheap_is_reckoned_from_a_trial(monkeypatch: pytest.M
 
     monkeypatch.setattr(plan.time, "perf_counter", lambda: clock[0])
     said = plan.step_time(Train(steps=100, batch_size=64, log_every=1, save_every=1), torch.device("cpu"), step)
-    assert asked == [2] and said.startswith("128,000 ms a step on cpu") and "reckoned from 2 samples" in said
+    assert asked == [2, 8] and said.startswith("128,000 ms a step on cpu") and "reckoned from 8 samples" in said
     assert "3 h 33 min in all" in said
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tokcli.data.decode import BadImage, decode
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

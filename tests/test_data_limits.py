@@ -15,7 +15,7 @@ from tokcli.data import decode as decoding
 from tokcli.data.decode import BadImage, decode
 from tokcli.data.image_files import Part, check_bytes
 from tokcli.data.sources import limited, open_source
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 
 def written(form: str, width: int = 12, height: int = 10, mode: str = "RGB", **options: Any) -> bytes:

@@ -6,7 +6,7 @@ import click
 
 from tokcli import terminal
 from tokcli.cli.flags import COLUMNS, PATH, quiet_stdout, with_columns, with_options
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 
 def _number(context: click.Context, option: click.Parameter, value: float) -> float:

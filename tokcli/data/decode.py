@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from tokcli.data.image_files import BadImage, Part, open_image, opened, without_texts
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 __all__ = ["BadImage", "decode", "pixels_of"]
 

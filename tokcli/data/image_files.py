@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 # Decoders that hold several copies: with these shares of the limit none takes more than a PNG, about 9 bytes a pixel.
 SHARES = {"WEBP": 0.5, "AVIF": 0.5, "progressive JPEG": 0.8}

@@ -26,7 +26,7 @@ from tokcli.files import sha256
 from tokcli.measure.extractors import Extractor, Seen, chosen, look
 from tokcli.metrics.fid import Gaussian
 from tokcli.progress import passing
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 log = logging.getLogger("tok")
 DINOV2_BEFORE = 518  # pixels at which statistics that do not say so saw images

@@ -30,7 +30,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-MAX_PIXELS = 64_000_000  # of an image: what is refused by its header takes no memory
 
 Pixels = Annotated[int, Field(ge=1, le=2**30)]
 """Most of an image that is decoded."""

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, PrivateAttr, field_validator, model_validator
 
-from tokcli.recipe.ranges import MAX_PIXELS, Pixels, Share
+from tokcli.recipe import MAX_PIXELS
+from tokcli.recipe.ranges import Pixels, Share
 
 
 class Section(BaseModel):

@@ -35,8 +35,9 @@ from tokcli.evaluation.tables import build_tables, warning_of_small_sets
 from tokcli.files import write_text
 from tokcli.measure.extractors import check_extractors, expanded
 from tokcli.measure.predicting import MASK_RATIO
+from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import MAX_PIXELS, Pixels
+from tokcli.recipe.ranges import Pixels
 from tokcli.recipe.sections import Perturbed, Recipe, Section
 
 log = logging.getLogger("tok")

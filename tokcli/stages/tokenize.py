@@ -38,8 +38,9 @@ from tokcli.models import Tokenizer
 from tokcli.pretrained.extract import rebatch
 from tokcli.progress import Bar, bar
 from tokcli.proposals.protocol import Precision
+from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import MAX_PIXELS, Area, Pixels
+from tokcli.recipe.ranges import Area, Pixels
 from tokcli.recipe.sections import Recipe, Section
 from tokcli.training.signals import StopSignal
 

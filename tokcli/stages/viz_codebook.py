@@ -30,8 +30,9 @@ from tokcli.errors import TokError
 from tokcli.metrics.code_usage import count_codes
 from tokcli.models import Tokenizer
 from tokcli.quantizers import Quantizer
+from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import MAX_PIXELS, Pixels
+from tokcli.recipe.ranges import Pixels
 from tokcli.recipe.sections import Recipe, Section
 
 log = logging.getLogger("tok")

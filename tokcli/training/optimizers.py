@@ -67,7 +67,7 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         for p in part.parameters()
     }
     groups = []
-    for scale in sorted({scales.get(id(p), 1.0) for _, p in trainable}, reverse=True):
+    for scale in sorted({1.0, *(scales.get(id(p), 1.0) for _, p in trainable)}, reverse=True):
         own = [(name, p) for name, p in trainable if scales.get(id(p), 1.0) == scale]
         for names, decay in ((False, optim.weight_decay), (True, 0.0)):
             params = [p for name, p in own if (name in undecayed) == names]

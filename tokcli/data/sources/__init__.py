@@ -26,7 +26,7 @@ from tokcli.data.sources.subset import evenly, limited
 from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import Misuse, NotFound, TokError
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 from tokcli.registry import nearest
 
 __all__ = [

@@ -17,7 +17,7 @@ from tokcli.data.sources.folder import read_encoded
 from tokcli.data.sources.listing import bad_name, data_id, refuse_labels
 from tokcli.errors import TokError
 from tokcli.limits import TooLarge, read_json
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 MOST_JSON, SOME, EACH = (
     750_000_000,

@@ -26,7 +26,7 @@ from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_i
 from tokcli.data.sources.split_names import split_named
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 from tokcli.terminal import printable
 
 

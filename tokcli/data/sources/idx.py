@@ -15,7 +15,7 @@ from tokcli.data.sources.contents import digest_of, state_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import cache_dir
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 FILES = {"train": "train", "val": "t10k"}
 MOST_BYTES = 550 << 20  # that are held in memory: of a compressed file, and of labels

@@ -22,7 +22,7 @@ from tokcli.data.sources.concepts import concept, split_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 RENDERING = 1  # raise it when the same vector file comes out as other pixels
 _COUNTRY = range(0x1F1E6, 0x1F200)

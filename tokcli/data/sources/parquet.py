@@ -20,7 +20,7 @@ from tokcli.data.sources.parquet_files import files_of, names_parquet, roles_of,
 from tokcli.data.sources.parquet_rows import Damaged, Rows
 from tokcli.data.sources.tars import shard_names
 from tokcli.errors import TokError
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 from tokcli.terminal import printable
 
 

@@ -13,7 +13,7 @@ from tokcli.data.sources.listing import data_id, refuse_labels
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import TokError
 from tokcli.limits import read_json
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 
 class Samples:

@@ -21,7 +21,7 @@ from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refus
 from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
 from tokcli.errors import NotFound, TokError
 from tokcli.progress import passing
-from tokcli.recipe.ranges import MAX_PIXELS
+from tokcli.recipe import MAX_PIXELS
 
 MOST_SHARDS = 1_000_000
 
