@@ -98,6 +98,7 @@ def test_the_index_is_read_instead_of_the_headers_until_the_shard_changes(
 def test_a_pack_is_the_same_data_however_it_is_read(photos: Path, tmp_path: Path) -> None:
     run("pack", photos, "--out", tmp_path / "shards")
     source = open_source(str(tmp_path / "shards"), size=8)
+    assert source.classes == ["0", "1", "10", "2"]
     for name, change in {
         "touched": lambda p: os.utime(p, (1, 1)),
         "alone": lambda p: p.with_suffix(".index.json").unlink(),
@@ -140,6 +141,28 @@ def test_a_damaged_index_is_made_again(photos: Path, tmp_path: Path, text: str) 
     state = shard.stat()
     index.write_text(text.replace("BYTES", str(state.st_size)).replace("TIME", str(int(state.st_mtime))))
     assert len(open_source(str(tmp_path / "shards"), size=8)) == 5
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("images", ["a", 1]),
+        ("images", [-1, 1]),
+        ("images", 5),
+        ("names", 5),
+        ("ends", "exe"),
+        ("texts", [["sh", 1, 1]]),
+        ("texts", 1),
+    ],
+)
+def test_an_index_with_parts_of_another_kind_is_made_again(photos: Path, tmp_path: Path, part: str, value: Any) -> None:
+    run("pack", photos, "--out", tmp_path / "shards")
+    (index,) = (tmp_path / "shards").glob("*.index.json")
+    said = json.loads(index.read_text())
+    said["index"][part][0] = value
+    index.write_text(json.dumps(said))
+    source = open_source(str(tmp_path / "shards"), size=8)
+    assert len(source) == 5 and source.image(0).shape[0] == 3 and source.notes  # type: ignore[attr-defined]
 
 
 def test_an_interrupted_pack_is_written_anew(photos: Path, tmp_path: Path) -> None:

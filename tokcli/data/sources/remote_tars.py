@@ -22,6 +22,7 @@ from tokcli.errors import TokError
 from tokcli.progress import passing
 
 T = TypeVar("T")
+MOST_INDEX = 256 << 20  # bytes
 AT_ONCE = 4  # shards that are fetched together
 
 
@@ -105,7 +106,10 @@ def _packed(remote: Remote) -> bytes | None:
     """The index that lies beside a shard; None where there is none."""
     address = urllib.parse.urlsplit(remote.url)
     try:
-        with using(look(address._replace(path=str(packed_index(Path(address.path)))).geturl())) as path:
+        index = look(address._replace(path=str(packed_index(Path(address.path)))).geturl())
+        if index.bytes > MOST_INDEX:
+            return None
+        with using(index) as path:
             return path.read_bytes()
     except TokError:
         return None

@@ -9,7 +9,7 @@ import tarfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tokcli import limits
 from tokcli.data.shard_writer import CLASSES
@@ -132,9 +132,28 @@ def parse_index(data: bytes, size: int, time: int | None) -> TarIndex | None:
         index.problems = [(key, why) for key, why in index.problems]
         each = (index.images, index.names, index.texts, index.ends)
         fits = all(len(part) == len(index.keys) for part in each) and not any(bad_name(key) for key in index.keys)
-        return index if fits else None
+        return index if fits and _well_formed(index) else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _well_formed(index: TarIndex) -> bool:
+    """Whether all parts are of their types: an index is a file like any other, and may come from anywhere."""
+
+    def place(found: Any) -> bool:
+        return len(found) == 2 and all(type(number) is int and 0 <= number < 1 << 62 for number in found)
+
+    def text(found: Any) -> bool:
+        return found[0] in TEXTS and place(found[1:])
+
+    return (
+        all(name is None or isinstance(name, str) for name in index.names)
+        and all(isinstance(name, str) for name in (index.contents, *index.classes))
+        and all(end in IMAGES for end in index.ends)
+        and all(map(place, index.images))
+        and all(text(one) for texts in index.texts for one in texts)
+        and all(isinstance(kind, str) and type(count) is int for kind, count in index.ignored.items())
+    )
 
 
 @dataclass
