@@ -75,6 +75,14 @@ def test_a_recipe_without_networks_reads_nothing(recipe: dict[str, Any]) -> None
     assert weights_read(recipe) == set() and weights_inputs(recipe, {}) == {}
 
 
+@pytest.mark.parametrize("value", [None, 3, "x", [], [3], {}, {"x": []}, True, 1.5])
+def test_a_foreign_recipe_may_hold_anything(value: Any) -> None:
+    inner = ("name", "tower", "language", "discriminator", "network", "pixels", "eval_extractors", "perceptual")
+    for section in ("teacher", "condition", "proposal", "gan", "loss", "encoder", "objective", "train"):
+        for recipe in ({section: value}, *({section: {key: value}} for key in inner)):
+            assert all(isinstance(flag, str) for flag in weights_read(recipe))
+
+
 def test_what_a_training_does_not_read_is_no_input(tmp_path: Path) -> None:
     assert weights_inputs(READ["language"][0], {}, unread=["language"]) == {}
 

@@ -82,9 +82,8 @@ def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
 
 def weights_read(recipe: Mapping[str, Any]) -> set[str]:
     """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
-    judges = expanded(
-        _of(recipe, "train").get("eval_extractors", [])
-    )  # which measure, and change nothing that is trained
+    named = _of(recipe, "train").get("eval_extractors")  # they measure, and change nothing that is trained
+    judges = expanded([name for name in named if isinstance(name, str)]) if isinstance(named, list) else []
     return {flag for one in _read(recipe) for flag in one.flags} | ({"inception"} & {*judges})
 
 
