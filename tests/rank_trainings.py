@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokcli import distributed
 from tokcli.data.batches import TrainBatches
+from tokcli.data.pixels import unit
 from tokcli.data.token_batches import TokenBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.losses import LOSSES
@@ -27,6 +28,7 @@ from tokcli.training.state import Stateful
 from tokcli.training.updater import Updater
 
 STEPS = 5
+DEVICE = torch.device("cpu")  # of trainings that are made; test_gpu.py sets it
 State = dict[str, Tensor]
 OPTIM = Optim(lr=3e-3, weight_decay=0.05, warmup_steps=2, clip=1.0)
 GENTLE = Optim(lr=2e-4, weight_decay=0.05, warmup_steps=2, clip=1.0)  # Adam turns rounding of tiny gradients into steps
@@ -84,11 +86,11 @@ def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
         codebook_size=12, code_dim=8, decay=0.8, rescue="revive" if revive_after else None, rescue_after=revive_after
     )
     tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
-    teacher = torch.randn(3 * 4 * 4, 6)
-    updater = Updater(DistillationLoss(tokenizer), OPTIM, train, torch.device("cpu"))
+    teacher = torch.randn(3 * 4 * 4, 6).to(DEVICE)
+    updater = Updater(DistillationLoss(tokenizer).to(DEVICE), OPTIM, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
+        images = unit(batch.images, DEVICE)
         if not quantizer.initialised:
             with torch.no_grad(), updater.whole():
                 quantizer.initialise(tokenizer.encoder(images))
@@ -115,12 +117,12 @@ def adversarial_training(train: Train, adaptive: bool = False) -> Training:
         discriminator=Component(name="patch", depth=1, width=32), optim=GENTLE, weight=0.5, adaptive=adaptive, start=1,
         warmup=1, ramp=2, lecam=0.1,
     )  # fmt: skip
-    adversary = Adversary(gan, train, torch.device("cpu"), 0)
-    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary))
-    updater = Updater(objective, GENTLE, train, torch.device("cpu"))
+    adversary = Adversary(gan, train, DEVICE, 0)
+    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary)).to(DEVICE)
+    updater = Updater(objective, GENTLE, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
+        images = unit(batch.images, DEVICE)
         values = update(updater, adversary, number, [images], images)
         with updater.guarding(quantizer):
             quantizer.after_step(number)
@@ -137,11 +139,11 @@ def gradient_training(train: Train) -> Training:
     quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, learning="gradient", rescue="anchors", init="uniform")
     tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
     updater = Updater(
-        Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)), GENTLE, train, torch.device("cpu")
+        Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)).to(DEVICE), GENTLE, train, DEVICE
     )
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
+        images = unit(batch.images, DEVICE)
         values = update(updater, None, number, [images], images)
         with updater.guarding(quantizer):
             quantizer.after_step(number)
@@ -154,10 +156,10 @@ def cluster_training(train: Train) -> Training:
     """Codes over a frozen teacher's features, here patches: all that is trained is the quantizer's."""
     torch.manual_seed(0)
     quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=48, learning="gradient", rescue="anchors")
-    updater = Updater(ClusterLoss(quantizer), OPTIM, train, torch.device("cpu"))
+    updater = Updater(ClusterLoss(quantizer).to(DEVICE), OPTIM, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        features = nn.functional.unfold(batch.images.float() / 255, 4, stride=4).transpose(1, 2)
+        features = nn.functional.unfold(unit(batch.images, DEVICE), 4, stride=4).transpose(1, 2)
         quantizer.initialise(features)
         values = updater.update(number, [features])
         with updater.guarding(quantizer):
@@ -171,12 +173,12 @@ def decoder_training(train: Train) -> Training:
     """A decoder of frozen codes, by transformer blocks."""
     torch.manual_seed(0)
     decoder = DECODERS["vit"](8, (4, 4), 16, width=16, depth=2, heads=2)
-    projection = torch.randn(48, 8)
+    projection = torch.randn(48, 8).to(DEVICE)
     loss = PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)
-    updater = Updater(Reconstruction(decoder, loss), OPTIM, train, torch.device("cpu"))
+    updater = Updater(Reconstruction(decoder, loss).to(DEVICE), OPTIM, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        images = batch.images.float() / 255
+        images = unit(batch.images, DEVICE)
         codes = nn.functional.unfold(images, 4, stride=4).transpose(1, 2) @ projection
         return update(updater, None, number, [codes, images], images)
 
@@ -193,13 +195,14 @@ def proposal_training(train: Train, optim: Optim = OPTIM, kind: str = "nar", **k
     )
     if network.head is not None:
         nn.init.normal_(network.head.weight, std=0.02)  # not zero, so that the first gradient reaches every weight
-    updater = Updater(Likelihood(network), optim, train, torch.device("cpu"))
+    updater = Updater(Likelihood(network).to(DEVICE), optim, train, DEVICE)
     batches = TokenBatches(
         store, batch_size=train.batch_size, seed=0, rank=distributed.rank(), world=distributed.world_size()
     )
 
     def step(number: int, batch: Any) -> dict[str, Any]:
-        return updater.update(number, [batch.indices, batch.labels, batch.seeds, torch.zeros(len(batch.seeds))])
+        given = [batch.indices, batch.labels, batch.seeds, torch.zeros(len(batch.seeds))]
+        return updater.update(number, [t.to(DEVICE, non_blocking=True) for t in given])
 
     return Training(updater, batches, step)
 

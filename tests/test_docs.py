@@ -32,7 +32,7 @@ LEAVES = {  # every command that does something, those of groups by two words
     ).items()
 }
 OTHERS_FLAGS = {
-    *("--suite", "--toy", "--mini", "--markdown", "--minutes"),  # of scripts
+    *("--suite", "--toy", "--mini", "--markdown", "--minutes", "--compare"),  # of scripts
     *("--nproc-per-node", "--nnodes", "--standalone", "--max-restarts", "--master-port"),  # of torchrun
     *("--rdzv-backend", "--rdzv-id", "--rdzv-endpoint"),
     *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--requeue", "--signal", "--kill-on-bad-exit"),  # of SLURM

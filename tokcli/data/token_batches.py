@@ -61,7 +61,9 @@ class TokenBatches:
             labels = torch.from_numpy(self.store.labels[rows].astype(np.int64))
             seeds = torch.tensor([seed_of(self.seed, "sample", epoch, row) for epoch, row in pairs])
             captions = torch.tensor([self._caption(epoch, row) for epoch, row in pairs])
-            yield TokenBatch(self.store.batch(rows, views), labels, torch.from_numpy(rows), seeds, captions)
+            batch = TokenBatch(self.store.batch(rows, views), labels, torch.from_numpy(rows), seeds, captions)
+            # copies to a GPU wait for it unless they come from pinned memory
+            yield TokenBatch(*(t.pin_memory() for t in batch)) if torch.cuda.is_available() else batch
 
     def _caption(self, epoch: int, row: int) -> int:
         if not self.captions:
