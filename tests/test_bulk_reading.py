@@ -1,6 +1,5 @@
 """Bulk commands read through worker processes: the same bytes, one line when one dies, none left behind, bounded memory."""
 
-import gc
 import json
 import os
 import threading
@@ -23,7 +22,7 @@ from tokcli.data import loader, reading
 from tokcli.data import sample_store as store
 from tokcli.data.reading import most_processes, processes, read_all
 from tokcli.data.sources import BadImage
-from tokcli.data.transforms import CenterCrop, CropViews
+from tokcli.data.transforms import CenterCrop
 from tokcli.device.cores import cores
 from tokcli.errors import TokError
 from tokcli.files import Behind
@@ -242,28 +241,32 @@ def test_too_many_bad_images_stop_in_the_middle_of_a_shard(
     }
 
 
+@pytest.mark.parametrize("keeping", [False, True])
 def test_as_many_images_are_held_for_a_large_shard_as_for_a_small_one(
-    ready: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keeping: bool, ready: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[Any] = []
-    most = {}
-    call = CropViews.__call__
+    """`keeping` is what a list of a shard's images would be: the count sees it."""
+    alive: list[tuple[Any, int]] = []
+    most: dict[int, int] = {}
+    read, encode = reading._Chunks.__getitem__, tokenize._encode
 
-    def counted(self: CropViews, image: Tensor, index: int) -> Tensor:
-        views = call(self, image, index)
-        alive[:] = [one for one in alive if one() is not None]
-        alive.append(weakref.ref(views.untyped_storage()))
-        most[size] = max(most.get(size, 0), len(alive) * len(views))
-        return views
+    def counted(self: Any, chunk: list[int]) -> Any:
+        images, bad = read(self, chunk)
+        alive[:] = [(one, held) for one, held in alive if one() is not None]
+        alive.append((weakref.ref(images.untyped_storage()), len(images.flatten(0, 1))))
+        most[size] = max(most.get(size, 0), sum(held for _, held in alive))
+        return images, bad
 
-    monkeypatch.setattr(CropViews, "__call__", counted)
+    monkeypatch.setattr(reading._Chunks, "__getitem__", counted)
+    if keeping:
+        monkeypatch.setattr(tokenize, "_encode", lambda t, images, *r: encode(t, list(images), *r))
     monkeypatch.setattr(tokenize, "BATCH", 16)
-    data = photograph(tmp_path / "d", 80)
-    for size in (20, 80):
+    data = photograph(tmp_path / "d", 40)
+    for size in (10, 40):
         made("tokenize", "--recipe", "toy/tokens", "--tokenizer", ready["tokenizer"], "--data", data, "--crops", "4", "--flip",
              "--set", f"tokens.shard_size={size}", "--workers", "0", "--out", tmp_path / str(size))  # fmt: skip
-        gc.collect()
-    assert most[80] <= most[20] <= 16 + reading.CHUNK
+    views = 8
+    assert (most[40] >= 40 * views) if keeping else (most[40] <= most[10] + 2 * reading.CHUNK <= 16 + 5 * reading.CHUNK)
 
 
 def test_tokens_in_bfloat16_are_another_artifact_and_begin_at_the_one_autocast(
