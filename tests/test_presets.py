@@ -71,7 +71,7 @@ def test_a_folder_s_preset_is_said_recorded_and_gone_on_with(photos: Path, tmp_p
     files["tokenizer"].write_text(json.dumps(plan))
     for command, reads in (("train-decoder", "tokenizer"), ("tokenize", "tokenizer"), ("train-proposal", "tokens")):
         plan, said = dry(command, f"--{reads}", files[reads])
-        assert plan["preset"]["name"] == SMALL and f"recipe: of folder/small, as {files[reads]}" in said
+        assert plan["preset"]["name"] == SMALL and f"recipe: folder/small, the preset of {files[reads]}" in said
         files[plan["kind"]].write_text(json.dumps(plan))
     plan, said = dry("sample", "--proposal", files["proposal"], "--decoder", files["decoder"])
     assert plan["preset"]["name"] == SMALL

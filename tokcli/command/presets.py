@@ -48,7 +48,7 @@ def with_preset(
     if found is None and recorded is not None:
         found = Preset(recorded, f"{made_by.path} was made by it" if made_by else "")
         if recorded != own_preset(spec):
-            log.info("recipe: of %s, as %s", recorded, made_by.path if made_by else "")
+            log.info("recipe: %s, the preset of %s", recorded, made_by.path if made_by else "")
     if found is None and (own := own_preset(spec)):
         found = Preset(own, "the data set's own")
     if found is None and not (options.recipe or "").endswith((".yaml", ".yml")):
