@@ -81,8 +81,9 @@ def verify(path: Path) -> str:
     if damaged:
         shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
         raise TokError(str(path), f"{len(damaged)} of {len(expected)} files are damaged or missing", got=shown)
-    older = "; of the older kind, whose id does not cover the recipe" if artifact.older else ""
-    return f"{artifact.id}: manifest and {len(expected)} files are whole{older}"
+    if artifact.older:
+        return f"{artifact.id}: {len(expected)} files are whole; of the older kind: nothing covers its metrics and provenance"
+    return f"{artifact.id}: manifest and {len(expected)} files are whole"
 
 
 def _differing(artifact: Artifact, expected: dict[str, str]) -> list[str]:
