@@ -333,11 +333,6 @@ def _(root: Path) -> None:
     (root / "r.yaml").write_text("stage: tokens\nx: [" + "[a]," * 250_000 + "]")
 
 
-@kind("a recipe of 2 GiB", "recipe")
-def _(root: Path) -> None:
-    sparse(root / "r.yaml", 2 * GB, b"stage: tokens\n")
-
-
 @kind("a manifest of 40 million brackets", "show")
 def _(root: Path) -> None:
     (root / "manifest.json").write_text('{"schema": 1, "kind": "tokens", "facts": [' + "[]," * 40_000_000 + "[]]}")
