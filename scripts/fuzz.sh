@@ -18,7 +18,7 @@ trap 'rm -f "$said"' EXIT
 while [ "$SECONDS" -lt "$end" ]; do
     TOK_FUZZ_SEED="$seed"
     code=0
-    timeout --signal=INT $((end - SECONDS)) python -m pytest -q tests/test_fuzz*.py --hypothesis-show-statistics -p no:cacheprovider "$@" >"$said" 2>&1 || code=$?
+    timeout --signal=INT --kill-after=60 $((end - SECONDS)) python -m pytest -q tests/test_fuzz*.py --hypothesis-show-statistics -p no:cacheprovider "$@" >"$said" 2>&1 || code=$?
     if [ "$code" = 1 ]; then # 124: the time is over
         failed="$failed $seed"
         cat "$said"
