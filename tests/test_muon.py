@@ -19,6 +19,7 @@ from tokcli.errors import TokError
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder
 from tokcli.proposals import PROPOSALS, TextCondition
 from tokcli.recipe.check import InvalidRecipe
+from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Component, MeasuredTrain, Optim, Train
 from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.stages.train_proposal import Likelihood, ProposalRecipe
@@ -166,6 +167,27 @@ def test_muon_without_its_rate_and_a_rate_without_muon_are_refused() -> None:
         Optim(name="muon", lr=1e-3)
     with pytest.raises(ValidationError, match=r"muon_lr goes with name: muon. Got name: adamw, muon_lr: 0.02"):
         Optim(lr=1e-3, muon_lr=2e-2)
+
+
+@pytest.mark.parametrize("section", ["optim", "gan.optim"])
+def test_another_optimizer_keeps_the_keys_of_its_section(section: str) -> None:
+    keys = {"name": "muon", "lr": 1e-3, "muon_lr": 2e-2, "clip": 1.0}
+    said: list[str] = []
+    for given, wanted in (
+        ({"name": "adamw"}, {"name": "adamw", "lr": 1e-3, "clip": 1.0}),
+        ({"name": "adamw", "muon_lr": None}, {**keys, "name": "adamw", "muon_lr": None}),
+        ({"name": "muon", "muon_lr": 0.1}, {**keys, "muon_lr": 0.1}),
+    ):
+        optim = dict(keys)
+        tree = {"optim": optim} if section == "optim" else {"gan": {"optim": optim}}
+        override(
+            tree,
+            {f"{section}.{key}": v for key, v in given.items()},
+            say=lambda *words: said.append(words[0] % words[1:]),
+        )
+        assert optim == wanted
+        Optim(**optim)
+    assert said == [f"{section}: adamw in place of muon. Dropped: muon_lr=0.02."]
 
 
 def test_a_network_without_hidden_matrices_is_refused() -> None:

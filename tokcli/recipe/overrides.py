@@ -30,7 +30,7 @@ def override(
 
     Naming another component (`teacher.name=clip`) keeps what the one before takes and gives (`KEPT`: pixels, grid, codes),
     where the new one has such a key. The other keys say how the old one works inside (layers, widths, weights of terms); they
-    are dropped.
+    are dropped. `optim.name` keeps all, but Muon's rate where it becomes AdamW.
 
     Args:
         families, resolve: see `check`; of a component that stands in neither nothing is kept.
@@ -51,8 +51,11 @@ def override(
                 )
             node = child
         before = node.get(last)
-        if last == "name" and before not in (None, value):
-            section = ".".join(sections)
+        section = ".".join(sections)
+        if last == "name" and sections[-1:] == ["optim"]:  # no component: both optimizers share all keys but one
+            if value == "adamw" and node.get("muon_lr") is not None and f"{section}.muon_lr" not in assignments:
+                say("%s: adamw in place of muon. Dropped: %s.", section, _pairs({"muon_lr": node.pop("muon_lr")}))
+        elif last == "name" and before not in (None, value):
             table = (families or {}).get(section, {})
             factory = (table.get(value) or resolve(value)) if isinstance(value, str) else None
             given = [key.removeprefix(f"{section}.") for key in assignments]

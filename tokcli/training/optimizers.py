@@ -86,7 +86,7 @@ def check_torch(optim: Optim, where: str = "optim") -> None:
             f"{where}.name",
             "muon needs PyTorch 2.9 or newer",
             got=f"PyTorch {torch.__version__}",
-            next=f"Install a newer one, or set {where}.name=adamw and {where}.muon_lr=null",
+            next=f"Install a newer one, or set {where}.name=adamw",
         )
 
 
@@ -113,7 +113,7 @@ def build_optimizers(
     )
     if optim.muon_lr is None:
         return [adamw]
-    tell_if_emulated(f"{where}.name", device, f"adamw --set {where}.muon_lr=null")
+    tell_if_emulated(f"{where}.name", device, "adamw")
     muon = torch.optim.Muon(
         hidden,
         lr=optim.muon_lr,
