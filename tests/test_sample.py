@@ -232,10 +232,10 @@ def test_a_killed_command_goes_on_at_the_batch_and_ends_as_if_it_had_not(
     command = [*flags(mode), "-n", 11, "--batch-size", 2, "--set", "sample.shard_size=4"]
     straight, write = open_artifact(made(*command, "--out", tmp_path / "a")), store.write_batch
 
-    def dying(folder: Path, batch: int, *rest: Any) -> None:
+    def dying(folder: Path, batch: int, *rest: Any, **keys: Any) -> None:
         if batch == 3:
             raise KeyboardInterrupt
-        write(folder, batch, *rest)
+        write(folder, batch, *rest, **keys)
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "write_batch", dying)
@@ -258,10 +258,10 @@ def test_a_batch_is_claimed_until_it_is_written_and_a_finished_artifact_is_left_
     command, out, write = [*flags("ar"), "-n", 6, "--batch-size", 2], tmp_path / "s", store.write_batch
     free: list[bool] = []
 
-    def looking(folder: Path, batch: int, *rest: Any) -> None:
+    def looking(folder: Path, batch: int, *rest: Any, **keys: Any) -> None:
         with locked(folder, f".shard-{batch:05d}.lock") as got:
             free.append(got)
-        write(folder, batch, *rest)
+        write(folder, batch, *rest, **keys)
 
     monkeypatch.setattr(store, "write_batch", looking)
     done = open_artifact(made(*command, "--out", out))
