@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ class NpyRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, row: int) -> Any:
+        """A row; of an array of one dimension, a number."""
         return self.read(row, row + 1)[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
