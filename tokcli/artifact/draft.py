@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -79,20 +80,19 @@ class Draft:
         _begun.discard(self)
 
 
-_begun: set[Draft] = set()  # that this process locks, and nobody waits for
+_begun: weakref.WeakSet[Draft] = weakref.WeakSet()  # that this process locks, and nobody waits for
 
 
 @contextlib.contextmanager
 def removed_if_refused() -> Iterator[None]:
-    """Remove the folders that were begun within and in which nothing was made, where that ends with a refusal."""
+    """Release the folders that were begun within, whatever ends it; remove those in which nothing was made, where that is a refusal."""
     before = set(_begun)
     try:
         yield
-    except Interrupted:
-        raise
-    except TokError:
-        for draft in _begun - before:
-            remove_untouched(draft.path)
+    except BaseException as error:
+        for draft in set(_begun) - before:
+            if isinstance(error, TokError) and not isinstance(error, Interrupted):
+                remove_untouched(draft.path)
             draft.close()
         raise
 
