@@ -1,10 +1,13 @@
 """Items of a data set, read in this process or in others: in order, errors as they were raised, no process left behind."""
 
 import contextlib
+import functools
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing import util
 from types import FrameType
 from typing import Any
 
@@ -103,11 +106,24 @@ def _of_death(error: Exception) -> bool:
 
 def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
     """An iterator that says in `next` that a worker died. torch's handler of SIGCHLD would raise it wherever the process just is."""
+    _end_workers_at_exit()
     before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before)
     return iterator
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Kill what still reads when this process ends: it would wait for workers that take its one SIGTERM for that of the group."""
+    util.Finalize(None, _kill_workers, exitpriority=1)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _start_worker(number: int) -> None:
