@@ -14,10 +14,8 @@ from tokcli.data.pixels import unit
 from tokcli.data.token_batches import TokenBatches
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.losses import LOSSES
-from tokcli.methods.autoencoder import Autoencoding
 from tokcli.methods.clustering import ClusterLoss
-from tokcli.methods.distillation import DistillationLoss
-from tokcli.methods.reconstruction import PixelLoss, Reconstruction
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction, TokenizerLoss
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
@@ -87,7 +85,7 @@ def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
     )
     tokenizer = Tokenizer(encoder, quantizer, FeatureDecoder(8, 6, (4, 4), width=16, heads=2))
     teacher = torch.randn(3 * 4 * 4, 6).to(DEVICE)
-    updater = Updater(DistillationLoss(tokenizer).to(DEVICE), OPTIM, train, DEVICE)
+    updater = Updater(TokenizerLoss(tokenizer).to(DEVICE), OPTIM, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
         images = unit(batch.images, DEVICE)
@@ -118,7 +116,7 @@ def adversarial_training(train: Train, adaptive: bool = False) -> Training:
         warmup=1, ramp=2, lecam=0.1,
     )  # fmt: skip
     adversary = Adversary(gan, train, DEVICE, 0)
-    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary)).to(DEVICE)
+    objective = TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary)).to(DEVICE)
     updater = Updater(objective, GENTLE, train, DEVICE)
 
     def step(number: int, batch: Any) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def gradient_training(train: Train) -> Training:
     quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, learning="gradient", rescue="anchors", init="uniform")
     tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
     updater = Updater(
-        Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)).to(DEVICE), GENTLE, train, DEVICE
+        TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)).to(DEVICE), GENTLE, train, DEVICE
     )
 
     def step(number: int, batch: Any) -> dict[str, Any]:

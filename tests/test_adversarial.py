@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from tokcli.losses import LOSSES
 from tokcli.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
-from tokcli.methods.autoencoder import Autoencoding
-from tokcli.methods.reconstruction import PixelLoss, Reconstruction
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction, TokenizerLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.sections import GAN, Component, Optim, Train
@@ -182,7 +181,7 @@ def test_codes_are_counted_once_a_step_although_two_networks_learn() -> None:
     decoder = DECODERS["conv"](8, (4, 4), 16, widths=[8, 8, 8], blocks=1, channels=8)
     tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
     gan = adversary(lecam=0.1)
-    objective = Autoencoding(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], gan))
+    objective = TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], gan))
     update(Updater(objective, OPTIM, TRAIN, CPU), gan, 0, [images()], images())
     assert int(quantizer.collect("counts", (6,), torch.int64).sum()) == 4 * 16
 

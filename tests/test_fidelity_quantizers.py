@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.linalg import expm
 from torch import Tensor
 
-from tokcli.methods.distillation import DistillationLoss
+from tokcli.methods.reconstruction import TokenizerLoss
 from tokcli.models import FeatureDecoder, Tokenizer, ViTEncoder
 from tokcli.quantizers.fsq import FSQ
 from tokcli.quantizers.kmeans import kmeans
@@ -68,7 +68,7 @@ def test_vqkds_objective_is_one_minus_cosine_plus_commitment() -> None:
     images, targets = torch.rand(2, 3, 16, 16), torch.randn(2, 16, 6, requires_grad=True)
     z = F.normalize(tokenizer.encoder(images), dim=-1)
     tokenizer.quantizer.initialise(z)
-    terms = DistillationLoss(tokenizer)(images, targets)
+    terms = TokenizerLoss(tokenizer)(images, targets)
     codes = tokenizer.codes((z @ tokenizer.quantizer.table().T).argmax(-1))
     predicted = tokenizer.feature_decoder(codes)  # type: ignore[misc]
     cosines = (predicted * targets).sum(-1) / (predicted.square().sum(-1) * targets.square().sum(-1)).sqrt()

@@ -12,7 +12,7 @@ from torch import nn
 import tokcli
 from tokcli.command.inputs import decoder_among
 from tokcli.errors import TokError
-from tokcli.methods.autoencoder import Autoencoding
+from tokcli.methods.reconstruction import TokenizerLoss
 from tokcli.proposals.protocol import Proposal
 from tokcli.quantizers.quantizer import Quantized
 from tokcli.sampling.generator import Generator
@@ -79,11 +79,12 @@ def test_pixel_methods_weigh_the_codebook_as_their_losses_say() -> None:
         {"commitment": torch.tensor(0.25), "codebook": torch.tensor(1.0)},
     )
     tokenizer = torch.nn.Module()
-    tokenizer.forward = lambda images: quantized  # type: ignore[method-assign]
+    tokenizer.forward = lambda images, counted: quantized  # type: ignore[method-assign]
+    tokenizer.feature_decoder = None
     tokenizer.pixel_decoder = torch.nn.Module()
     tokenizer.pixel_decoder.forward = lambda codes: codes  # type: ignore[method-assign]
     tokenizer.pixel_decoder.last_layer = None
-    terms = Autoencoding(tokenizer, lambda *_: {"loss": torch.tensor(3.0)})(torch.zeros(1, 3, 4, 4))  # type: ignore[arg-type]
+    terms = TokenizerLoss(tokenizer, lambda *_: {"loss": torch.tensor(3.0)})(torch.zeros(1, 3, 4, 4))  # type: ignore[arg-type]
     assert terms["loss"] == 3.0 + 0.25 + 1.0 and terms["commitment"] == 0.25
 
 

@@ -1,7 +1,7 @@
 """Fresh networks from recipes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -82,7 +82,8 @@ def build_tokenizer(
             next=f"Set one to the other: --set encoder.image_size={size}, or --set data.size={recipe['encoder']['image_size']}",
         )
     quantizer = component("quantizer", QUANTIZERS, recipe["quantizer"])
-    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim, *_encoder_file(recipe, weights))
+    own = _weights_of(recipe["encoder"], weights, teacher_file)
+    encoder = component("encoder", ENCODERS, recipe["encoder"], quantizer.code_dim, *own)
     grid, code_dim = encoder.grid(size), quantizer.code_dim
     to_features, to_pixels = decoder_sections(recipe, feature_dim)
     features = pixels = None
@@ -101,13 +102,6 @@ def decoder_sections(
         pixels = recipe["decoder"] if recipe["objective"]["pixels"] else None
         return (recipe["feature_decoder"] if feature_dim is not None else None), pixels
     return (None, recipe["decoder"]) if feature_dim is None else (recipe["decoder"], None)
-
-
-def _encoder_file(recipe: Mapping[str, Any], weights: Mapping[str, Path] | None) -> list[Any]:
-    """The argument `weights` of an encoder made of a pretrained network; nothing for any other."""
-    if "network" not in recipe["encoder"]:
-        return []
-    return ["random" if weights is None else teacher_file(weights, recipe["encoder"]["network"])]
 
 
 def build_clustering(recipe: Mapping[str, Any], weights: Path | Literal["random"] | None) -> Tokenizer:
@@ -214,11 +208,20 @@ def build_discriminator(section: Mapping[str, Any], weights: Mapping[str, Path] 
     return built
 
 
-def _weights_of(keys: Mapping[str, Any], weights: Mapping[str, Path] | None) -> list[Any]:
+def _network_file(weights: Mapping[str, Path], network: str) -> Path | None:
+    """The file that a flag of its own gives for a network of losses and discriminators."""
+    return weights.get(WEIGHTS_FLAGS.get(network, ""))
+
+
+def _weights_of(
+    keys: Mapping[str, Any],
+    weights: Mapping[str, Path] | None,
+    file_of: Callable[[Mapping[str, Path], str], Path | None] = _network_file,
+) -> list[Any]:
     """The argument `weights` of a component made of a pretrained network; nothing for any other."""
     if "network" not in keys:
         return []
-    return ["random" if weights is None else weights.get(WEIGHTS_FLAGS.get(keys["network"], ""))]
+    return ["random" if weights is None else file_of(weights, keys["network"])]
 
 
 def frozen_on(module: M, device: torch.device) -> M:

@@ -23,8 +23,8 @@ from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.previews import decoder_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, ReconstructingRecipe
-from tokcli.methods.reconstruction import PixelLoss
-from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
+from tokcli.methods.reconstruction import PixelLoss, TokenizerLoss
+from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, ReconstructedTrain
@@ -47,23 +47,6 @@ class PixelRecipe(ReconstructingRecipe):
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
     train: ReconstructedTrain
-
-
-class Autoencoding(nn.Module):
-    """A `PixelLoss` of decoded codes plus the quantizer's own terms."""
-
-    def __init__(self, tokenizer: Tokenizer, loss: PixelLoss) -> None:
-        super().__init__()
-        self.tokenizer, self.loss = tokenizer, loss
-
-    def forward(self, images: Float[Tensor, "b 3 s s"]) -> dict[str, Tensor]:
-        """Terms of a batch of images in [0, 1]."""
-        quantized = self.tokenizer(images)
-        decoder = self.tokenizer.pixel_decoder
-        assert decoder is not None
-        terms = self.loss(decoder(quantized.z_q), images, decoder.last_layer)
-        terms["loss"] = torch.stack([terms["loss"], *quantized.losses.values()]).sum()
-        return terms | quantized.losses
 
 
 class Pixels(Method):
@@ -90,7 +73,7 @@ class Pixels(Method):
             )
         self.losses = build.build_losses(recipe.loss, weights, device)
         self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
-        self.objective = Autoencoding(self.tokenizer, PixelLoss(self.losses, self.adversary))
+        self.objective = TokenizerLoss(self.tokenizer, PixelLoss(self.losses, self.adversary))
         self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
 
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:

@@ -26,7 +26,7 @@ from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.models import TeacherEncoder
-from tokcli.pretrained.teachers import TEACHERS, teacher_file
+from tokcli.pretrained.teachers import TEACHERS, teacher_weights
 from tokcli.progress import passing
 from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ
@@ -85,9 +85,7 @@ class Clustering(Method):
 
     def __init__(self, recipe: ClusterRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        file: Path | Literal["random"] | None = (
-            "random" if weights is None else teacher_file(weights, recipe.teacher.name)
-        )
+        file = teacher_weights(weights, recipe.teacher.name)
         self.tokenizer = build.build_clustering(resolved(recipe), file).to(device)
         if not any(p.requires_grad for p in self.tokenizer.quantizer.parameters()):
             raise TokError("quantizer", "nothing to train by gradient", next="Set quantizer.learning to gradient")

@@ -21,13 +21,13 @@ from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform
 from tokcli.device.precision import autocast
 from tokcli.errors import TokError
-from tokcli.losses import cosine
 from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Families, Method, ReconstructingRecipe, TokenizerData
-from tokcli.models import ENCODERS, Tokenizer
+from tokcli.methods.reconstruction import TokenizerLoss
+from tokcli.models import ENCODERS
 from tokcli.pretrained.teacher_cache import TeacherCache
-from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_file
+from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_weights
 from tokcli.quantizers import QUANTIZERS, Quantizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component
@@ -68,27 +68,6 @@ class DistillationRecipe(ReconstructingRecipe):
     quantizer: Component
     decoder: Component
     learn_from_blank: bool = True
-
-
-class DistillationLoss(nn.Module):
-    """Cosine loss of the predicted features plus the quantizer's own terms."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def forward(
-        self,
-        images: Float[Tensor, "b 3 s s"],
-        targets: Float[Tensor, "b n d"],
-        counted: Bool[Tensor, "b n"] | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms of a batch: images in [0, 1], the teacher's features, the patches that the codebook learns from."""
-        quantized = self.tokenizer(images, counted)
-        assert self.tokenizer.feature_decoder is not None
-        predicted = self.tokenizer.feature_decoder(quantized.z_q)
-        terms = {"feature_loss": cosine(predicted.float(), targets), **quantized.losses}
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
 class TeacherFeatures:
@@ -178,13 +157,11 @@ class Distillation(Method):
 
     def __init__(self, recipe: DistillationRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        file: Path | Literal["random"] | None = (
-            "random" if weights is None else teacher_file(weights, recipe.teacher.name)
-        )
+        file = teacher_weights(weights, recipe.teacher.name)
         self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
         self.tokenizer = build.build_tokenizer(resolved(recipe), self.teacher.feature_dim, weights).to(device)
         check_blank(recipe.learn_from_blank, self.tokenizer.quantizer)
-        self.objective = DistillationLoss(self.tokenizer)
+        self.objective = TokenizerLoss(self.tokenizer)
         grid = self.tokenizer.grid(recipe.data.size)
         self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
 

@@ -25,9 +25,9 @@ from tokcli.measure.previews import decoder_preview, tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, check_blank, filled_patches, short, teacher_facts
 from tokcli.methods.method import Families, Method, ReconstructingRecipe
-from tokcli.methods.reconstruction import PixelLoss
-from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
-from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_file
+from tokcli.methods.reconstruction import PixelLoss, TokenizerLoss
+from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
+from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_weights
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, ReconstructedTrain, Section
@@ -80,42 +80,6 @@ class JointRecipe(ReconstructingRecipe):
     train: ReconstructedTrain
 
 
-class JointLoss(nn.Module):
-    """The weighted distances to features and to pixels, and the quantizer's own terms.
-
-    Args:
-        tokenizer: with a feature decoder, a pixel decoder, or both.
-        alignment: distance of features.
-        pixels: distance of images.
-        objective: the two weights.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, alignment: nn.Module, pixels: PixelLoss, objective: Objective) -> None:
-        super().__init__()
-        self.tokenizer, self.alignment, self.pixels, self.objective = tokenizer, alignment, pixels, objective
-
-    def forward(
-        self,
-        images: Float[Tensor, "b 3 s s"],
-        targets: Float[Tensor, "b n d"] | None = None,
-        counted: Bool[Tensor, "b n"] | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms of a batch: images in [0, 1], the teacher's features, the patches that the codebook learns from."""
-        quantized = self.tokenizer(images, counted)
-        terms: dict[str, Tensor] = {}
-        total: list[Tensor] = []
-        if self.tokenizer.feature_decoder is not None:
-            assert targets is not None
-            predicted = self.tokenizer.feature_decoder(quantized.z_q)
-            terms["feature_loss"] = self.alignment(predicted.float(), targets)
-            total.append(self.objective.features * terms["feature_loss"])
-        if (decoder := self.tokenizer.pixel_decoder) is not None:
-            found = self.pixels(decoder(quantized.z_q), images, decoder.last_layer)
-            total.append(self.objective.pixels * found.pop("loss"))
-            terms |= found
-        return {"loss": torch.stack([*total, *quantized.losses.values()]).sum(), **terms, **quantized.losses}
-
-
 class Joint(Method):
     """Encoder, codebook, feature decoder and pixel decoder, trained together; see `Method`."""
 
@@ -135,8 +99,7 @@ class Joint(Method):
     def __init__(self, recipe: JointRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         teacher = recipe.teacher
-        file: Path | Literal["random"] | None = "random" if weights is None else teacher_file(weights, teacher.name)
-        learns = recipe.objective.features > 0
+        file, learns = teacher_weights(weights, teacher.name), recipe.objective.features > 0
         self.teacher = build_teacher(teacher.name, teacher.keys, file).to(device) if learns else None
         width = self.teacher.feature_dim if self.teacher else None
         self.tokenizer = build.build_tokenizer(resolved(recipe), width, weights).to(device)
@@ -154,7 +117,13 @@ class Joint(Method):
         gan = recipe.gan if seen else None
         self.adversary = Adversary(gan, recipe.train, device, recipe.seed, weights) if gan else None
         alignment = build.component("alignment", ALIGNMENTS, recipe.alignment.model_dump())
-        self.objective = JointLoss(self.tokenizer, alignment, PixelLoss(self.losses, self.adversary), recipe.objective)
+        self.objective = TokenizerLoss(
+            self.tokenizer,
+            PixelLoss(self.losses, self.adversary),
+            alignment,
+            feature_weight=recipe.objective.features,
+            pixel_weight=recipe.objective.pixels,
+        )
 
     @staticmethod
     def label(recipe: JointRecipe) -> str:

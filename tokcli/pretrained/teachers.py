@@ -8,7 +8,7 @@ from tokcli.pretrained import NETWORKS, READY
 from tokcli.pretrained.teacher import Teacher
 from tokcli.registry import lookup
 
-__all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class", "teacher_file"]
+__all__ = ["TEACHERS", "Teacher", "build_teacher", "teacher_class", "teacher_file", "teacher_weights"]
 
 TEACHERS: dict[str, type[Teacher]] = dict.fromkeys([*NETWORKS, *READY], Teacher)
 
@@ -27,6 +27,11 @@ def teacher_class(name: str) -> type[Teacher]:
 def teacher_file(weights: Mapping[str, Path], name: str) -> Path | None:
     """The file that `--teacher-weights` gives for a teacher: its own (`NAME=FILE`), else the one for all; None: none."""
     return weights.get(f"teacher:{name}") or weights.get("teacher")
+
+
+def teacher_weights(weights: Mapping[str, Path] | None, name: str) -> Path | Literal["random"] | None:
+    """`teacher_file`, or "random" where plans build networks without files (weights None)."""
+    return "random" if weights is None else teacher_file(weights, name)
 
 
 def build_teacher(name: str, keys: Mapping[str, Any], weights: Path | Literal["random"] | None = None) -> Teacher:
