@@ -1,5 +1,6 @@
 """Images in batches for training, endless: the same for any number of workers and ranks."""
 
+import contextlib
 import itertools
 import logging
 import math
@@ -129,6 +130,9 @@ class TrainBatches:
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Batches of steps `step`, `step` + 1, ... without end."""
+        if self.workers and len(self.source):
+            with contextlib.suppress(BadImage):
+                self.source.image(0)  # embedded sets render into their cache once, not once in each worker
         for batch, bad in load(self._steps, itertools.count(step), self.workers):
             for number in sorted(bad.keys() - self._bad):
                 self._bad.add(number)

@@ -1,6 +1,5 @@
 """Items of a data set, read in this process or in others: in order, errors as they were raised, no process left behind."""
 
-import contextlib
 import functools
 import logging
 import multiprocessing
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from tokcli.data.sources import BadImage
 from tokcli.errors import TokError
 
 log = logging.getLogger("tok")
@@ -65,9 +63,6 @@ def load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
     Raises:
         TokError: a worker died; and whatever the data set raises.
     """
-    if len(dataset.source) and workers:
-        with contextlib.suppress(BadImage):
-            dataset.source.image(0)  # embedded sets render into their cache once, not once in each worker
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
         batch_size=None,

@@ -21,7 +21,7 @@ from tokcli.data.sources import BadImage, ImageSource
 from tokcli.data.transforms import CropViews, Transform, evaluation_transform
 from tokcli.device.cores import cores
 from tokcli.errors import TokError
-from tokcli.progress import bar
+from tokcli.progress import passing
 
 log = logging.getLogger("tok")
 CHUNK = 16  # squares that a worker of a bulk job hands over at once
@@ -139,7 +139,6 @@ def read_batches(
     source: ImageSource,
     transform: Any,
     indices: Sequence[int] | None = None,
-    batch: int = BATCH,
     *,
     desc: str = "images",
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 s s"]]]:
@@ -155,22 +154,19 @@ def read_batches(
     images: list[Tensor] = []
     bad = good = 0
     wanted = indices if indices is not None else range(len(source))
-    with bar(len(wanted), unit="image", desc=desc) as shown:
-        for index, image in read_all(source, transform, indices=wanted):
-            if isinstance(image, BadImage):
-                bad += 1
-                log.warning("%s: left out: %s", image.key, image.why)
-                continue
-            good += 1
-            numbers.append(index)
-            images.append(image)
-            if len(images) == batch:
-                yield numbers, torch.stack(images)
-                shown.update(good + bad - shown.n)
-                numbers, images = [], []
-        if images:
+    for index, image in passing(read_all(source, transform, indices=wanted), len(wanted), unit="image", desc=desc):
+        if isinstance(image, BadImage):
+            bad += 1
+            log.warning("%s: left out: %s", image.key, image.why)
+            continue
+        good += 1
+        numbers.append(index)
+        images.append(image)
+        if len(images) == BATCH:
             yield numbers, torch.stack(images)
-        shown.update(good + bad - shown.n)
+            numbers, images = [], []
+    if images:
+        yield numbers, torch.stack(images)
     if not good and bad:
         raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
 

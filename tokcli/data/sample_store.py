@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.image_files import Part
 from tokcli.data.npy import read_npy
 from tokcli.data.reading import most_processes
 from tokcli.data.shard_writer import shard_writer
@@ -143,15 +144,15 @@ def read(
         TokError: a file is missing, damaged or not the one that was written.
     """
     images: list[Tensor] = []
+    members: dict[Path, Sequence[tuple[int, int]]] = {}  # of each tar: where its images lie
     for number in numbers:
         name = image_file(number, form, per_file)
         path = folder / name
         try:
             if form == "shards":
-                offset, size = index_tar(path).images[number % per_file]
-                with open(path, "rb") as file:
-                    file.seek(offset)
-                    data = file.read(size)
+                if path not in members:
+                    members[path] = index_tar(path).images
+                data: bytes | Part = Part(path, *members[path][number % per_file])
             else:
                 data = path.read_bytes()
                 if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -80,20 +80,23 @@ class CenterCrop:
         return f"center-crop {self.size} px, bicubic antialias{', flip' if self.flip else ''}"
 
 
+Fit = Callable[[Tensor, int], Tensor]
+
+
 class RandomCrop:
     """Short side to zoom[0] to zoom[1] times `size`, then a square from anywhere: no change of aspect.
 
     Args:
         size: side of the result in pixels.
+        fit: makes a picture's short side as long as asked for, see `resize_short_side`.
         zoom: range of the short side, in units of `size`; at least 1.
         flip: mirror left-right with probability 1/2.
     """
 
     deterministic = False
-    fit = staticmethod(resize_short_side)
 
-    def __init__(self, size: int, *, zoom: Zoom = (1.0, 1.25), flip: bool = True) -> None:
-        self.size, self.zoom, self.flip = size, zoom, flip
+    def __init__(self, size: int, fit: Fit = resize_short_side, *, zoom: Zoom = (1.0, 1.25), flip: bool = True) -> None:
+        self.size, self.fit, self.zoom, self.flip = size, fit, zoom, flip
 
     def __call__(self, image: UInt8[Tensor, "3 h w"], rng: torch.Generator) -> UInt8[Tensor, "3 s s"]:
         """One square of an image; random choices come from `rng`."""
@@ -181,6 +184,11 @@ class Pad:
         return f"pad {self.size} px, {self.colour}, bicubic antialias{', flip' * self.flip}"
 
 
+def fill_colour(image: UInt8[Tensor, "3 h w"], padding: Padding) -> UInt8[Tensor, " 3"]:
+    """What a picture is laid on."""
+    return edge_colour(image) if padding == "edge" else torch.full((3,), 255, dtype=torch.uint8)
+
+
 def edge_colour(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, " 3"]:
     """The median colour along a picture's edge."""
     return torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1).median(1).values
@@ -191,8 +199,7 @@ def on_square(image: UInt8[Tensor, "3 h w"], side: int, colour: Padding) -> UInt
     h, w = image.shape[1:]
     height, width = (max(1, round(side * length / max(h, w))) for length in (h, w))
     small = resize(image, height, width)
-    fill = edge_colour(small) if colour == "edge" else torch.full((3,), 255, dtype=torch.uint8)
-    square = fill[:, None, None].expand(3, side, side).clone()
+    square = fill_colour(small, colour)[:, None, None].expand(3, side, side).clone()
     top, left = (side - height) // 2, (side - width) // 2
     square[:, top : top + height, left : left + width] = small
     return square
@@ -241,16 +248,15 @@ class CropViews:
         seed: int = 0,
     ) -> None:
         self.size, self.crops, self.flip, self.corners, self.seed = size, crops, flip, tuple(corners), seed
-        self.center = Pad(size, colour=padding) if padding else CenterCrop(size)
+        self.center = evaluation_transform(size, padding)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the area, 0 < low <= high <= 1, not {scale}")
         if corners and (crops or int(size * min(corners)) <= size):
             least = f"at least {1 + 1 / size:.4g} at {size} px, so that corners differ"
             raise ValueError(f"corners must be {least}, and without random crops: not {list(corners)} and {crops}")
         # Of the largest square, not of the image: 0.8 of a 3:2 photo's area is no square inside it.
-        self.crop = RandomCrop(size, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
         self.fit = functools.partial(on_square, colour=padding) if padding else resize_short_side
-        self.crop.fit = self.fit  # type: ignore[assignment]
+        self.crop = RandomCrop(size, self.fit, zoom=(scale[1] ** -0.5, scale[0] ** -0.5), flip=False)
         bases = [f"{place}-{times:g}" for times in self.corners for place in ("center", *CORNERS)]
         bases = bases or ["center", *(f"crop{j}" for j in range(1, crops + 1))]
         self.names = [name for base in bases for name in ([base, f"{base}-flip"] if flip else [base])]
@@ -281,6 +287,6 @@ def padding_kept(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"padding": known} if known else {}
 
 
-def evaluation_transform(size: int) -> CenterCrop:
-    """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop."""
-    return CenterCrop(size)
+def evaluation_transform(size: int, padding: Padding | None = None) -> CenterCrop | Pad:
+    """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop; whole with padding."""
+    return Pad(size, colour=padding) if padding else CenterCrop(size)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.data.decode import BadImage, decode, pixels_of
-from tokcli.data.transforms import Pad, Padding, evaluation_transform
+from tokcli.data.transforms import Padding, evaluation_transform
 from tokcli.errors import TokError
 
 WHERE = "images"
@@ -30,7 +30,7 @@ def as_squares(images: Any, size: int, padding: Padding | None = None) -> UInt8[
     Raises:
         TokError: values above 1 in floats, another shape or type, a file that cannot be read, or no image at all.
     """
-    transform, unused = Pad(size, colour=padding) if padding else evaluation_transform(size), torch.Generator()
+    transform, unused = evaluation_transform(size, padding), torch.Generator()
     squares = [transform(image, unused) for image in _each(images)]
     if not squares:
         raise TokError(WHERE, "there are none", next=ACCEPTED)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokcli.data.decode import BadImage, decode
-from tokcli.data.transforms import Padding, edge_colour, resize
+from tokcli.data.transforms import Padding, fill_colour, resize
 from tokcli.errors import Misuse, TokError
 from tokcli.files import sha256
 
@@ -244,8 +244,7 @@ def _square(
     found = photo[:, rows.clamp(0, height - 1)][:, :, columns.clamp(0, width - 1)]
     if padding is not None:
         outside = ((rows < 0) | (rows >= height))[:, None] | ((columns < 0) | (columns >= width))
-        fill = edge_colour(photo) if padding == "edge" else torch.full((3,), 255, dtype=torch.uint8)
-        found = torch.where(outside, fill[:, None, None], found)
+        found = torch.where(outside, fill_colour(photo, padding)[:, None, None], found)
     return resize(found.contiguous(), size, size)
 
 

@@ -247,7 +247,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
             captions=[prompts[i % len(prompts)] for i in range(len(labels))] if prompts else [],
         )
         if asked.format == "png":
-            files = [str(store.image_path(folder, i).relative_to(folder)) for i in range(len(labels))]
+            files = [store.image_file(i, asked.format, asked.shard_size) for i in range(len(labels))]
             write_listing(folder, LISTING, files)
             payload.append(LISTING)
         facts = _facts(request, proposal) | {"labels": labels}

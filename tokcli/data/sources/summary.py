@@ -133,28 +133,27 @@ def captions_of(source: "ImageSource") -> str:
     return f"{share:.0%} have captions"
 
 
-def looked_at(source: "ImageSource", numbers: Sequence[int] | None = None) -> list[tuple[int, int]]:
+def looked_at(source: "ImageSource") -> list[tuple[int, int]]:
     """(width, height) of readable images from the smallest to the largest; of evenly spread ones where there are many."""
-    if numbers is None and source.id in _sizes:
+    if source.id in _sizes:
         return _sizes[source.id]
     sizes = []
-    for i in _some(source, LOOKED_AT) if numbers is None else numbers:
+    for i in _some(source, LOOKED_AT):
         try:
             height, width = source.image(i).shape[1:]
         except BadImage:
             continue
         sizes.append((width, height))
     sizes.sort(key=lambda size: (size[0] * size[1], size))
-    if numbers is None:
-        _sizes[source.id] = sizes
+    _sizes[source.id] = sizes
     return sizes
 
 
-def sizes_of(source: "ImageSource", numbers: Sequence[int] | None = None) -> str:
+def sizes_of(source: "ImageSource") -> str:
     """The smallest, median and largest side lengths among images; of evenly spread ones where there are many."""
     if isinstance(drawn := getattr(source, "size", None), int):
         return f"drawn at {drawn} px"
-    sizes = looked_at(source, numbers)
+    sizes = looked_at(source)
     if not sizes:
         return ""
     smallest, median, largest = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))

@@ -73,8 +73,9 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
         )
         if packed is not None:
             return packed
-    index = _indexed(path, state, contents or packed_index(path).exists())
-    index.stale = packed_index(path).exists()
+    beside = packed_index(path).exists()
+    index = _indexed(path, state, contents or beside)
+    index.stale = beside
     return index
 
 
@@ -133,7 +134,7 @@ def parse_index(data: bytes, size: int, time: int | None) -> TarIndex | None:
         each = (index.images, index.names, index.texts, index.ends)
         fits = all(len(part) == len(index.keys) for part in each) and not any(bad_name(key) for key in index.keys)
         return index if fits and _well_formed(index) else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
