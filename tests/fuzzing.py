@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
@@ -76,6 +77,20 @@ VALUES = [
     "vq",
     ["a"] * 40,
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the module's own; what imports it uses it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def within(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which examples write."""
+    return tmp_path_factory.mktemp("fuzz")
 
 
 def fuzz(scale: float = 1.0, **given: Any) -> Callable[[Any], Any]:

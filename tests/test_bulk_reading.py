@@ -69,9 +69,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
+def tokenizing(ready: dict[str, Path], data: Path) -> list[Any]:
+    return ["tokenize", "--recipe", "toy/tokens", "--tokenizer", ready["tokenizer"], "--data", data]
+
+
 COMMANDS: dict[str, Callable[[dict[str, Path]], list[Any]]] = {
     "tokenize": lambda r: [
-        "tokenize", "--recipe", "toy/tokens", "--tokenizer", r["tokenizer"], "--data", r["val"], "--crops", "3", "--flip",
+        *tokenizing(r, r["val"]), "--crops", "3", "--flip",
         "--set", "tokens.max_bad=0.5", "--set", "tokens.shard_size=6",
     ],
     "viz-codebook": lambda r: [
@@ -222,17 +226,7 @@ def test_too_many_bad_images_stop_in_the_middle_of_a_shard(
     monkeypatch.setattr(
         tokenize, "_encode", lambda t, images, *r: encode(t, (encoded.append(1) or x for x in images), *r)
     )
-    command = [
-        "tokenize",
-        "--recipe",
-        "toy/tokens",
-        "--tokenizer",
-        ready["tokenizer"],
-        "--data",
-        data,
-        "--workers",
-        workers,
-    ]
+    command = [*tokenizing(ready, data), "--workers", workers]
     said = refusal(*command, "--set", "tokens.shard_size=50", "--out", tmp_path / "k")
     assert "2 of 60 images could not be read" in said and len(encoded) == 20
     assert not list((tmp_path / "k").glob("indices-*"))
@@ -263,7 +257,7 @@ def test_as_many_images_are_held_for_a_large_shard_as_for_a_small_one(
     monkeypatch.setattr(tokenize, "BATCH", 16)
     data = photograph(tmp_path / "d", 40)
     for size in (10, 40):
-        made("tokenize", "--recipe", "toy/tokens", "--tokenizer", ready["tokenizer"], "--data", data, "--crops", "4", "--flip",
+        made(*tokenizing(ready, data), "--crops", "4", "--flip",
              "--set", f"tokens.shard_size={size}", "--workers", "0", "--out", tmp_path / str(size))  # fmt: skip
     views = 8
     assert (most[40] >= 40 * views) if keeping else (most[40] <= most[10] + 2 * reading.CHUNK <= 16 + 5 * reading.CHUNK)
@@ -277,17 +271,7 @@ def test_tokens_in_bfloat16_are_another_artifact_and_begin_at_the_one_autocast(
     monkeypatch.setattr(
         tokenize, "autocast", lambda device, precision: asked.append(precision) or begin(device, precision)
     )
-    command = [
-        "tokenize",
-        "--recipe",
-        "toy/tokens",
-        "--tokenizer",
-        ready["tokenizer"],
-        "--data",
-        ready["train"],
-        "--workspace",
-        tmp_path,
-    ]
+    command = [*tokenizing(ready, ready["train"]), "--workspace", tmp_path]
     exact, rounded = (open_artifact(made(*command, "--set", f"tokens.precision={p}")) for p in ("float32", "bfloat16"))
     assert asked == ["float32", "bfloat16"] and exact.path != rounded.path
     assert exact.recipe["tokens"]["precision"] == "float32" and rounded.facts["rows"] == 40

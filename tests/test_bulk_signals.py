@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import test_bulk_reading
-from test_bulk_reading import COMMANDS, photograph
+from test_bulk_reading import COMMANDS, photograph, tokenizing
 from test_faults import made, refusal
 
 from tokcli.artifact.opening import open_artifact
@@ -72,19 +72,7 @@ def test_a_signal_to_the_whole_group_ends_it_well_and_leaves_no_process(
 @pytest.mark.slow
 def test_a_killed_command_leaves_no_worker(ready: dict[str, Path], tmp_path: Path) -> None:
     data = photograph(tmp_path / "d", 600)
-    arguments = [
-        "tokenize",
-        "--recipe",
-        "toy/tokens",
-        "--tokenizer",
-        ready["tokenizer"],
-        "--data",
-        data,
-        "--workers",
-        "2",
-        "--out",
-        tmp_path / "k",
-    ]
+    arguments = [*tokenizing(ready, data), "--workers", "2", "--out", tmp_path / "k"]
     run = subprocess.Popen(
         [sys.executable, "-c", SLOW, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -103,8 +91,7 @@ def test_a_killed_command_leaves_no_worker(ready: dict[str, Path], tmp_path: Pat
 def test_shards_of_an_interrupted_command_are_kept_and_the_rest_is_made(
     ready: dict[str, Path], started: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["tokenize", "--recipe", "toy/tokens", "--tokenizer", ready["tokenizer"], "--data", ready["train"],
-               "--set", "tokens.shard_size=8", "--workers", "2"]  # fmt: skip
+    command = [*tokenizing(ready, ready["train"]), "--set", "tokens.shard_size=8", "--workers", "2"]
     straight, write = made(*command, "--out", tmp_path / "a"), tokenize.write_shard
 
     def interrupting(folder: Path, number: int, *rest: Any, **more: Any) -> Path:

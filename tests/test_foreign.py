@@ -186,7 +186,7 @@ def test_tokens_that_are_not_what_their_facts_say_are_refused(tmp_path: Path, fa
         open_store(tokens(tmp_path / "k", facts))
 
 
-NAMES = ["../../../x", "/tmp/x", "a/b", "..", ".x", "-rf", "a\\b", "a\nb", "\x1b[2J", "\u202ex", "", "x" * 200, 3, None]
+NAMES = ["../../../x", "/x/y", "a/b", "..", ".x", "-rf", "a\\b", "a\nb", "\x1b[2J", "\u202ex", "", "x" * 200, 3, None]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,7 +196,7 @@ def test_a_name_that_would_lead_out_of_the_workspace_is_refused(tmp_path: Path, 
         open_artifact(tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "/tmp/x"])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/x/y"])
 def test_no_command_writes_outside_of_the_workspace_whoever_gives_the_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(TokError, match="a name leads out of it"):
         begin_in_workspace(Options(workspace=tmp_path / "ws"), "viz", name, {}, {}, torch.device("cpu"))

@@ -6,12 +6,11 @@ import json
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import numpy as np
-import pytest
 import torch
 from fuzzing import command, damaged, forged, fuzz, room, told
 from hypothesis import strategies as st
@@ -28,17 +27,7 @@ from tokcli.data.token_store import TokenStore, merge, write_shard
 from tokcli.evaluation.published import read_npz
 from tokcli.training.state import STATE, load_state, save_state
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def within(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
+own_cache, within = fuzzing.own_cache, fuzzing.within  # fixtures
 
 
 def picture(form: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:

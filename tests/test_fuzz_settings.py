@@ -1,27 +1,17 @@
 """Forged manifests, recipes and values of `--set`: an error of one line or a right result, and nothing else."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
 from fuzzing import VALUES, command, damaged, forged, fuzz, room, told
 from hypothesis import strategies as st
 
 from tokcli.artifact.manifest import content_id
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOK_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def within(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
+own_cache, within = fuzzing.own_cache, fuzzing.within  # fixtures
 
 
 @pytest.fixture(scope="module")

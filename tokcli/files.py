@@ -42,6 +42,15 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def not_saved(path: Path) -> TokError:
+    """A state that torch could not write: it says not why, and a full disk is what it is most often."""
+    return TokError(
+        str(path),
+        "could not be written, the disk may be full",
+        next="Free some space and repeat the command: it resumes from the last state",
+    )
+
+
 def disk_error(path: Path, error: OSError) -> TokError:
     """The one-line form of an error met while writing `path`."""
     short = error.errno is None and "requested and" in str(error)  # NumPy's words for a write that was cut short

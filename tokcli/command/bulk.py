@@ -1,13 +1,18 @@
 """Bulk work in shards: each is claimed by one process, written once, and skipped when it is there."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tokcli.artifact.draft import Draft
 from tokcli.artifact.manifest import read_manifest
+from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.errors import Interrupted
 from tokcli.files import locked
 from tokcli.training.signals import StopSignal
+
+log = logging.getLogger("tok")
 
 
 class Held(dict[int, contextlib.ExitStack]):
@@ -66,6 +71,14 @@ def finishing(folder: Path) -> Iterator[bool]:
             for stale in folder.glob(".shard-*.lock"):  # of killed processes
                 with locked(folder, stale.name, remove=True):
                     pass
+
+
+def left_to_another(draft: Draft) -> Artifact:
+    """What a command that does not complete the artifact gives: what another job has completed, or is completing."""
+    if completed(draft.path):
+        return open_artifact(draft.path)
+    log.info("%s: another job completes it", draft.path)
+    return Artifact(draft.path, draft.manifest)
 
 
 def completed(folder: Path) -> bool:

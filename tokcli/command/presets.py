@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 from statistics import median
 
@@ -13,8 +12,9 @@ from tokcli.artifact.plans import Planned
 from tokcli.command.options import Options, Preset
 from tokcli.data.sources import ImageSource, open_source
 from tokcli.data.sources.summary import looked_at
+from tokcli.device.cores import cores
 from tokcli.errors import NotFound
-from tokcli.recipe.yaml import preset_named, recipes_root
+from tokcli.recipe.yaml import preset_named, presets
 
 log = logging.getLogger("tok")
 SMALL, BASE = "folder/small", "folder/base"
@@ -26,12 +26,10 @@ TINY = 96  # pixels of a short side, which 128 px only blow up
 def own_preset(spec: str) -> str | None:
     """The preset of an embedded data set or of a published one: `openmoji/train` -> `openmoji`; None for a user's own path."""
     head = spec.split("/")[0]
-    return head if "/" not in head and any((recipes_root() / head).glob("*.yaml")) and not Path(spec).is_dir() else None
+    return head if head in presets() and not Path(spec).is_dir() else None
 
 
-def with_preset(
-    options: Options, spec: str, made_by: Artifact | None = None, source: ImageSource | None = None
-) -> tuple[Options, ImageSource | None]:
+def with_preset(options: Options, spec: str, made_by: Artifact | None = None) -> tuple[Options, ImageSource | None]:
     """The options with a preset, and the images, where they were opened to choose it.
 
     `--recipe` names one, else the input artifact's is taken, so that its sizes go on; else that of the data set; else one that
@@ -40,20 +38,20 @@ def with_preset(
     Args:
         spec: the data.
         made_by: the input artifact.
-        source: the images, where they are open.
     """
+    source: ImageSource | None = None
     recorded = preset_recorded(made_by) if made_by else None
     named = preset_named(options.recipe)
     found = Preset(named, "--recipe names it") if named else None
-    if found is None and recorded is not None:
-        found = Preset(recorded, f"{made_by.path} was made by it" if made_by else "")
+    if found is None and made_by is not None and recorded is not None:
+        found = Preset(recorded, f"{made_by.path} was made by it")
         if recorded != own_preset(spec):
-            log.info("recipe: %s, the preset of %s", recorded, made_by.path if made_by else "")
+            log.info("recipe: %s, the preset of %s", recorded, made_by.path)
     if found is None and (own := own_preset(spec)):
         found = Preset(own, "the data set's own")
     if found is None and not (options.recipe or "").endswith((".yaml", ".yml")):
-        source = source or _images(options, spec)
-        found = choose_preset(source, on_gpu=_on_gpu(options), cores=options.threads or len(os.sched_getaffinity(0)))
+        source = _images(options, spec)
+        found = choose_preset(source, on_gpu=_on_gpu(options), cores=options.threads or cores())
         others = ", ".join(f"--recipe {name} ({about})" for name, about in ABOUT.items() if name != found.name)
         log.info("recipe: %s (%s), for %s. Otherwise: %s, or another that tok recipes lists", found.name, ABOUT[found.name], found.why, others)  # fmt: skip
     return dataclasses.replace(options, preset=found), source
@@ -64,7 +62,7 @@ def preset_recorded(a: Artifact) -> str | None:
     at = a.manifest if isinstance(a, Planned) else a.manifest["provenance"]
     known = at.get("preset")
     name = known.get("name") if isinstance(known, dict) else None
-    return name if isinstance(name, str) and any((recipes_root() / name).glob("*.yaml")) else None
+    return name if isinstance(name, str) and name in presets() else None
 
 
 def choose_preset(source: ImageSource | None, *, on_gpu: bool, cores: int) -> Preset:

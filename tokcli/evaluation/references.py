@@ -18,11 +18,11 @@ from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, open_source, padded, padding_of
+from tokcli.data.sources.contents import known_sha256
 from tokcli.data.transforms import Padding, evaluation_transform
 from tokcli.errors import TokError
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
-from tokcli.files import sha256
 from tokcli.measure.extractors import Extractor, Seen, chosen, look
 from tokcli.metrics.fid import Gaussian
 from tokcli.progress import passing
@@ -129,7 +129,7 @@ class References:
             if spec in self.given:
                 entries.append(reference(self.given[spec]))
             elif is_npz(spec):
-                entries.append({"id": f"data-{sha256(_file(spec))[:12]}", "path": str(Path(spec).resolve())})
+                entries.append({"id": f"data-{known_sha256(_file(spec))[:12]}", "path": str(Path(spec).resolve())})
             else:
                 source = self._source(spec, size)
                 entries.append({"id": source.id, "path": source.name})
@@ -222,7 +222,7 @@ class References:
         path = _file(spec)
         describes = {**_recipe(extractor, self.manifold), "size": None, "resize": PUBLISHED}
         name = path.stem
-        draft = self._begin(name, describes, {"id": f"data-{sha256(path)[:12]}", "path": str(path)}, extractor)
+        draft = self._begin(name, describes, {"id": f"data-{known_sha256(path)[:12]}", "path": str(path)}, extractor)
         if isinstance(draft, Artifact):
             return read_statistics(draft)
         pooled, spatial, count = read_npz(path, f"--reference {spec}")

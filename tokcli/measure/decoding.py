@@ -72,8 +72,10 @@ class Judges:
         Raises:
             TokError: no such network, or weights found nowhere.
         """
-        check_extractors(names, None)
-        return cls() if weights is None else cls(load_extractors(names, weights.get("inception"), device))
+        if weights is None:
+            check_extractors(names, None)
+            return cls()
+        return cls(load_extractors(names, weights.get("inception"), device))
 
     def begin(self, source: ImageSource, size: int) -> "list[Compared]":
         """What is to see the images of a source, and their reconstructions, at a size in pixels."""

@@ -32,7 +32,6 @@ from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ
 from tokcli.recipe.check import leaving_out, resolved
 from tokcli.recipe.sections import Component
-from tokcli.training.updater import Updater
 
 
 class ClusterRecipe(TokenizerRecipe):
@@ -136,10 +135,6 @@ class Clustering(Method):
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The teacher's features."""
         return [self.targets.trial(images, self.recipe.data.cache_features)]
-
-    def update(self, updater: Updater, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
-        """One update of the codebook."""
-        return updater.update(step, inputs)
 
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use, and the cosine distance of features to their codes."""

@@ -192,10 +192,6 @@ class Distillation(Method):
         """The same for images of no data set."""
         return [images, self.targets.trial(images, self.recipe.data.cache_features)]
 
-    def update(self, updater: Any, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
-        """One update of student, codebook and feature decoder."""
-        return updater.update(step, inputs)  # type: ignore[no-any-return]
-
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use and feature loss."""
         return measure_tokenizer(self.tokenizer, source, self.device, size=size, teacher=self.teacher)

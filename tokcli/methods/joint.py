@@ -31,7 +31,7 @@ from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_weights
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, ReconstructedTrain, Section
-from tokcli.training.adversary import Adversary, update
+from tokcli.training.adversary import Adversary
 
 
 class Objective(Section):
@@ -148,12 +148,6 @@ class Joint(Method):
     def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """The same for images of no data set."""
         return [images, *([self.targets.trial(images, self.recipe.data.cache_features)] if self.targets else [])]
-
-    def update(self, updater: Any, step: int, inputs: list[Tensor], images: Tensor) -> dict[str, Tensor]:
-        """One update of everything that learns; see `adversary.update`."""
-        if self.tokenizer.pixel_decoder is None:
-            return updater.update(step, inputs)  # type: ignore[no-any-return]
-        return update(updater, self.adversary, step, inputs, images)
 
     def measure(self, source: ImageSource, size: int) -> dict[str, float]:
         """Codebook use, feature loss, and how close reconstructions are."""

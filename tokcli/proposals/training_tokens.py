@@ -27,15 +27,16 @@ def open_store(tokens: Artifact) -> TokenStore:
     Raises:
         TokError: they are damaged, or not what the manifest says.
     """
-    store = None
-    if distributed.local_rank() == 0:
+    mine = distributed.local_rank() == 0
+    if mine:
         read = [path.name for path in tokens.path.glob("indices-*.npy")]  # whatever lies there
         read += [CAPTIONS] * (tokens.path / CAPTIONS).exists()
         for name in [*tokens.manifest["files"], *read]:
             tokens.file(name)
-        store = TokenStore(tokens.path)
+    store = TokenStore(tokens.path)
+    if mine:
         store.check(tokens.facts)
-    return store or TokenStore(tokens.path)
+    return store
 
 
 def captioned(tokens: Artifact) -> bool | None:

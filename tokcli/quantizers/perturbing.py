@@ -27,12 +27,12 @@ def replaced(
         near: how many of the nearest other codes a token is replaced by one of, by Euclidean distance; at most k - 1.
         noise: uniform in [0, 1): the first number of a token decides whether, the second by which.
     """
-    chosen = noise[..., 0] < share
-    if not bool(chosen.any()):
+    places = (noise[..., 0] < share).flatten().nonzero()[:, 0]  # the one answer that a GPU is waited for
+    if not len(places):
         return indices
     codes = quantizer.codes(torch.arange(quantizer.codebook_size, device=indices.device)).float()
     near = min(near, len(codes) - 1)
-    mine, which = indices[chosen], (noise[..., 1][chosen] * near).long().clamp(max=near - 1)
+    mine, which = indices.flatten()[places], (noise[..., 1].flatten()[places] * near).long().clamp(max=near - 1)
     found, rows = torch.empty_like(mine), rows_at_once(codes)
     squares = codes.square().sum(1)
     with full_precision(codes.device):
@@ -42,7 +42,7 @@ def replaced(
             distance.scatter_(1, some[:, None], torch.inf)  # itself
             nearest = distance.topk(near, largest=False).indices
             found[start : start + rows] = nearest.gather(1, which[start : start + rows, None])[:, 0]
-    return indices.masked_scatter(chosen, found)
+    return indices.flatten().scatter(0, places, found).view_as(indices)
 
 
 class Perturber:

@@ -74,7 +74,7 @@ class Edit:
         result = self.image.clone()
         for window, part in zip(self.windows, parts, strict=True):
             drawn = resize(part.contiguous(), window.side, window.side)
-            rows, columns, inside = _overlap(window, self.anew.shape)
+            rows, columns, inside = _overlap(window.top, window.left, window.side, self.anew.shape)
             place = result[:, rows, columns]
             place.copy_(torch.where(self.anew[rows, columns], drawn[(slice(None), *inside)], place))
         return result
@@ -228,8 +228,7 @@ def _window(
     padding: Padding | None,
 ) -> Window:
     wanted = torch.zeros(side, side)
-    bare = Window(top, left, side, photo, anew)
-    rows, columns, inside = _overlap(bare, anew.shape)
+    rows, columns, inside = _overlap(top, left, side, anew.shape)
     wanted[inside] = anew[rows, columns].float()
     drawn = functional.adaptive_max_pool2d(wanted[None, None], grid)[0, 0].flatten() > 0
     return Window(top, left, side, _square(photo, top, left, side, size, padding), drawn)
@@ -248,11 +247,11 @@ def _square(
     return resize(found.contiguous(), size, size)
 
 
-def _overlap(window: Window, photo: tuple[int, ...]) -> tuple[slice, slice, tuple[slice, slice]]:
+def _overlap(top: int, left: int, side: int, photo: tuple[int, ...]) -> tuple[slice, slice, tuple[slice, slice]]:
     """Rows and columns of the photo that a window covers, and these as rows and columns of the window."""
     found = []
-    for start, whole in zip((window.top, window.left), photo, strict=True):
-        first, last = max(0, start), min(whole, start + window.side)
+    for start, whole in zip((top, left), photo, strict=True):
+        first, last = max(0, start), min(whole, start + side)
         found.append((slice(first, last), slice(first - start, last - start)))
     return found[0][0], found[1][0], (found[0][1], found[1][1])
 

@@ -218,7 +218,7 @@ def _classes(proposal: Artifact) -> tuple[list[str], list[int]]:
 def _for_edit(
     settings: Sampling, labels: list[int], edit: Edit, recipe: SampleRecipe, network: Proposal
 ) -> tuple[Sampling, list[int]]:
-    """No class where none was named, hence no guidance; no more steps than tokens to draw."""
+    """No class where none was named, hence no guidance."""
     said = [
         f"{w.side}x{w.side} px at {w.left},{w.top}: {n} tokens" for w, n in zip(edit.windows, edit.drawn, strict=True)
     ]

@@ -21,7 +21,7 @@ from tokcli.command.presets import with_preset
 from tokcli.command.session import session
 from tokcli.command.weight_files import weights_read
 from tokcli.data.sources import sibling
-from tokcli.data.sources.summary import kinds
+from tokcli.data.sources.summary import left_out
 from tokcli.errors import NotFound, TokError
 from tokcli.evaluation import text_tables
 from tokcli.evaluation.aims import Published
@@ -222,7 +222,7 @@ def _run(
         log.warning("%s", few)
     files = _write(draft.path, results, judge)
     facts = {"name": given[0].facts["name"], "protocol": judge.protocol()}
-    facts |= {"left_out": left_out} if (left_out := _left_out(judge)) else {}
+    facts |= {"left_out": lost} if (lost := _left_out(judge)) else {}
     measured = {result.id: result.metrics for result in results}
     return draft.finish(facts, payload=["metrics.json"], extras=files, metrics=measured)
 
@@ -230,8 +230,7 @@ def _run(
 def _left_out(judge: Judge) -> dict[str, int]:
     """What of the held-out images was not measured on, by kind."""
     source = judge.held_out(judge.first)
-    unreadable = len(source) - judge.protocol()["held_out"]["images"]
-    return dict(sorted({**kinds(source.problems), **({"unreadable": unreadable} if unreadable else {})}.items()))
+    return left_out(source, len(source) - judge.protocol()["held_out"]["images"])
 
 
 def _write(folder: Path, results: list[Measured], judge: Judge) -> list[str]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tokcli import loading
 from tokcli.artifact.draft import Draft, remove_untouched
-from tokcli.artifact.opening import Artifact, open_artifact
+from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import Held, claimed, completed, finishing
+from tokcli.command.bulk import Held, claimed, finishing, left_to_another
 from tokcli.command.inputs import choose, data_spec, load_recipe
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
@@ -27,7 +27,7 @@ from tokcli.data import token_store
 from tokcli.data.pixels import unit
 from tokcli.data.reading import Found, read_all
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
-from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
+from tokcli.data.sources.summary import left_out, refuse_bad, say_problems
 from tokcli.data.token_store import merge, write_shard
 from tokcli.data.transforms import CropViews, padding_kept
 from tokcli.device.meta import on_meta
@@ -269,15 +269,11 @@ def _finish(
 ) -> Artifact:
     with finishing(draft.path) as mine:
         if not mine:
-            if completed(draft.path):
-                return open_artifact(draft.path)
-            log.info("%s: another job completes it", draft.path)
-            return Artifact(draft.path, draft.manifest)
+            return left_to_another(draft)
         merged = merge(draft.path, shards)
         refuse_bad(source, merged.skipped, recipe.tokens.max_bad, "tokens.max_bad")
         facts = _facts(recipe, made_by, source.classes, views, merged.rows) | {"shards": shards}  # some may be short
-        if left_out := {**kinds(source.problems), **({"unreadable": merged.skipped} if merged.skipped else {})}:
-            facts["left_out"] = dict(sorted(left_out.items()))
+        facts |= {"left_out": lost} if (lost := left_out(source, merged.skipped)) else {}
         payload = [f"indices-{shard:05d}.npy" for shard in range(shards)] + ["labels.npy"]
         extras = [name for name in ("keys.txt", "captions.jsonl", "skipped.jsonl") if (draft.path / name).exists()]
         return draft.finish(

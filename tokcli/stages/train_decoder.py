@@ -219,9 +219,8 @@ def _compute(
 ) -> tuple[compute.Compute, float]:
     """What the training computes, see `compute.training`; all networks are on the meta device."""
     size, number = recipe.data.size, len(images.source) if images.source else None
-    kept = (
-        build.build_transform(recipe.data).deterministic
-        and (number or 0) * math.prod(made_by.facts["grid"]) <= encoding.KEPT
+    kept = build.build_transform(recipe.data).deterministic and encoding.fits(
+        number or 0, math.prod(made_by.facts["grid"])
     )
 
     def inputs() -> list[Tensor]:

@@ -101,10 +101,10 @@ class Adversary:
 def update(
     updater: Updater, adversary: Adversary | None, step: int, inputs: list[Tensor], real: Float[Tensor, "b 3 h w"]
 ) -> dict[str, Tensor]:
-    """One update of the network that makes images and, where there is one, of its adversary.
+    """One update of a network and, where there is one, of the adversary that judges its images.
 
     Args:
-        inputs: arguments of the updater's module, whose terms hold the images it made under "decoded".
+        inputs: arguments of the updater's module, whose terms hold the images it made, if any, under "decoded".
         real: the images that they should be.
 
     Returns:
@@ -117,10 +117,11 @@ def update(
         adversary.begin(step)
         adversary.updater.watch = updater.watch  # both update, or neither
     terms = updater.gradients(step, inputs)
-    decoded = terms.pop("decoded")
+    decoded = terms.pop("decoded", None)  # of those that make images
     judged: Mapping[str, Tensor] = {}
     learns = adversary is not None and adversary.learns(step)
     if adversary is not None and learns:
+        assert decoded is not None
         judged = adversary.updater.gradients(step, [real, decoded])
     updater.apply(step)
     if adversary is not None and learns:

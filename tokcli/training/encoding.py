@@ -10,6 +10,11 @@ from tokcli.models import Tokenizer
 KEPT = 1 << 24  # indices of training images in memory: 64 MiB
 
 
+def fits(count: int, tokens: int) -> bool:
+    """Whether the indices of so many images, each of so many tokens, are few enough to be kept in memory."""
+    return count * tokens <= KEPT
+
+
 class Encoding:
     """Indices of training images; those of an image that always looks the same are computed once.
 
@@ -21,7 +26,7 @@ class Encoding:
 
     def __init__(self, tokenizer: Tokenizer, count: int, tokens: int) -> None:
         self.tokenizer = tokenizer
-        kept = 0 < count * tokens <= KEPT
+        kept = count > 0 and fits(count, tokens)
         self.known = torch.full((count, tokens), -1, dtype=torch.int32) if kept else None
 
     def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Int64[Tensor, "b n"]:

@@ -67,9 +67,9 @@ class Watch:
             raise NonFinite(step)
 
     @property
-    def stopped(self) -> Tensor:
-        """1.0 from the first step on that was not finite, else 0.0; on the device."""
-        return (self.first_bad >= 0).float()
+    def stopped(self) -> Tensor | None:
+        """1.0 from the first step on that was not finite, else 0.0; on the device. None where each step is looked at at once."""
+        return (self.first_bad >= 0).float() if self.later else None
 
     @contextlib.contextmanager
     def guarding(self, tensors: Iterable[Tensor]) -> Iterator[None]:
@@ -90,7 +90,7 @@ class Watch:
             own: what this rank keeps of a tensor.
         """
         if not self.later or optimizer.defaults.get("fused"):
-            optimizer.found_inf = self.stopped if self.later else None  # type: ignore[attr-defined]
+            optimizer.found_inf = self.stopped  # type: ignore[attr-defined]
             optimizer.step()
             return
         before = [own(t) for t in _state(optimizer)]

@@ -17,8 +17,7 @@ from torch.distributed.checkpoint import metadata as kinds
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from tokcli import distributed
-from tokcli.errors import TokError
-from tokcli.files import atomic_write, sha256, sync_folder, write_text
+from tokcli.files import atomic_write, not_saved, sha256, sync_folder, write_text
 
 CONTENTS = "contents.pt"
 TRUSTED: list[Any] = [
@@ -53,11 +52,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             (folder / ".metadata").unlink()
             sync_folder(folder.parent)
     except dcp.CheckpointException as error:
-        raise TokError(
-            str(folder),
-            "could not be written, the disk may be full",
-            next="Free some space and repeat the command: it resumes from the last state",
-        ) from error
+        raise not_saved(folder) from error
     distributed.barrier()
 
 

@@ -17,7 +17,7 @@ from tokcli.artifact.draft import Draft
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.weights import read_checkpoint
 from tokcli.errors import TokError
-from tokcli.files import atomic_write, require_space
+from tokcli.files import atomic_write, not_saved, require_space
 from tokcli.limits import check_zip
 from tokcli.training.evidence import EVIDENCE
 from tokcli.training.journal import LOG
@@ -88,11 +88,7 @@ def save_state(folder: Path, step: int, seconds: float, parts: Mapping[str, Stat
             try:
                 torch.save({"step": step, "seconds": seconds, "parts": beside, **states}, tmp)
             except RuntimeError as error:  # torch's zip writer reports a full disk this way
-                raise TokError(
-                    str(folder / STATE),
-                    "could not be written, the disk may be full",
-                    next="Free some space and repeat the command: it resumes from the last state",
-                ) from error
+                raise not_saved(folder / STATE) from error
         _keep(folder, step, keep)
     distributed.barrier()
 

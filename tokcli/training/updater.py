@@ -96,7 +96,8 @@ class Updater:
                 (terms["loss"] / self.train.accumulate).backward()
             for name, value in terms.items():
                 found.setdefault(name, []).append(value.detach())
-        totals = {name: torch.cat(v) if v[0].ndim else torch.stack(v).mean() for name, v in found.items()}
+        joined = {name: v[0] if len(v) == 1 else torch.cat(v) for name, v in found.items() if v[0].ndim}
+        totals = {n: joined[n] if n in joined else torch.stack(v).mean() for n, v in found.items()}
         # gradients are those of all ranks here; a loss is a rank's own, but its sum is the same on all: they agree
         norm = self.parallel.clip(self.optim.clip)
         total = norm + distributed.all_reduce_sum(totals["loss"].float().clone())
@@ -111,7 +112,7 @@ class Updater:
                 group["lr"] = rate * (optimizer.defaults["lr"] / self.optim.lr) * group.get("lr_scale", 1.0)
             self.watch.step(optimizer, own)
         if self.average:
-            self.average.update(step, self.watch.stopped if self.watch.later else None)
+            self.average.update(step, self.watch.stopped)
 
     def look(self) -> None:
         """Wait for the device and look whether all updates were finite; all ranks call it.

@@ -29,6 +29,15 @@ def kinds(problems: Iterable[tuple[str, str]]) -> Counter[str]:
     return Counter(re.split(r"[:(]", printable(why))[0].strip() for _, why in problems)
 
 
+def left_out(source: "ImageSource", unreadable: int) -> dict[str, int]:
+    """How much is left out of each kind; {} where nothing is.
+
+    Args:
+        unreadable: images that could not be read, beside the source's `problems`.
+    """
+    return dict(sorted({**kinds(source.problems), **({"unreadable": unreadable} if unreadable else {})}.items()))
+
+
 def too_many(source: "ImageSource", unreadable: int, max_bad: float) -> bool:
     """Whether more images are left out than the share that is put up with, rounded up to a whole image."""
     return unreadable + len(source.problems) > math.ceil(max_bad * (len(source) + len(source.problems)))
