@@ -454,6 +454,15 @@ def test_a_mask_is_drawn_anew_and_the_rest_stays(
     assert {"image", "mask"} <= set(a.inputs) and (a.path / "sheet.png").exists()
 
 
+def test_the_dry_run_of_an_edit_takes_no_more_steps_than_tokens(
+    flags: Any, family: dict[str, Path], tmp_path: Path
+) -> None:
+    edit = ["--edit", family["photo"], "--mask", mask_of(tmp_path / "m.png"), "-n", 2, "--steps", 16]
+    planned = run(*flags("nar"), *edit, "--dry-run")
+    assert planned.exit_code == 0 and "FLOP" in planned.stdout, planned.output
+    assert open_artifact(made(*flags("nar"), *edit)).facts["number"] == 2
+
+
 def test_pasting_keeps_the_picture_s_own_pixels(family: dict[str, Path], flags: Any, tmp_path: Path) -> None:
     edit = ["--edit", family["photo"], "--mask", mask_of(tmp_path / "m.png"), "-n", 2, "--steps", 1]
     pasted = made(*flags("nar"), *edit)

@@ -14,10 +14,10 @@ import torch
 
 from tokcli import loading, pictures
 from tokcli.artifact.draft import Draft, write_listing
-from tokcli.artifact.opening import Artifact, check_lineage, open_artifact
+from tokcli.artifact.opening import Artifact, check_lineage
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
-from tokcli.command.bulk import Held, claimed, completed, finishing
+from tokcli.command.bulk import Held, claimed, completed, finishing, left_to_another
 from tokcli.command.inputs import check_weights, choose, choose_decoder
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference, tokenizer_reference
@@ -34,7 +34,7 @@ from tokcli.progress import bar
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
 from tokcli.sampling import contact_sheet
-from tokcli.sampling.generator import Generator
+from tokcli.sampling.generator import Generator, in_window
 from tokcli.sampling.memorisation import PIXELS, Beside, beside_of, compare
 from tokcli.sampling.request import Request, request_of, with_prompts
 from tokcli.sampling.sweep import sweep_points
@@ -129,7 +129,8 @@ def _compute(request: Request, proposal: Artifact, decoder: Artifact) -> compute
         network, pixels = loading.proposal_of(proposal), loading.decoder_of(decoder)
     flop = traffic = 0.0
     for drawn in request.edit.drawn if request.edit else [network.tokens]:
-        drawing = network.drawing(request.settings, drawn)
+        settings = in_window(request.settings, drawn, network) if request.edit else request.settings
+        drawing = network.drawing(settings, drawn)
         weights = drawing.weights * (2 if asked.precision == "bfloat16" else 4)
         traffic += -(-number // asked.batch_size) * drawing.passes * weights + number * drawing.cached
         flop += drawing.flop + compute.decoding(pixels, decoder.facts["code_dim"], network.tokens)
@@ -232,10 +233,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
     prompts = asked.prompts or []
     with finishing(folder) as mine:
         if not mine:
-            if completed(folder):
-                return open_artifact(folder)
-            log.info("%s: another job completes it", folder)
-            return Artifact(folder, draft.manifest)
+            return left_to_another(draft)
         payload = store.merge(
             folder,
             len(labels),
