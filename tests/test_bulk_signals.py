@@ -1,9 +1,11 @@
 """Signals to bulk commands that read in processes: what was begun is kept, and no process stays."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -92,16 +94,24 @@ def test_shards_of_an_interrupted_command_are_kept_and_the_rest_is_made(
     ready: dict[str, Path], started: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*tokenizing(ready, ready["train"]), "--set", "tokens.shard_size=8", "--workers", "2"]
-    straight, write = made(*command, "--out", tmp_path / "a"), tokenize.write_shard
+    straight, write, encode = made(*command, "--out", tmp_path / "a"), tokenize.write_shard, tokenize._encode
+    sent, encoded = threading.Event(), itertools.count()
 
     def interrupting(folder: Path, number: int, *rest: Any, **more: Any) -> Path:
         if number == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
+            sent.set()
         return write(folder, number, *rest, **more)
+
+    def in_step(*given: Any) -> Any:
+        """The second shard waits for the signal: the writer runs beside it, and would come too late on a fast machine."""
+        if next(encoded) == 1:
+            assert sent.wait(60)
+        return encode(*given)
 
     with monkeypatch.context() as patched:
         patched.setattr(tokenize, "write_shard", interrupting)
+        patched.setattr(tokenize, "_encode", in_step)
         said = refusal(*command, "--out", tmp_path / "b", code=Interrupted.exit_code)
     kept = sorted(p.name for p in (tmp_path / "b").glob("indices-*"))
     assert "finished shards are kept" in said and 1 <= len(kept) < 5
