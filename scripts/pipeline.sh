@@ -13,9 +13,6 @@ exact=() # of recipes in bfloat16: a CPU without instructions for it is several 
 if python -c 'import sys, torch; from tokcli.device.precision import emulated_bfloat16 as slow; sys.exit(not slow(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'; then
     echo "this CPU has no instructions for bfloat16: networks are trained in float32, by AdamW" >&2
     exact=(--set train.precision=float32 --set optim.name=adamw)
-elif ! python -c 'import sys, torch; sys.exit(not hasattr(torch.optim, "Muon"))'; then
-    echo "this PyTorch has no Muon (2.9 and later have it): networks are trained by AdamW" >&2
-    exact=(--set optim.name=adamw)
 fi
 beside="$(mktemp -d)"
 decoder=""

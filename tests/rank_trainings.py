@@ -210,9 +210,12 @@ def muon_training(train: Train) -> Training:
     return proposal_training(train, OPTIM.model_copy(update={"name": "muon", "muon_lr": 1e-2}))
 
 
-TRAININGS = {"tokenizer": tokenizer_training, "adversarial": adversarial_training, "proposal": proposal_training}
-if hasattr(torch.optim, "Muon"):
-    TRAININGS["muon"] = muon_training
+TRAININGS = {
+    "tokenizer": tokenizer_training,
+    "adversarial": adversarial_training,
+    "proposal": proposal_training,
+    "muon": muon_training,
+}
 # trained with all parameters on each rank elsewhere, and here with parts of them
 SHARDED = {
     "gradient": gradient_training,

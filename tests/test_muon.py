@@ -1,7 +1,6 @@
 """Muon: which weights it trains, how far and at which rate, exact continuation, and what it refuses."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from tokcli.stages.train_proposal import Likelihood, ProposalRecipe
 from tokcli.training.optimizers import build_optimizers, hidden_matrices, muon_matrices, parameter_groups
 from tokcli.training.updater import Updater, learning_rate
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9 has no Muon")
 CPU = torch.device("cpu")
 MUON = Optim(name="muon", lr=1e-3, muon_lr=2e-2, weight_decay=0.0, warmup_steps=2, min_lr=1e-4)
 SIZES: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
@@ -195,16 +193,6 @@ def test_a_network_without_hidden_matrices_is_refused() -> None:
     with pytest.raises(TokError, match=r"^gan.optim.name: .*hidden layers. Got muon. Set gan.optim.name=adamw"):
         muon_matrices(decoder, MUON, "gan.optim")
     assert muon_matrices(decoder, Optim(lr=1.0)) == []
-
-
-def test_an_older_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    installed = re.escape(torch.__version__)
-    with pytest.raises(
-        TokError, match=rf"^optim.name: muon needs PyTorch 2.9 or newer. Got PyTorch {installed}. Install"
-    ):
-        updater()
-    updater(Optim(lr=1e-3))  # which needs none
 
 
 def recipe(optim: Optim, **train: Any) -> ProposalRecipe:

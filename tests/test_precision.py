@@ -1,4 +1,4 @@
-"""float32 proper inside `full_precision`, by torch's newer and older switches, the process's own settings after it, and which
+"""float32 proper inside `full_precision`, the process's own settings after it, and which
 parts of a command compute how.
 """
 
@@ -14,13 +14,10 @@ from tokcli.device import precision
 from tokcli.models import ConvEncoder
 from tokcli.pretrained.extract import features
 
-BOTH = [False, *([True] if precision.PER_OPERATION else [])]
 
-
-@pytest.fixture(autouse=True, params=BOTH, ids=lambda new: "per operation" if new else "per library")
-def reduced(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def reduced() -> Iterator[None]:
     """A process that has TF32 and bfloat16 products switched on, as `--device cuda` has TF32."""
-    monkeypatch.setattr(precision, "PER_OPERATION", request.param)
     cudnn = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("medium")
     torch.backends.cudnn.allow_tf32 = True
@@ -30,10 +27,7 @@ def reduced(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
 
 def settings() -> list[str]:
-    if precision.PER_OPERATION:
-        return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
-    products = {"highest": "ieee"}.get(torch.get_float32_matmul_precision(), "tf32")
-    return [products, "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"]
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
 
 
 def test_what_is_said_of_the_settings_is_so() -> None:

@@ -14,12 +14,16 @@ from tokcli import build
 from tokcli.artifact.draft import write_manifest
 from tokcli.cli import cli
 from tokcli.cli.recipes import check_file
+from tokcli.command import inputs
+from tokcli.command.inputs import load_recipe
 from tokcli.command.options import Options, Preset
 from tokcli.command.presets import BASE, FEW, SMALL, choose_preset, preset_recorded, with_preset
 from tokcli.errors import TokError
+from tokcli.proposals import PROPOSALS
 from tokcli.recipe.sections import Component, Data
 from tokcli.recipe.yaml import find_recipe, preset_named, presets, read_yaml, recipe_files, recipe_name
 from tokcli.stages.show import describe
+from tokcli.stages.train_proposal import ProposalRecipe
 from tokcli.stages.train_tokenizer import _settle_cache
 
 
@@ -160,6 +164,41 @@ def test_a_preset_s_recipe_runs_by_the_preset_s_name(photos: Path) -> None:
     assert plan["preset"] == {"name": "toy", "why": "--recipe names it"} and plan["recipe"]["encoder"]["width"] == 32
     plan, _ = dry("train-tokenizer", "--data", photos / "train", "--recipe", BASE, "--method", "fsq")
     assert plan["facts"]["method"] == "fsq" and plan["facts"]["use_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("sets", "optimizer", "precision"),
+    [
+        ({}, "adamw", "float32"),
+        ({"train.precision": "bfloat16"}, "adamw", "bfloat16"),
+        ({"optim.name": "muon"}, "muon", "float32"),
+        ({"optim.muon_lr": 1e-3}, "muon", "float32"),
+    ],
+)
+def test_a_preset_leaves_bfloat16_and_muon_to_cpus_that_have_instructions_for_it(
+    sets: dict[str, Any],
+    optimizer: str,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "tok")
+
+    def trained_by(recipe: str | None = None) -> tuple[str, str]:
+        options = Options(sets=sets, preset=Preset(SMALL, "why"), recipe=recipe, device="cpu")
+        made = load_recipe(options, ProposalRecipe, "proposal-nar", {"proposal": PROPOSALS})
+        return made.optim.name, made.train.precision
+
+    monkeypatch.setattr(inputs, "emulated_bfloat16", lambda device: False)
+    assert trained_by() == ("muon", "bfloat16") and caplog.text == ""
+    monkeypatch.setattr(inputs, "emulated_bfloat16", lambda device: device.type == "cpu")
+    assert trained_by(f"{SMALL}/proposal-nar") == ("muon", "bfloat16") and caplog.text == ""  # the user's own choice
+    assert trained_by() == (optimizer, precision)
+    assert "since this CPU has no instructions for bfloat16 (AVX-512)" in caplog.text
+    assert ("optim.name=adamw" in caplog.text, "train.precision=float32" in caplog.text) == (
+        optimizer == "adamw",
+        precision == "float32",
+    )
 
 
 def test_features_are_kept_only_of_images_that_are_all_seen() -> None:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from tokcli.artifact import plans
 from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
 from tokcli.command.options import EMBEDDED, Options
 from tokcli.data.sources import ImageSource, limited, open_source, sibling
+from tokcli.device.precision import emulated_bfloat16
 from tokcli.errors import TokError
 from tokcli.recipe.check import check
 from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Expects, Recipe
 from tokcli.recipe.yaml import find_recipe, is_preset, read_yaml
-from tokcli.training.optimizers import check_torch
 
 
 def check_expected(expected: Expects, **actual: Any) -> None:
@@ -79,12 +81,30 @@ def load_recipe(
             got=repr(tree.get("stage")),
             next="Give a recipe of this stage: tok recipes lists them",
         )
-    override(tree, options.sets, families, resolve, say)
-    recipe = check(model, tree, str(path), families, resolve)
-    for where, section in (("optim", recipe), ("gan.optim", getattr(recipe, "gan", None))):
-        if (optim := getattr(section, "optim", None)) is not None:
-            check_torch(optim, where)
-    return recipe
+    override(tree, {**_for_device(options, tree), **options.sets}, families, resolve, say)
+    return check(model, tree, str(path), families, resolve)
+
+
+def _for_device(options: Options, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset's recipe has in place of bfloat16 on a CPU without instructions for it, where both are many times slower: float32,
+    and AdamW for Muon. A recipe that `--recipe` names itself stays as it is.
+    """
+    if options.preset is None or not names_no_recipe(options):
+        return {}
+    if not emulated_bfloat16(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))):
+        return {}
+    instead = {"bfloat16": ("precision", "float32"), "muon": ("name", "adamw")}
+    found = {
+        f"{section}.{key}": value
+        for section, keys in tree.items()
+        for slow, (key, value) in instead.items()
+        if isinstance(keys, Mapping) and keys.get(key) == slow
+    }
+    asked = {*options.sets, *(key.replace("muon_lr", "name") for key in options.sets)}
+    if found := {key: value for key, value in found.items() if key not in asked}:
+        said = ", ".join(f"{key}={value}" for key, value in found.items())
+        log.info("recipe: %s, since this CPU has no instructions for bfloat16 (AVX-512)", said)
+    return found
 
 
 def names_no_recipe(options: Options) -> bool:

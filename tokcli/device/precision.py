@@ -1,7 +1,6 @@
 """How exactly float32 is computed: judges in float32 proper, training by tensor cores where a GPU has them.
 
 A command begins in float32 proper (`workspace.session`); a training step, and what reads or draws many images, takes `tensor_cores`.
-torch 2.9 and later have a switch per backend and operation; before that there was one for products and one for cuDNN.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 log = logging.getLogger("tok")
-PER_OPERATION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 
 @contextlib.contextmanager
@@ -30,7 +28,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def float32_proper() -> contextlib.AbstractContextManager[None]:
     """Compute float32 products and convolutions in float32 proper on all devices; settings are restored at the end."""
-    return _per_operation([*_gpu(), *_cpu()], "ieee") if PER_OPERATION else _per_library("highest", cudnn=False)
+    return _switched([*_gpu(), *_cpu()], "ieee")
 
 
 @contextlib.contextmanager
@@ -60,7 +58,7 @@ def tensor_cores() -> Iterator[None]:
     """Let GPUs round the factors of float32 products and convolutions to TF32 (10 bits), several times as fast; settings are restored
     at the end. CPUs compute as before.
     """
-    with _per_operation(_gpu(), "tf32") if PER_OPERATION else _per_library("high", cudnn=True):
+    with _switched(_gpu(), "tf32"):
         yield
 
 
@@ -90,11 +88,7 @@ def tell_if_emulated(key: str, device: torch.device, instead: str = "float32") -
 
 def settings() -> dict[str, str]:
     """What GPUs compute float32 products and convolutions in just now, by torch's names: "ieee" is float32 proper."""
-    if PER_OPERATION:
-        products, convolutions = (setting.fp32_precision for setting in _gpu()[:2])
-    else:
-        products = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-        convolutions = "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    products, convolutions = (setting.fp32_precision for setting in _gpu()[:2])
     return {"cuda.matmul": products, "cudnn.conv": convolutions}
 
 
@@ -109,7 +103,7 @@ def _cpu() -> list[Any]:
 
 
 @contextlib.contextmanager
-def _per_operation(switches: Sequence[Any], wanted: str) -> Iterator[None]:
+def _switched(switches: Sequence[Any], wanted: str) -> Iterator[None]:
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
@@ -118,15 +112,3 @@ def _per_operation(switches: Sequence[Any], wanted: str) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
-
-
-@contextlib.contextmanager
-def _per_library(wanted: str, *, cudnn: bool) -> Iterator[None]:
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision(wanted)
-        torch.backends.cudnn.allow_tf32 = cudnn
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions

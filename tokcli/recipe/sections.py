@@ -32,7 +32,7 @@ class Optim(Section):
 
     Args:
         name: `adamw`, for all weights; or `muon`, for the matrices of hidden layers, with AdamW for the rest: embeddings, heads,
-            norms, biases, positions and kernels of convolutions. Needs PyTorch 2.9.
+            norms, biases, positions and kernels of convolutions.
         lr: learning rate after the warm-up; AdamW's.
         muon_lr: Muon's learning rate after the warm-up, which follows the schedule in proportion to `lr`; its updates have the size of
             AdamW's at that rate (arXiv 2502.16982). null with `adamw`.

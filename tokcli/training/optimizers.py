@@ -75,21 +75,6 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     return groups
 
 
-def check_torch(optim: Optim, where: str = "optim") -> None:
-    """Refuse what the installed PyTorch lacks.
-
-    Raises:
-        TokError: it has no Muon.
-    """
-    if optim.name == "muon" and not hasattr(torch.optim, "Muon"):
-        raise TokError(
-            f"{where}.name",
-            "muon needs PyTorch 2.9 or newer",
-            got=f"PyTorch {torch.__version__}",
-            next=f"Install a newer one, or set {where}.name=adamw",
-        )
-
-
 def build_optimizers(
     module: nn.Module, optim: Optim, device: torch.device, where: str = "optim"
 ) -> list[torch.optim.Optimizer]:
@@ -100,9 +85,8 @@ def build_optimizers(
         where: the recipe's section, for messages.
 
     Raises:
-        TokError: see `muon_matrices` and `check_torch`.
+        TokError: see `muon_matrices`.
     """
-    check_torch(optim, where)
     hidden = muon_matrices(module, optim, where)
     adamw = torch.optim.AdamW(
         parameter_groups(module, optim),
