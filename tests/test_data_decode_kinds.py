@@ -209,3 +209,26 @@ def test_a_png_cut_short_is_bad_with_exif_and_without() -> None:
 def test_damaged_exif_of_a_jpeg_keeps_its_pixels(orientation: int) -> None:
     data = saved(Image.new("RGB", (16, 8), (200, 0, 0)), "JPEG", exif=exif(orientation)[:-6])
     assert rows(data).shape[2] == 3
+
+
+def turned_by(name: str) -> tuple[bytes, bytes]:
+    """A text of a PNG in which other programs say that it is turned (orientation 6)."""
+    if name == "XML:com.adobe.xmp":
+        said = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        return b"iTXt", name.encode() + bytes(5) + said
+    tags = exif(6)
+    return b"zTXt", name.encode() + b"\0\0" + zlib.compress(b"\nexif\n%8d\n%s\n" % (len(tags), tags.hex().encode()))
+
+
+@pytest.mark.parametrize("others", [[], [(b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * (2 << 20)))]])
+@pytest.mark.parametrize("name", ["Raw profile type exif", "XML:com.adobe.xmp"])
+def test_an_orientation_in_a_text_is_applied_also_beside_large_texts(
+    name: str, others: list[tuple[bytes, bytes]]
+) -> None:
+    data = png(8, 0, b"\x00\x01\x02\x03", turned_by(name), *others)
+    assert rows(data)[:, :, 0].tolist() == [[0], [1], [2], [3]]
+
+
+def test_a_damaged_text_of_a_turned_picture_costs_the_turn_alone() -> None:
+    broken = (b"zTXt", b"Raw profile type exif\0\0not deflated")
+    assert rows(png(8, 0, b"\x00\x01\x02\x03", broken))[0, :, 0].tolist() == [0, 1, 2, 3]

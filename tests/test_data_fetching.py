@@ -44,6 +44,8 @@ class Server:
                 start = int(wanted[6:-1]) if wanted and outer.ranges and self.headers["If-Range"] == tag else 0
                 self.send_response(206 if start else 200)
                 self.send_header("Content-Length", str(len(data) - start))
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
                 self.send_header("ETag", tag)
                 self.end_headers()
                 if body and outer.broken:
@@ -55,7 +57,7 @@ class Server:
             def log_message(self, *arguments: Any) -> None: ...
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def stop(self) -> None:

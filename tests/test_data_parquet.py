@@ -4,9 +4,11 @@ import io
 import json
 import os
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -252,6 +254,39 @@ def test_categories_and_large_types_are_labels_texts_and_images_too(tmp_path: Pa
     assert shades(source) == [1, 2]
 
 
+WHOLE = [arrow.array(np.array([2, -1, np.nan, 0], kind)) for kind in "efd"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [*WHOLE, arrow.array([Decimal("2.0"), Decimal(-1), None, Decimal(0)])],
+    ids=lambda labels: str(labels.type),
+)
+def test_a_whole_number_is_a_class_however_it_is_written(tmp_path: Path, labels: Any) -> None:
+    source = opened(write(tmp_path / "a.parquet", {"image": [png()] * 4, "label": labels}))
+    assert [source.label(i) for i in range(4)] == [2, -1, -1, 0] and source.classes == ["0", "1", "2"]
+
+
+def test_numbers_that_are_no_classes_are_read_as_such_only_where_they_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image": [png()] * 2, "target": [1.0, 0.5]})
+    assert opened(path).classes == [] and "(not read: target)" in one_line(opened(path))
+    named = opened(f"{path}:label=target")
+    assert named.label(0) == 1 and named.problems == [("a/000001", "its label is not understood: 0.5")]
+
+
+@pytest.mark.parametrize("label", [arrow.int64(), arrow.float64()])
+def test_a_file_without_rows_holds_no_images(tmp_path: Path, label: Any) -> None:
+    table = {
+        "image": arrow.array([], arrow.binary()),
+        "label": arrow.array([], label),
+        "text": arrow.array([], arrow.string()),
+    }
+    with pytest.raises(TokError, match="no images found"):
+        opened(write(tmp_path / "a.parquet", table))
+    write(tmp_path / "b.parquet", table | {"image": [png()], "label": arrow.array([3], label), "text": ["x"]})
+    assert opened(f"{tmp_path}/*.parquet").captions(0) == ["x"]
+
+
 @pytest.mark.parametrize("cut", ["half", "middle", "text", "empty"])
 def test_a_damaged_file_is_one_line_or_bad_images_and_no_traceback(tmp_path: Path, cut: str) -> None:
     path = write(
@@ -277,13 +312,13 @@ def test_a_damaged_file_is_one_line_or_bad_images_and_no_traceback(tmp_path: Pat
 
 
 def test_a_missing_file_and_a_wrong_column_are_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", {"image": [png()], "label": [1], "number": [0.5]})
+    path = write(tmp_path / "a.parquet", {"image": [png()], "label": [1], "right": [True]})
     with pytest.raises(NotFound, match=r"b.parquet: no such file"):
         opened(tmp_path / "b.parquet")
     with pytest.raises(TokError, match=r"--columns image=imag: no such column. Did you mean 'image'\?"):
         opened(f"{path}:image=imag")
-    with pytest.raises(TokError, match=r"--columns label=number: is no column of labels. Got double"):
-        opened(f"{path}:label=number")
+    with pytest.raises(TokError, match=r"--columns label=right: is no column of labels. Got bool"):
+        opened(f"{path}:label=right")
     with pytest.raises(TokError, match=r"--columns image=image,image=label: names no single column as image"):
         opened(f"{path}:image=image,image=label")
     with pytest.raises(TokError, match=r"has no column of images. Got label. Name it: --columns image=NAME"):

@@ -230,6 +230,13 @@ def test_members_with_dots_before_the_extension_are_problems_that_say_why(tmp_pa
     assert source.problems[0][1] == "a key ends at the first dot: .v0.jpg is no image's extension"
 
 
+def test_what_macos_packs_beside_members_is_counted_and_no_problem(tmp_path: Path) -> None:
+    hidden = {"a/._1.png": b"x", "._2.cls": b"3", ".DS_Store": b"x", "./a/._": b""}
+    source = open_source(str(write(tmp_path / "a.tar", hidden | {"a/1.png": picture(), "2.png": picture()})), size=8)
+    assert source.problems == [] and [source.label(i) for i in range(2)] == [-1, -1]
+    assert source.ignored == {"file whose name begins with a dot": 4}  # type: ignore[attr-defined]
+
+
 def test_a_second_picture_of_a_sample_is_counted_and_no_problem(tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path / "a.tar", {"1.png": picture(), "1.mask.png": picture()})), size=8)
     assert source.problems == [] and source.ignored == {".mask.png": 1}  # type: ignore[attr-defined]

@@ -68,6 +68,7 @@ def test_a_folder_of_unreadable_kinds_says_which(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names",
     [("Train", "Val"), ("training", "testing"), ("train", "test", "docs"), ("TRAIN",), ("train2017", "val2017"), ("val", "test"),
+     ("training_set", "test_set"), ("TrainSet", "DevSet"), ("train", "dev"), ("train", "eval"),
      ("images/train", "images/val"), ("bottle/train/good", "bottle/test/broken"), ("a/b/train/c/d", "a/b/val/c/d"), ("test",)],
 )  # fmt: skip
 def test_splits_under_any_usual_name_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -93,6 +94,22 @@ def test_trains_beside_cars_are_a_class(tmp_path: Path) -> None:
 def test_what_macos_leaves_in_archives_is_no_class(tmp_path: Path) -> None:
     source = folder(draw(tmp_path, "cat/1.png", "__MACOSX/cat/1.png", "cat/._1.png"))
     assert source.classes == ["cat"] and len(source) == 1 and source.ignored == {"folder __MACOSX": 1}
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN"])
+def test_what_systems_and_storage_boxes_keep_beside_images_is_none_of_them(tmp_path: Path, name: str) -> None:
+    source = folder(draw(tmp_path, "cat/1.png", f"{name}/2.png", f"cat/{name}/1.png/3.png"))
+    assert source.keys == ["cat/1.png"] and source.classes == ["cat"] and source.ignored == {f"folder {name}": 2}
+
+
+def test_a_folder_of_folders_of_tars_says_what_to_give(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.tar").touch()
+    with pytest.raises(
+        TokError, match=r"no images found .* other files: 2 \(.tar\). Give the folder in which the tars lie"
+    ):
+        folder(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["d/cat", "d", "."])

@@ -52,6 +52,12 @@ def test_a_label_that_names_no_class_is_refused(value: object) -> None:
         class_name(value)
 
 
+@pytest.mark.parametrize("line", ["2.png,", "2.png\t", '"2.png",""', "2.png, "])
+def test_an_empty_label_of_a_table_is_none(tmp_path: Path, line: str) -> None:
+    source = folder(draw(tmp_path / "d", "1.png", "2.png"), f"1.png,cat\n{line}\n")
+    assert [source.label(i) for i in range(2)] == [0, -1] and source.problems == []
+
+
 def test_minus_one_is_unlabelled_and_does_not_turn_numbers_into_words(tmp_path: Path) -> None:
     root = draw(tmp_path / "d", "1.png", "2.png", "3.png", "4.png")
     source = folder(root, "1.png 10\n2.png 2\n3.png -1\n4.png 3.0\n")
@@ -162,6 +168,37 @@ def test_hugging_faces_metadata_gives_captions_and_labels(tmp_path: Path) -> Non
     assert [source.captions(i) for i in range(3)] == [["one"], ["two"], []]
     assert ([source.label(i) for i in range(3)], source.classes) == ([3, -1, -1], ["0", "1", "2", "3"])
     assert source.problems == [("9.png", "in metadata.jsonl, but no such image")]
+
+
+def test_texts_and_tables_are_found_whatever_the_case_of_their_names(tmp_path: Path) -> None:
+    root = draw(tmp_path / "d", "1.png", "2.PNG", "a/3.png", "b/4.png", "5.png")
+    (root / "1.TXT").write_text("one")
+    (root / "2.Json").write_text('{"caption": "two"}')
+    (root / "a" / "Captions.JSONL").write_text('{"key": "3.png", "caption": "three"}')
+    for name, text in (("5.txt", "five"), ("5.TXT", "other")):
+        (root / name).write_text(text)
+    source = folder(root)
+    assert [source.captions(i) for i in range(5)] == [["one"], ["two"], ["five"], ["three"], []]
+    assert source.problems == [] and source.ignored == {"second .txt of an image": 1}
+    before = source.id
+    (root / "1.TXT").write_text("eno")
+    assert folder(root).id != before
+    (root / "Metadata.CSV").write_text("file_name,label\n1.png,7\n")
+    assert folder(root).classes[folder(root).label(0)] == "7"
+
+
+@pytest.mark.parametrize("text", ["{broken", '{"caption": "x"', "[1", "\xff", '"x" "y"'])
+def test_a_text_that_is_no_json_is_one_problem_in_folders_and_tars(tmp_path: Path, text: str) -> None:
+    root = draw(tmp_path / "d", "1.png", "2.png")
+    (root / "1.json").write_text(text, encoding="latin-1")
+    (root / "2.json").write_text('[{"box": [1, 2]}]')  # is JSON, and no caption
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("1.png", "1.json", "2.png", "2.json"):
+            archive.add(root / name, name)
+    why = "its .json is not JSON, or too long"
+    for _ in range(2):  # at every start
+        assert folder(root).problems == [("1.png", why)]
+        assert open_source(str(tmp_path / "a.tar"), size=8).problems == [("a.tar/1", why)]
 
 
 def test_hugging_faces_csv_is_read_and_folders_stay_classes_where_it_says_no_label(tmp_path: Path) -> None:

@@ -54,11 +54,14 @@ def decode(data: bytes | Path | Part, key: str = "", *, most: int = MAX_PIXELS) 
                 return _decoded(open_image(file, name, most), name)
             except BadImage:
                 raise
-            except Exception:
-                bare = without_texts(file)
-                if bare is None:
-                    raise
-                return _decoded(open_image(bare, name, most), name)
+            except Exception as first:
+                error = first
+                for bare in without_texts(file):
+                    try:
+                        return _decoded(open_image(bare, name, most), name)
+                    except Exception as other:
+                        error = other
+                raise error from None
     except BadImage:
         raise
     except Image.UnidentifiedImageError:

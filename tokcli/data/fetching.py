@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from tokcli.data.object_stores import transport
-from tokcli.data.web_files import Broken, Gone, Remote
+from tokcli.data.web_files import Broken, Busy, Gone, Remote
 from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir, locked, write_text
 
@@ -32,7 +32,7 @@ def look(url: str) -> Remote:
         TokError: it does not say how long the file is.
     """
     try:
-        return transport(url).look(url)
+        return _looked(url)
     except Gone:
         raise
     except NotFound as error:
@@ -42,6 +42,14 @@ def look(url: str) -> Remote:
                 log.warning("%s The copy in the cache is read.", error)
                 return known
         raise
+
+
+def _looked(url: str) -> Remote:
+    for attempt in range(1, TRIES):
+        with contextlib.suppress(Busy):
+            return transport(url).look(url)
+        time.sleep(attempt)
+    return transport(url).look(url)
 
 
 @contextlib.contextmanager
@@ -104,6 +112,7 @@ def _file(url: str) -> Path:
 
 def _download(remote: Remote, out: IO[bytes]) -> None:
     """Write all bytes; after a break go on where it was, if the file is still the same."""
+    why = ""
     for attempt in range(TRIES):
         time.sleep(attempt)
         try:
@@ -111,10 +120,10 @@ def _download(remote: Remote, out: IO[bytes]) -> None:
                 out.write(data)
             if out.tell() == remote.bytes:
                 return
-        except Broken:
-            continue
+        except Broken as error:
+            why = str(error)
     raise TokError(
-        f"--data {remote.url}", f"did not arrive whole in {TRIES} tries",
+        f"--data {remote.url}", f"did not arrive whole in {TRIES} tries", why=why,
         got=f"{out.tell():,} of {remote.bytes:,} bytes", next="Repeat the command: whole shards stay in the cache",
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ import os
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(["AVIF"] if find_spec(
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # chunks of a PNG that say what its pixels are
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_TURNING = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts in which other programs keep the orientation
 _TILE = 322, 323
 _SIZES = {
     1: 1,
@@ -158,36 +161,40 @@ def _largest_piece(image: Image.Image) -> tuple[int, int]:
 def _check_tags(file: Any, name: str) -> None:
     """Refuse a TIFF with a field that is larger than any that an image needs: Pillow makes numbers of all of it."""
     head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order and head[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
-        big = b"+" in head[2:4]
-        file.seek(struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0])
-        count = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2).ljust(8 if big else 2, b"\0"))[
-            0
-        ]
-        for _ in range(min(count, 1 << 16)):
-            entry = file.read(20 if big else 12)
-            if len(entry) < (20 if big else 12):
-                break
-            kind, items = struct.unpack_from(order + ("HQ" if big else "HI"), entry, 2)
+    order, big = {b"II": "<", b"MM": ">"}.get(head[:2]), head[2:4] in (b"+\0", b"\0+")
+    if order and len(head) == 16 and (big or head[2:4] in (b"*\0", b"\0*")):
+        place, number, field = (
+            struct.Struct(order + form) for form in (("Q", "Q", "HHQ8x") if big else ("I", "H", "HHI4x"))
+        )
+        file.seek(*place.unpack_from(head, 8 if big else 4))
+        (count,) = number.unpack(file.read(number.size).ljust(number.size, b"\0"))
+        fields = file.read(min(count, 1 << 16) * field.size)
+        for _, kind, items in field.iter_unpack(fields[: len(fields) // field.size * field.size]):
             if items * _SIZES.get(kind, 1) > MOST_TAG:
                 raise BadImage(name, f"a field of {items:,} numbers, of which a TIFF has not as many")
     file.seek(0)
 
 
-def without_texts(file: Any) -> io.BytesIO | None:
-    """A PNG without its texts, profiles and times, at which Pillow gives up when they are large or damaged; None: not that."""
+def without_texts(file: Any) -> Iterator[io.BytesIO]:
+    """A PNG without its texts, profiles and times, at which Pillow gives up when they are large or damaged; nothing for other files.
+
+    First those texts stay that may say how the picture is turned, then none does.
+    """
     file.seek(0)
     if file.read(len(_PNG)) != _PNG:
-        return None
-    kept, left_out = io.BytesIO(), False
-    kept.write(_PNG)
+        return
+    needed, turning, left_out = [_PNG], [_PNG], False
     while len(head := file.read(8)) == 8:
         length = int.from_bytes(head[:4], "big") + 4  # with its checksum
-        if head[4:] in _NEEDED:
-            kept.write(head + file.read(length))
+        start = file.read(min(length, 32)) if head[4:] in _TEXTS else b""
+        if head[4:] in _NEEDED or start.partition(b"\0")[0] in _TURNING:
+            chunk = head + start + file.read(length - len(start))
+            turning.append(chunk)
+            needed += [chunk] if head[4:] in _NEEDED else []
         else:
             left_out = True
-            file.seek(length, io.SEEK_CUR)
-    kept.seek(0)
-    return kept if left_out else None
+            file.seek(length - len(start), io.SEEK_CUR)
+    if left_out and len(turning) > len(needed):
+        yield io.BytesIO(b"".join(turning))
+    if left_out or len(turning) > len(needed):
+        yield io.BytesIO(b"".join(needed))

@@ -114,7 +114,7 @@ class _Checked:
             if self.look(remote.url) != remote:
                 raise changed(remote)
         except NotFound as error:
-            raise Broken from error
+            raise Broken(error.got or error.why) from None
 
     def look(self, url: str) -> Remote:
         """Length and mark of a file; raises NotFound (`Gone` where the store does not have it)."""
@@ -154,7 +154,7 @@ class FileSystem(_Checked):
                 while data := file.read(CHUNK):
                     yield data
         except Exception as error:
-            raise Broken from error
+            raise Broken(_line(error)) from None
 
 
 class CommandLine(_Checked):
@@ -196,7 +196,7 @@ class CommandLine(_Checked):
                 running.kill()
                 raise
         if running.returncode:
-            raise Broken
+            raise Broken(f"{command[0]} ended with exit code {running.returncode}")
 
 
 def _command(words: Sequence[str], url: str) -> list[str]:

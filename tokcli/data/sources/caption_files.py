@@ -69,6 +69,16 @@ def captions_beside(text: bytes, row: bytes) -> list[str]:
     return list(dict.fromkeys([*plain, *listed]))
 
 
+def faults_beside(text: bytes, row: bytes) -> list[str]:
+    """Why captions of an image's `.txt` and `.json` cannot be used."""
+    try:
+        limits.parse_json(row or b"{}")
+        broken = []
+    except ValueError:
+        broken = ["its .json is not JSON, or too long"]
+    return broken + faults_of(captions_beside(text, row))
+
+
 def parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object, or {} for anything else."""
     try:
@@ -102,7 +112,7 @@ def read_metadata(path: Path) -> Iterator[Row]:
     Raises:
         TokError: a row without file_name; it names the line.
     """
-    for number, line, row in _objects(path) if path.suffix != ".csv" else _table(path):
+    for number, line, row in _objects(path) if path.suffix.lower() != ".csv" else _table(path):
         if not isinstance(row.get("file_name"), str):
             raise TokError(
                 f"{path}:{number}", "not an image's metadata", got=line[:60], next="Give each row a file_name"

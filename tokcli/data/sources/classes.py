@@ -103,7 +103,8 @@ class Labels(NamedTuple):
 def read_labels(path: Path, where: str, find: Callable[[str], str | None]) -> Labels:
     """What a file of labels says about images.
 
-    A line is `path<TAB, comma or space>class`; either may stand in quotes, as CSV writes them. A header is passed over.
+    A line is `path<TAB, comma or space>class`; either may stand in quotes, as CSV writes them. A header is passed over. Where
+    nothing stands behind the last tab or comma, the image has no class.
 
     Args:
         find: the image that a path means; None where there is none.
@@ -115,8 +116,8 @@ def read_labels(path: Path, where: str, find: Callable[[str], str | None]) -> La
     for number, line in enumerate(text_lines(path, where), 1):
         if not line.strip():
             continue
-        key, label = _parts(line.strip())
-        if not key or not label:
+        key, label = _parts(line.strip(" "))
+        if not key:
             raise TokError(f"{path}:{number}", "not a path and a class", got=line[:60], next="Write: path<TAB>class")
         if number == 1 and key.lower() in HEADERS:
             continue
@@ -143,6 +144,6 @@ def _parts(line: str) -> tuple[str, str]:
             return fields[0].strip(), fields[1].strip()
     for separator in ("\t", ",", " "):
         key, found, label = line.rpartition(separator)
-        if found and key.strip() and label.strip():
+        if found and key.strip():
             return key.strip(), label.strip()
     return "", ""

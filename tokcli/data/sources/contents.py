@@ -77,7 +77,7 @@ def file_digests(
     Args:
         states: int64 (n, 5), see `State`.
         name: of the data set.
-        remember: looks at the bytes of each file that is read, and says whether it need not be read at the next start.
+        remember: looks at the first `CHUNK` bytes of each file that is read, and says whether it need not be read at the next start.
         make: begins a hash; the usual one has 2 words.
     """
     words = make().digest_size // 8
@@ -111,16 +111,16 @@ def _read_all(
     make: Callable[[], Any],
 ) -> Iterator[tuple[np.ndarray, bool]]:
     def one(at: int) -> tuple[np.ndarray, bool]:
-        digest, keep = make(), True
+        digest, keep = make(), None
         try:
             with open(paths[at], "rb", buffering=0) as file:
                 while data := file.read(CHUNK):
                     digest.update(data)
-                    if look is not None:
-                        keep = look(int(numbers[at]), data) and keep
+                    if look is not None and keep is None:
+                        keep = look(int(numbers[at]), data)
         except OSError:
             return np.zeros(digest.digest_size // 8, np.int64), False
-        return np.frombuffer(digest.digest(), "<i8"), keep
+        return np.frombuffer(digest.digest(), "<i8"), keep is not False
 
     blocks = [range(start, min(start + BLOCK, len(paths))) for start in range(0, len(paths), BLOCK)]
     with ThreadPoolExecutor(min(16, cores())) as pool:

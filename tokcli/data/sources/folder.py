@@ -15,6 +15,7 @@ from tokcli.data.sources.caption_files import (
     METADATA,
     TABLE,
     captions_beside,
+    faults_beside,
     faults_of,
     read_captions,
     read_metadata,
@@ -24,6 +25,7 @@ from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_l
 from tokcli.data.sources.contents import CHUNK, digest_of, file_digests
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id, refuse_large, refuse_many
 from tokcli.data.sources.split_names import split_named
+from tokcli.data.sources.summary import counted
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError
 from tokcli.recipe import MAX_PIXELS
@@ -96,8 +98,8 @@ class Folder:
         if self.keys[i] in self._captions:
             return self._captions[self.keys[i]]
         stem, parts = os.path.splitext(self.keys[i])[0], self._sidecars.get(self.keys[i], ())
-        text, row = (_start(self.root / (stem + end)) if end in parts else b"" for end in SIDECARS)
-        return usable(captions_beside(text, row))
+        data = {end.lower(): _start(self.root / (stem + end)) for end in parts}
+        return usable(captions_beside(*(data.get(end, b"") for end in SIDECARS)))
 
     def image(self, i: int) -> UInt8[Tensor, "3 h w"]:
         """RGB pixels of sample i; raises BadImage."""
@@ -113,10 +115,15 @@ class Folder:
         keys = sorted(key for key in found.images if not bad_name(key))
         if not keys:
             looked = f"looked for {' '.join(IMAGE_EXTENSIONS)}, {DEPTH} folders deep"
-            first = [
+            got = [
                 f"{len(self.problems)} that are not read, the first: {key}: {why}" for key, why in self.problems[:1]
-            ]
-            raise TokError(where, f"no images found ({looked})", got=", ".join(first))
+            ] + [f"other files: {counted(self.ignored)}"] * bool(self.ignored)
+            raise TokError(
+                where,
+                f"no images found ({looked})",
+                got=", ".join(got),
+                next="Give the folder in which the tars lie" if ".tar" in self.ignored else "",
+            )
         return keys
 
     def _tables(self, keys: list[str], names: list[str | None], tables: list[str]) -> bool:
@@ -130,7 +137,7 @@ class Folder:
         read: set[str] = set()
         for name in sorted(tables, key=lambda name: (name.count("/"), *_order(name))):
             folder, _, file = name.rpartition("/")
-            kind = TABLE if file == TABLE else METADATA[0]
+            kind = TABLE if file.lower() == TABLE else METADATA[0]
             if f"{folder}/{kind}" in read:
                 self.ignored[f"{file} beside {kind}"] += 1
                 continue
@@ -195,14 +202,14 @@ class Folder:
         ]
 
         def looked_through(number: int, data: bytes) -> bool:
-            text, row = (data if texts[number][1].endswith(end) else b"" for end in SIDECARS)
-            faults = faults_of(captions_beside(text, row))
+            name = texts[number][1].lower()
+            faults = faults_beside(*(data if name.endswith(end) else b"" for end in SIDECARS))
             self.problems.extend((texts[number][0], fault) for fault in faults)
             return not faults
 
         states = np.array([state for _, _, state in texts], np.int64).reshape(-1, 5)
         written = file_digests(
-            [f"{self.root}/{name}" for _, name, _ in texts], states, f"{self.name} texts", remember=looked_through
+            [f"{self.root}/{name}" for _, name, _ in texts], states, f"{self.name} texts 2", remember=looked_through
         )
         which = "\n".join(name for _, name, _ in texts)
         more = [part for part in (said, which) if part or not said]
@@ -211,7 +218,7 @@ class Folder:
 
 def _order(name: str) -> tuple[int, str]:
     """Where a table comes among those of its folder: of metadata.jsonl and metadata.csv the first is read."""
-    file = name.rpartition("/")[2]
+    file = name.rpartition("/")[2].lower()
     return METADATA.index(file) if file in METADATA else -1, name
 
 

@@ -1,6 +1,8 @@
 """Images in Parquet files, as Hugging Face keeps data sets: local files, read by row group."""
 
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ class Parquet:
         roles = roles_of(given)
         self._columns = choose_columns(self._rows.schema, roles, where)
         self._rows.require(self._columns.read())
+        try:
+            if "label" not in roles and not self._are_classes(self._columns.label):
+                self._columns = self._columns._replace(label="")
+        except Damaged as error:
+            raise TokError(where, "is damaged", why=str(error)) from None
         unread = [name for name in self._rows.schema.names if name not in self._columns.read()]
         self.columns = self._columns.described() + (
             f" (not read: {', '.join(map(printable, unread))})" if unread else ""
@@ -159,6 +166,13 @@ class Parquet:
             return path, "names an address instead of an image"
         return path, "" if path.is_relative_to(folder) else "leads out of the folder"
 
+    def _are_classes(self, column: str) -> bool:
+        """Whether numbers of a column that is not named by hand are classes: none is 0.5."""
+        if not column or not re.match("halffloat|float|double|decimal", str(self._rows.schema.field(column).type)):
+            return True
+        values = (value for _, piece in self._rows.column(column) for value in piece.to_pylist())
+        return all(value is None or value != value or value == value // 1 for value in values)
+
     def _labels(self, where: str) -> tuple[np.ndarray, list[str]]:
         """Labels int32 (rows,) and the list of classes."""
         names = np.full(len(self._rows), None, dtype=object)
@@ -179,6 +193,10 @@ class Parquet:
     def _class(self, value: Any) -> str | None:
         """The class that a label names; raises ValueError."""
         said = _text(value) if hasattr(value, "as_buffer") else value.as_py()
+        if isinstance(said, Decimal | float):
+            said = (
+                None if said != said else int(said) if said == said // 1 else float(said)
+            )  # not a number: pandas' null
         if not self._columns.names:
             return class_name(said)
         known = self._columns.names

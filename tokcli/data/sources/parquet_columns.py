@@ -139,7 +139,8 @@ def _is_image(kind: Any) -> bool:
 
 
 def _is_label(kind: Any) -> bool:
-    return _is_text(kind) or bool(re.fullmatch(r"u?int\d+", str(_plain(kind))))
+    """Texts and numbers; 2.0 is the class 2, as where pandas had labels missing."""
+    return _is_text(kind) or bool(re.fullmatch(r"u?int\d+|halffloat|float|double|decimal\d+\(.*\)", str(_plain(kind))))
 
 
 def _is_caption(kind: Any) -> bool:

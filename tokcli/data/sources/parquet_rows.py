@@ -111,7 +111,8 @@ class Rows:
                 continue  # without reading gigabytes of images
             found = self._read(group, leaf)
             pieces = [piece.flatten()[0] if "." in leaf else piece for piece in found.chunks]
-            yield int(self._starts[group]), np.concatenate([piece.is_null().to_numpy(False) for piece in pieces])
+            if pieces:  # else the group has no rows
+                yield int(self._starts[group]), np.concatenate([piece.is_null().to_numpy(False) for piece in pieces])
 
     def _read(self, group: int, column: str) -> Any:
         """A column of a row group, or with a dotted name a part of one, as a chunked Arrow array."""

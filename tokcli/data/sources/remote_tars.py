@@ -125,6 +125,6 @@ def _index(remote: Remote, contents: bool, packed: bool) -> tuple[TarIndex, str]
     if index is not None and index.contents:
         return index, index.contents
     with using(remote) as path:
-        index = index_tar(path, contents=contents or beside is not None)
+        index = index_tar(path, contents=contents or beside is not None, where=f"--data {remote.url}")
     index.stale = beside is not None
     return index, ""

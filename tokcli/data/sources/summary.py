@@ -56,7 +56,7 @@ def refuse_bad(source: "ImageSource", unreadable: int, max_bad: float, key: str)
     """
     if too_many(source, unreadable, max_bad):
         bad, listed = unreadable + len(source.problems), len(source) + len(source.problems)
-        what = _counted(kinds(source.problems) + Counter({"unreadable": unreadable}))
+        what = counted(kinds(source.problems) + Counter({"unreadable": unreadable}))
         flag = f"{key} 0.1" if key.startswith("--") else f"--set {key}=0.1"
         raise TokError(
             f"--data {source.name}",
@@ -71,7 +71,7 @@ def say_problems(source: "ImageSource") -> None:
     for key, why in source.problems[:MOST_NAMED]:
         log.warning("%s: left out: %s", printable(key), printable(why))
     if more := source.problems[MOST_NAMED:]:
-        log.warning("%s: left out too: %s", source.name, _counted(kinds(more)))
+        log.warning("%s: left out too: %s", source.name, counted(kinds(more)))
 
 
 _said: set[str] = set()
@@ -96,14 +96,15 @@ def one_line(source: "ImageSource") -> str:
         sizes_of(source),
     ]
     if ignored := Counter(getattr(source, "ignored", {})):
-        parts.append(f"not read: {_counted(ignored)}")
+        parts.append(f"not read: {counted(ignored)}")
     parts += getattr(source, "notes", [])
     if source.problems:
-        parts.append(f"left out or incomplete: {_counted(kinds(source.problems))}")
+        parts.append(f"left out or incomplete: {counted(kinds(source.problems))}")
     return f"{source.name}: {'; '.join(part for part in parts if part)}"
 
 
-def _counted(found: Counter[str]) -> str:
+def counted(found: Counter[str]) -> str:
+    """Such as `3 (.tar), 1 (.md)`; the most frequent first."""
     found = +found  # without kinds of none
     named = ", ".join(f"{count:,} ({kind[:60]})" for kind, count in found.most_common(MOST_KINDS))
     return named + (f" and {len(found) - MOST_KINDS} more kinds" if len(found) > MOST_KINDS else "")

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from tokcli import limits
 from tokcli.data.shard_writer import CLASSES
-from tokcli.data.sources.caption_files import captions_beside, faults_of, parse_json
+from tokcli.data.sources.caption_files import faults_beside, parse_json
 from tokcli.data.sources.classes import class_name
 from tokcli.data.sources.contents import CHUNK, RACY
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, OTHER_IMAGES, bad_name
@@ -23,8 +23,9 @@ from tokcli.files import cache_dir, write_text
 IMAGES = ("jpg", *(end[1:] for end in IMAGE_EXTENSIONS if end != ".jpg"))  # the first that a sample has is its image
 TEXTS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
+HIDDEN = "file whose name begins with a dot"
 MOST_LIST = 64 << 20  # bytes of the list of classes
-VERSION = 4
+VERSION, BUILT = 4, 5  # of an index beside a shard, and of what is kept of other shards
 BLOCK = 512
 MOST_HEADER = 1 << 20  # bytes of a member's name and what else stands in its header
 
@@ -50,21 +51,23 @@ class TarIndex:
     stale: bool = False
 
 
-def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
+def index_tar(path: Path, *, contents: bool = False, where: str = "") -> TarIndex:
     """The index of a tar, from the cache when the file has not changed since.
 
     Args:
         path: of the tar.
         contents: read every image once, for the digest of the whole.
+        where: what it is called in messages.
 
     Raises:
         TokError: no such file, compressed, or not a tar at all. A tar that is cut short is indexed as far as
             it goes and says so in `problems`.
     """
+    where = where or f"--data {path}"
     try:
         state = path.stat()
     except OSError:
-        raise NotFound(f"--data {path}", "no such file") from None
+        raise NotFound(where, "no such file") from None
     with contextlib.suppress(OSError, limits.TooLarge):
         packed = parse_index(
             limits.read_bytes(packed_index(path), max(limits.MOST_JSON, state.st_size)),
@@ -74,13 +77,13 @@ def index_tar(path: Path, *, contents: bool = False) -> TarIndex:
         if packed is not None:
             return packed
     beside = packed_index(path).exists()
-    index = _indexed(path, state, contents or beside)
+    index = _indexed(path, state, contents or beside, where)
     index.stale = beside
     return index
 
 
-def _indexed(path: Path, state: os.stat_result, contents: bool) -> TarIndex:
-    identity = f"{VERSION} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
+def _indexed(path: Path, state: os.stat_result, contents: bool, where: str) -> TarIndex:
+    identity = f"{BUILT} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
     cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
     try:
         index = TarIndex(**limits.read_json(cached, max(limits.MOST_JSON, state.st_size)))
@@ -89,7 +92,7 @@ def _indexed(path: Path, state: os.stat_result, contents: bool) -> TarIndex:
             return index
     except (OSError, ValueError, TypeError):
         pass
-    index = _build(path, contents)
+    index = _build(path, contents, where)
     if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < RACY:
         return index
     try:
@@ -107,12 +110,12 @@ def packed_index(path: Path) -> Path:
 
 def contents_of(path: Path) -> str:
     """The digest of what is read of a shard."""
-    return _build(path, contents=True).contents
+    return _build(path, True, f"--data {path}").contents
 
 
 def write_index(path: Path) -> None:
     """Index a shard beside it, for starts that then read no headers."""
-    index = _build(path, contents=True)
+    index = _build(path, True, f"--data {path}")
     state = path.stat()
     said = {"version": VERSION, "bytes": state.st_size, "time": int(state.st_mtime), "index": vars(index)}
     write_text(packed_index(path), json.dumps(said))
@@ -165,7 +168,7 @@ class _Parts:
     unread: list[tuple[str, str]] = field(default_factory=list)  # (name, extension)
 
 
-def _build(path: Path, contents: bool) -> TarIndex:
+def _build(path: Path, contents: bool, where: str) -> TarIndex:
     index = TarIndex()
     samples: dict[str, _Parts] = {}
     digest = hashlib.blake2b(digest_size=16)
@@ -177,7 +180,7 @@ def _build(path: Path, contents: bool) -> TarIndex:
                 _end(tar, path, index)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a header that are none
             raise TokError(
-                f"--data {path}",
+                where,
                 "not a plain tar",
                 why=str(error),
                 next="Decompress it: samples are read in place",
@@ -237,6 +240,9 @@ def _members(tar: tarfile.TarFile, headers: _Headers, path: Path, samples: dict[
             index.classes = _classes(path, member, index)
             continue
         key = (f"{folder}/{stem}" if folder else stem).removeprefix("./")
+        if not stem and member.isfile():  # as macOS puts ._1.jpg beside 1.jpg
+            index.ignored[HIDDEN] = index.ignored.get(HIDDEN, 0) + 1
+            continue
         if not member.isfile() or member.issparse() or extension.lower() not in (*IMAGES, *TEXTS):
             if (
                 member.isfile()
@@ -326,9 +332,7 @@ def _add(index: TarIndex, path: Path, fd: int, key: str, sample: _Parts) -> None
     except ValueError as error:
         index.names.append(None)
         index.problems.append((name, str(error)))
-    if row and not parse_json(row) and row.split() != [b"{}"] and row.lstrip()[:1] != b"[":
-        index.problems.append((name, "its .json is not JSON, or too long"))
-    index.problems += [(name, fault) for fault in faults_of(captions_beside(text, row))]
+    index.problems += [(name, fault) for fault in faults_beside(text, row)]
 
 
 def _class_name(fd: int, parts: dict[str, tuple[int, int]], row: bytes) -> str | None:

@@ -12,7 +12,8 @@ from tokcli.data.sources.listing import IMAGE_EXTENSIONS, OTHER_IMAGES
 DEPTH = 3
 SIDECARS = (".txt", ".json")
 LINK = "link to a folder that is read already"
-SIDE_FOLDERS = ("__MACOSX",)  # of archives and systems: what lies in them only looks like images
+# of archives, systems and storage boxes: what lies in them only looks like images of the set
+SIDE_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
 
 
 Links = list[tuple[os.DirEntry[str], str]]  # to folders, and the prefix of what lies in them
@@ -23,7 +24,8 @@ class Found:
     """Files by their path relative to the folder, with what changes when they do."""
 
     images: dict[str, State] = field(default_factory=dict)
-    sidecars: dict[str, dict[str, State]] = field(default_factory=dict)  # path without extension -> extension -> state
+    # path without extension -> extension as it is written -> state
+    sidecars: dict[str, dict[str, State]] = field(default_factory=dict)
     deep: list[str] = field(default_factory=list)  # images in folders that are too deep
     problems: list[tuple[str, str]] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)  # other files by extension
@@ -91,10 +93,16 @@ def _file(entry: os.DirEntry[str], key: str, depth: int, found: Found) -> None:
         found.deep.append(key)
     elif image:
         found.images[key] = state_of(entry.stat())
-    elif entry.name in (TABLE, *METADATA):
+    elif entry.name.lower() in (TABLE, *METADATA):
         found.tables.append(key)
     elif lower in SIDECARS:
-        found.sidecars.setdefault(stem, {})[lower] = state_of(entry.stat())
+        beside = found.sidecars.setdefault(stem, {})
+        other = next((end for end in beside if end.lower() == lower), "")
+        if other:
+            found.ignored[f"second {lower} of an image"] += 1
+        if extension > other:  # of .txt and .TXT the first
+            beside.pop(other, None)
+            beside[extension] = state_of(entry.stat())
     elif lower in OTHER_IMAGES:
         found.problems.append((key, f"images of type {lower} are not read"))
     else:
