@@ -84,7 +84,7 @@ def test_the_index_is_read_instead_of_the_headers_until_the_shard_changes(
     from tokcli.data.sources import tar_index
 
     build = tar_index._build
-    monkeypatch.setattr(tar_index, "_build", lambda path, contents: built.append(path) or build(path, contents))
+    monkeypatch.setattr(tar_index, "_build", lambda path, *others: built.append(path) or build(path, *others))
     first = open_source(str(tmp_path / "shards"), size=8).id
     assert open_source(str(tmp_path / "copy"), size=8).id == first and built == []
     (shard,) = (tmp_path / "copy").glob("*.tar")
