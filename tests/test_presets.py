@@ -240,6 +240,8 @@ def test_a_folder_of_one_grey_image_of_28_pixels_goes_through_the_chain(tmp_path
     def made(command: str, *arguments: Any) -> str:
         given = [command, *arguments, *few.get(command, []), "--workspace", str(tmp_path / "w")]
         result = CliRunner().invoke(cli, [*map(str, given), "--device", "cpu"])
+        if "perceptual loss squeezenet: weights not found" in str(result.exception):
+            pytest.skip(str(result.exception))
         assert result.exit_code == 0, f"{result.stderr[-2000:]}{result.exception!r}"
         return result.stdout.strip()
 
