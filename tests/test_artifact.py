@@ -82,17 +82,29 @@ def test_id_forgets_what_of_the_recipe_nobody_builds_upon(tmp_path: Path, make_a
     assert a.id == b.id
 
 
-HOW = {"stage", "seed", "data", "optim", "train", "expects", "perturb", "learn_from_blank", "init_batches", "alignment"}
+HOW = {
+    "stage",
+    "seed",
+    "data",
+    "optim",
+    "train",
+    "expects",
+    "perturb",
+    "drawn",
+    "learn_from_blank",
+    "init_batches",
+    "alignment",
+}
 JOBS = {"tokens", "eval", "viz"}  # what they ask for, payload and facts show
 
 
 def test_every_section_of_a_recipe_is_part_of_the_id_or_only_says_how_weights_and_files_came_about() -> None:
-    from tokcli.methods import METHODS, method_class
+    from tokcli.methods import METHODS, method_class, pixel_decoder
     from tokcli.recipe.sections import Recipe
-    from tokcli.stages import evaluate, tokenize, train_decoder, train_proposal, viz_codebook
+    from tokcli.stages import evaluate, tokenize, train_proposal, viz_codebook
 
     models: list[type[Recipe]] = [method_class(name).recipe_model for name in METHODS]
-    models += [train_decoder.DecoderRecipe, train_proposal.ProposalRecipe, tokenize.TokensRecipe]
+    models += [pixel_decoder.DecoderRecipe, train_proposal.ProposalRecipe, tokenize.TokensRecipe]
     models += [evaluate.EvalRecipe, viz_codebook.VizRecipe]
     keys = {key for model in models for key in model.model_fields}
     assert keys - {*BUILT, *SECTIONS} == HOW | JOBS, "a new section: does a network depend on it when it is loaded?"

@@ -9,10 +9,10 @@ from tokcli.artifact.draft import begin
 from tokcli.build import build_losses
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES, L1Loss, L2Loss, PerceptualLoss, cosine
+from tokcli.methods import pixel_decoder
 from tokcli.metrics.lpips import lpips
 from tokcli.recipe.check import check, resolved
 from tokcli.recipe.yaml import read_yaml, recipe_files, recipe_name, recipes_root
-from tokcli.stages import train_decoder
 
 # what the numbers in the headers of our own recipes were measured with: differences on [0, 1], and these weights of them
 UNIT_TERMS = {"l1": torch.abs, "l2": torch.square}
@@ -65,7 +65,7 @@ def test_own_recipes_pull_at_pixels_as_when_they_were_measured_on_the_unit_range
 
 def test_a_run_begun_before_pixel_losses_named_their_range_is_not_gone_on_with(tmp_path):
     tree = read_yaml(recipes_root() / "toy" / "decoder-conv.yaml")
-    recipe = resolved(check(train_decoder.DecoderRecipe, tree, "", train_decoder.FAMILIES))
+    recipe = resolved(check(pixel_decoder.DecoderRecipe, tree, "", pixel_decoder.FAMILIES))
     old = {**recipe, "loss": {**recipe["loss"], "l1": {"weight": recipe["loss"]["l1"]["weight"]}}}
     begin(tmp_path, "decoder", old, {}, {}).close()
     (tmp_path / "state.pt").write_bytes(b"steps")

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from tokcli import build
 from tokcli.losses import PerceptualLoss
 from tokcli.losses.adversarial import LeCam
+from tokcli.methods import pixel_decoder
 from tokcli.methods.autoencoder import Pixels
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.recipe.check import check, resolved
 from tokcli.recipe.yaml import read_yaml, recipes_root
-from tokcli.stages import train_decoder
 from tokcli.training.adversary import Adversary
 
 lpips = pytest.importorskip("lpips")
@@ -76,8 +76,8 @@ def built(name: str) -> tuple[Any, Adversary, list[Any]]:
     """A shipped recipe with its decoder made tiny; its sections `loss` and `gan` are what the file says."""
     tree = read_yaml(recipes_root() / f"{name}.yaml")
     tree["decoder"] |= {"widths": [8] * len(tree["decoder"]["widths"]), "blocks": 1, "channels": 8}
-    model: Any = train_decoder.DecoderRecipe if tree["stage"] == "decoder" else Pixels.recipe_model
-    recipe = check(model, tree, name, train_decoder.FAMILIES if tree["stage"] == "decoder" else Pixels.families)
+    model: Any = pixel_decoder.DecoderRecipe if tree["stage"] == "decoder" else Pixels.recipe_model
+    recipe = check(model, tree, name, pixel_decoder.FAMILIES if tree["stage"] == "decoder" else Pixels.families)
     torch.manual_seed(0)
     decoder = build.build_decoder(resolved(recipe), 8, (2, 2), 32)
     adversary = Adversary(recipe.gan, recipe.train, CPU, 0)

@@ -336,7 +336,7 @@ def test_cached_features_need_a_transform_that_is_not_random() -> None:
 
 
 def test_decoder_without_a_loss_is_refused() -> None:
-    from tokcli.stages.train_decoder import FAMILIES, DecoderRecipe
+    from tokcli.methods.pixel_decoder import FAMILIES, DecoderRecipe
 
     tree = read_yaml(recipes_root() / "toy" / "decoder-conv.yaml") | {"loss": {}}
     with pytest.raises(InvalidRecipe, match="r: loss: "):

@@ -73,11 +73,14 @@ def commands(root: Path) -> dict[str, list[object]]:
     made = tok(*tokenizer, "--out", root / "straight" / "tokenizer")
     tokens = tok("tokenize", "--recipe", "toy/tokens", "--tokenizer", made, "--out", root / "tokens")
     proposal = ["train-proposal", "--tokens", tokens, *steps]
+    drawer = tok(*proposal, "--recipe", "toy/proposal-ar", "--out", root / "drawer")
+    decoder = ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps]
     return {
         "tokenizer": tokenizer,
         "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *data, *steps],
         "tokenizer-cluster": ["train-tokenizer", "--recipe", "toy/tokenizer-cluster", *data, *steps],
-        "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made, *steps],
+        "decoder": decoder,
+        "decoder-drawn": [*decoder, "--set", "drawn={share: 0.5, end_share: 0.9}", "--proposal", drawer],
         "proposal-ar": [*proposal, "--mode", "ar", "--recipe", "toy/proposal-ar"],
         "proposal-nar": [*proposal, "--mode", "nar", "--recipe", "toy/proposal-nar"],
         "proposal-rar": [
@@ -137,7 +140,16 @@ def assert_equal(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer", "tokenizer-vqgan", "tokenizer-cluster", "decoder", "proposal-ar", "proposal-nar", "proposal-rar"],
+    [
+        "tokenizer",
+        "tokenizer-vqgan",
+        "tokenizer-cluster",
+        "decoder",
+        "decoder-drawn",
+        "proposal-ar",
+        "proposal-nar",
+        "proposal-rar",
+    ],
 )
 def test_an_interrupted_command_that_is_repeated_ends_as_if_it_had_not_been(
     commands: dict[str, list[object]], root: Path, tmp_path: Path, name: str

@@ -78,7 +78,11 @@ class Workshop:
         return self.make(recipe, self._data(folder == "coco"))
 
     def decoder(self, recipe: str, folder: str) -> Path:
-        return self.make(recipe, "", "--tokenizer", str(self.of(f"{folder}/tokenizer-vqkd")))
+        given = ["--tokenizer", str(self.of(f"{folder}/tokenizer-vqkd"))]
+        if "drawn" in read_yaml(recipes_root() / f"{recipe}.yaml"):
+            start, network = (str(self.of(f"{folder}/{name}")) for name in ("decoder-conv", "proposal-ar"))
+            given += ["--init", start, "--proposal", network]
+        return self.make(recipe, "", *given)
 
     def tokens(self, recipe: str, folder: str, tokenizer: str = "vqkd", captions: bool = False) -> Path:
         made_by = self.of(f"{folder}/tokenizer-{tokenizer}")

@@ -51,6 +51,7 @@ NO_PART = (
 
 # Keys that came later, by their section, with values for what was done before them.
 ADDED: Mapping[str, Mapping[str, Any]] = {
+    "": {"drawn": None},
     "optim": {"name": "adamw", "muon_lr": None},
     "tokens": {"precision": "float32"},
     "train": {"parallel": "ddp", "eval_extractors": []},

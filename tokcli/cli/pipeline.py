@@ -59,14 +59,27 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
 
 
 @click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
-@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another decoder.")
-@with_options(TOKENIZER, DATA, VGG_WEIGHTS, INCEPTION_WEIGHTS, COMMON)
-def train_decoder(tokenizer: Path | None, init: Path | None, as_json: bool, **flags: Any) -> None:
+@click.option(
+    "--init",
+    type=PATH,
+    metavar="DIR",
+    help="Start from the weights of another decoder, or of a tokenizer's own; of the same sizes.",
+)
+@click.option(
+    "--proposal",
+    type=PATH,
+    metavar="DIR",
+    help="Proposal network that draws some of the tokens, where the recipe has a section `drawn`. Default: the only one in the workspace that fits.",
+)
+@with_options(TOKENIZER, DATA, VGG_WEIGHTS, INCEPTION_WEIGHTS, TEXT_WEIGHTS, COMMON)
+def train_decoder(
+    tokenizer: Path | None, init: Path | None, proposal: Path | None, as_json: bool, **flags: Any
+) -> None:
     """Train a decoder that turns the frozen codes of a tokenizer into pixels."""
     from tokcli.stages import train_decoder as stage
 
     options = options_of(flags, {"data.workers": flags["workers"]})
-    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init), options, as_json)
+    run_stage(lambda o: stage.main(o, tokenizer=tokenizer, init=init, proposal=proposal), options, as_json)
 
 
 @click.command(short_help="tokenizer, images -> token shards")

@@ -104,11 +104,12 @@ def _sampled(recipe: Any) -> None:
 
 def _models() -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """The recipe model and the component families of each stage but tokenizer, whose methods have their own."""
+    from tokcli.methods import pixel_decoder
     from tokcli.sampling.sample_recipe import SampleRecipe
-    from tokcli.stages import evaluate, tokenize, train_decoder, train_proposal, viz_codebook
+    from tokcli.stages import evaluate, tokenize, train_proposal, viz_codebook
 
     return {
-        "decoder": (train_decoder.DecoderRecipe, train_decoder.FAMILIES),
+        "decoder": (pixel_decoder.DecoderRecipe, pixel_decoder.FAMILIES),
         "tokens": (tokenize.TokensRecipe, {}),
         "proposal": (train_proposal.ProposalRecipe, train_proposal.FAMILIES),
         "sample": (SampleRecipe, {}),

@@ -264,6 +264,7 @@ def training(
     adversary: Any = None,
     once: str = "",
     images: int | None = None,
+    beside: float = 0.0,
 ) -> tuple[Compute, float]:
     """What a training computes, and bytes of activations of one sample in its fullest step.
 
@@ -273,15 +274,17 @@ def training(
         gan: the recipe's section.
         once: what the inputs are, where they are computed once an image and kept.
         images: how many there are then; None where nobody knows.
+        beside: FLOP of what else a step does with each sample, before its update.
     """
     parts = [(number, training_step(objective, inputs, adversary, first)) for first, number in phases(gan, train.steps)]
     last = parts[-1][1]
     products = updating(objective, optim)
     if gan is not None and adversary is not None:
         products += updating(adversary.objective, gan.optim, "gan.optim")  # from its start on, which is soon
-    each = train.batch_size * (last.update + (0 if once else last.inputs)) + products
+    each = train.batch_size * (last.update + (0 if once else last.inputs) + beside) + products
     total = train.steps * products
-    total += train.batch_size * sum(number * (part.update + (0 if once else part.inputs)) for number, part in parts)
+    each_part = ((number, part.update + (0 if once else part.inputs) + beside) for number, part in parts)
+    total += train.batch_size * sum(number * flop for number, flop in each_part)
     uncounted = list(BESIDES)
     if once and images is None:
         uncounted.insert(0, f"{once} once an image ({engineering(parts[0][1].inputs)}FLOP each)")

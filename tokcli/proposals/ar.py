@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
-from tokcli.proposals.draw import Drawing, Sampling, draw
+from tokcli.proposals.draw import GPU_CHUNK, Drawing, Sampling, draw
 from tokcli.proposals.guidance import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
@@ -26,6 +26,7 @@ from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 from tokcli.proposals.transformer_proposal import TransformerProposal
 from tokcli.recipe.ranges import Span
 from tokcli.recipe.sample_options import keys_of
+from tokcli.recipe.sections import DrawnContext
 
 
 class AutoregressiveProposal(TransformerProposal):
@@ -146,7 +147,7 @@ class AutoregressiveProposal(TransformerProposal):
     def draw_tokens(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
         """One token after the other; keys and values of those before it are cached."""
         prefix, noise, b = self._prefixes(condition, sampling), self._noise(seeds), len(seeds)
-        scales, start = sampling.scales(self.tokens), int((known[0] >= 0).sum())
+        scales, start = sampling.scales(self.tokens), int((known >= 0).all(0).int().cumprod(0).sum())
         guided = max((i for i, scale in enumerate(scales) if scale != 1.0), default=-1)  # the last such position
         indices, total = known.clone(), torch.zeros((), device=known.device)
         given = torch.cat([prefix, self.embedding(known[:, :start].repeat(len(prefix) // b, 1))], dim=1)
@@ -168,9 +169,34 @@ class AutoregressiveProposal(TransformerProposal):
                 if copies == 2:
                     logits = guide(logits, scales[i])
                 total += logits.sum()
-                indices[:, i] = draw(logits, noise[:, i], sampling)
+                indices[:, i] = torch.where(known[:, i] < 0, draw(logits, noise[:, i], sampling), known[:, i])
         refuse_nonfinite(total)
         return indices
+
+    def redraw_tokens(
+        self,
+        indices: Tensor,
+        mask: Tensor,
+        condition: Tensor,
+        seeds: Tensor,
+        sampling: Sampling,
+        context: DrawnContext,
+    ) -> Tensor:
+        """In one pass over the image's own tokens, or one token after the other with those that stay in between."""
+        if context == "drawn":
+            return self.draw_tokens(condition, seeds, sampling, torch.where(mask, -1, indices))
+        prefix, at, found = self._prefixes(condition, sampling), mask.nonzero(), []
+        features = self._features(indices[:, :-1].repeat(len(prefix) // len(indices), 1), prefix)
+        scales = torch.tensor(sampling.scales(self.tokens), device=mask.device)
+        for places in at.split(max(1, GPU_CHUNK // self.codebook_size)):
+            rows, columns = places.unbind(1)
+            copies = torch.arange(len(prefix) // len(indices), device=mask.device)[:, None] * len(indices)
+            logits = self._logits(features[rows + copies, columns].flatten(0, 1))
+            if sampling.guided:
+                logits = guide(logits, scales[columns][:, None])
+            refuse_nonfinite(logits.sum())
+            found.append(draw(logits, self._noise(seeds)[rows, columns], sampling))
+        return indices.masked_scatter(mask, torch.cat(found))
 
     def _cache(self, rows: int, length: int) -> Cache:
         device = self.embedding.weight.device

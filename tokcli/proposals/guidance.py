@@ -48,7 +48,11 @@ def scales(
     ]
 
 
-def guide(logits: Float[Tensor, "bb *m k"], scale: float) -> Float[Tensor, "b *m k"]:
+def guide(logits: Float[Tensor, "bb *m k"], scale: float | Float[Tensor, "b *m 1"]) -> Float[Tensor, "b *m k"]:
     """u + scale (c - u), for a doubled batch of the rows c with their condition, then the rows u without."""
     conditional, unconditional = logits.chunk(2)
-    return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
+    return (
+        conditional
+        if isinstance(scale, float | int) and scale == 1
+        else unconditional + scale * (conditional - unconditional)
+    )

@@ -8,6 +8,7 @@ prefix.
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,7 @@ from tokcli.proposals.protocol import Judged, refuse_nonfinite
 from tokcli.proposals.transformer_proposal import Position, TransformerProposal
 from tokcli.recipe.ranges import Share
 from tokcli.recipe.sample_options import keys_of
+from tokcli.recipe.sections import DrawnContext
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 
@@ -157,3 +159,17 @@ class MaskedProposal(TransformerProposal):
             indices = ORDERS[sampling.order](logits_at, canvas, unknown, self.grid, seeds, sampling)
         refuse_nonfinite(total)
         return indices
+
+    def redraw_tokens(
+        self,
+        indices: Tensor,
+        mask: Tensor,
+        condition: Tensor,
+        seeds: Tensor,
+        sampling: Sampling,
+        context: DrawnContext,
+    ) -> Tensor:
+        """All at once given those that stay, or by confidence in steps."""
+        steps = 1 if context == "real" else min(sampling.steps, int(mask[0].sum()))
+        sampling = replace(sampling, steps=steps, order="confidence")
+        return self.draw_tokens(condition, seeds, sampling, torch.where(mask, -1, indices))

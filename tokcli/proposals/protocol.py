@@ -3,7 +3,9 @@
 A member of PROPOSALS is a `Proposal` that sets `mode` and has `loss`, `judged` and `draw_tokens`. The rest has defaults.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -15,8 +17,10 @@ from tokcli.device.precision import autocast
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.draw import Drawing, Sampling
+from tokcli.proposals.masking import random_mask
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.recipe.ranges import Probability
+from tokcli.recipe.sections import DrawnContext
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -83,6 +87,11 @@ class Proposal(nn.Module):
     def conditional(self) -> bool:
         """Whether there is anything to condition on."""
         return bool(self.classes or self.captions)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it was trained with and without a condition."""
+        return self.conditional and self.label_drop > 0
 
     def null(self, rows: int) -> Shaped[Tensor, "rows *c"]:
         """A batch of "no condition", as `generate` and `loss` take them."""
@@ -179,14 +188,86 @@ class Proposal(nn.Module):
         if known is None:
             known = torch.full((len(seeds), self.tokens), -1, device=seeds.device)
         self._check(condition, sampling, known)
+        with self._drawing():
+            indices = self.draw_tokens(condition, seeds, sampling, known)
+        return indices.clone()  # outside of inference mode: an ordinary tensor
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Without dropout and gradients, in the precision that is asked for."""
         training = self.training
         self.eval()
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
-                indices = self.draw_tokens(condition, seeds, sampling, known)
+                yield
         finally:
             self.train(training)
-        return indices.clone()  # outside of inference mode: an ordinary tensor
+
+    # tokens of real images, some of them drawn
+
+    def redraw_tokens(
+        self,
+        indices: Int64[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"],
+        sampling: Sampling,
+        context: DrawnContext,
+    ) -> Int64[Tensor, "b n"]:
+        """The work of `redraw`, whose arguments were checked; in eval mode and without gradients.
+
+        Args:
+            mask: True where a token is drawn, equally often in each row.
+        """
+        raise NotImplementedError
+
+    def check_redraw(self, sampling: Sampling) -> None:
+        """Refuse what `redraw` cannot do.
+
+        Raises:
+            TokError: the network lacks `redraw_tokens`, or cannot be guided.
+        """
+        if type(self).redraw_tokens is Proposal.redraw_tokens:
+            next_step = "Give the class a method redraw_tokens, or choose another network"
+            raise TokError(f"proposal {type(self).__name__}", "cannot draw some tokens of a real image", next=next_step)
+        if sampling.guided and not self.guidable:
+            why = "was never trained without its condition and cannot be guided"
+            raise TokError("drawn.cfg_scale", f"the network {why}", got=f"{sampling.cfg_scale}", next="Set it to 1")
+
+    def redraw(
+        self,
+        indices: Int64[Tensor, "b n"],
+        condition: Shaped[Tensor, "b *c"],
+        seeds: Int64[Tensor, " b"],
+        share: float,
+        sampling: Sampling | None = None,
+        *,
+        context: DrawnContext = "real",
+    ) -> Int64[Tensor, "b n"]:
+        """Tokens of real images of which a share is drawn by the network, the others staying in their places.
+
+        Args:
+            indices, condition: as in `loss`.
+            seeds: one per image: which tokens are drawn, and what.
+            share: of each image's tokens that are drawn, in [0, 1], rounded to whole tokens.
+            sampling: settings; all default where left out.
+            context: what a draw is given. `real`: tokens of the image alone, in one pass: all before it (mode ar), or all that
+                stay (nar). `drawn`: also what was drawn before it, as in `generate`; mode nar decodes by confidence then.
+
+        Raises:
+            TokError: see `check_redraw`; a class out of range; or logits that are not finite.
+            ValueError: captions of another shape.
+        """
+        sampling = sampling or Sampling()
+        self.check_redraw(sampling)
+        self._check_condition(condition)
+        count = round(share * self.tokens)
+        if not count:
+            return indices
+        mask = random_mask(seeds, torch.full_like(seeds, count), self.tokens)
+        with self._drawing():
+            drawn = self.redraw_tokens(indices, mask, condition, seeds, sampling, context)
+        return drawn.clone()
 
     def to_precision(self, precision: Precision) -> None:
         """Let `generate` compute in float32, or under autocast to bfloat16. Weights may be rounded for good."""
@@ -198,7 +279,7 @@ class Proposal(nn.Module):
         Raises:
             TokError: guidance of a network that was never trained without its condition; members may refuse more.
         """
-        if sampling.guided and not (self.conditional and self.label_drop):
+        if sampling.guided and not self.guidable:
             why = "was trained without label_drop" if self.conditional else "has no classes"
             raise TokError(
                 "--cfg-scale",
@@ -215,6 +296,10 @@ class Proposal(nn.Module):
             raise ValueError(f"known tokens must be codes under {self.codebook_size}")
         if self.mode == "ar" and (drawn[0].int().diff() < 0).any():  # a code after a place to draw
             raise ValueError("known tokens of an autoregressive network must come first")
+        self._check_condition(condition)
+        self.check_sampling(sampling, int(drawn[0].sum()))
+
+    def _check_condition(self, condition: Tensor) -> None:
         if self.captions:
             if not self.captions.fits(condition):
                 raise ValueError(f"captions of shape {tuple(condition.shape)} for {tuple(self.null(0).shape)}")
@@ -225,7 +310,6 @@ class Proposal(nn.Module):
                     f"Choose 0 to {self.classes - 1}" if self.classes else "Leave it out: the network is unconditional"
                 )
                 raise TokError("--classes", "no such class", got=f"{int(outside[0])}", next=some)
-        self.check_sampling(sampling, int(drawn[0].sum()))
 
     # what it takes, for plans
 
@@ -236,6 +320,13 @@ class Proposal(nn.Module):
     def judging_flops(self) -> float:
         """Floating-point operations of judging one image: 2 a weight and token."""
         return float(2 * _weights(self) * self.tokens)
+
+    def redrawing_flops(self, sampling: Sampling, context: DrawnContext) -> float:
+        """Floating-point operations of drawing some tokens of one image: as of judging it, or of drawing them all one after another."""
+        if context == "drawn" and self.mode == "ar":
+            return self.drawing(sampling, self.tokens).flop
+        passes = min(sampling.steps, self.tokens) if context == "drawn" else 1
+        return passes * (2 if sampling.guided else 1) * self.judging_flops()
 
     def drawing(self, sampling: Sampling, drawn: int) -> Drawing:
         """What it takes to draw so many tokens of an image: a pass over all weights for each, two with guidance."""

@@ -185,6 +185,34 @@ class Perturb(Perturbed):
         return self.model_dump() | {"end_share": self.share if self.end_share is None else self.end_share}
 
 
+DrawnContext = Literal["real", "drawn"]
+
+
+class Drawn(Section):
+    """Tokens that a proposal network drew, in training a decoder: RobusTok's post-training (arXiv 2509.12474).
+
+    Args:
+        share: share of an image's tokens that the network draws, at the first step; the others stay the image's own.
+        end_share: `share` at the last step, linearly in between; null: as at the first.
+        context: what each draw is given. `real`: the image's own tokens alone, in one pass of the network. `drawn`: also what was drawn
+            before it, as in sampling (RobusTok); an autoregressive network then takes a pass for each token.
+        cfg_scale, temperature, top_k, top_p: as of `tok sample`.
+    """
+
+    share: float = Field(0.3, gt=0, le=1)
+    end_share: float | None = Field(None, ge=0, le=1)
+    context: DrawnContext = "real"
+    cfg_scale: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+    def at(self, step: int, steps: int) -> float:
+        """The share at a step, from 0, of so many."""
+        end = self.share if self.end_share is None else self.end_share
+        return self.share + (end - self.share) * step / max(1, steps - 1)
+
+
 class Expects(Section):
     """Facts of inputs, so that `--dry-run` works without them; checked against the real ones.
 

@@ -1,145 +1,91 @@
 """`tok train-decoder`: pixels from a frozen tokenizer's codes, by reconstruction, perceptual and adversarial losses."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tokcli import build, distributed, loading
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, Planned
-from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
+from tokcli.artifact.weights import load_strict, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import (
-    check_expected,
-    check_weights,
-    choose,
-    data_spec,
-    held_out_beside,
-    load_recipe,
-    names_no_recipe,
-    open_input,
-)
+from tokcli.command.inputs import choose, data_spec, held_out_beside
 from tokcli.command.options import Options
 from tokcli.command.output import begin, reference
 from tokcli.command.presets import with_preset
 from tokcli.command.session import session
-from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
+from tokcli.command.weight_files import weights_inputs, weights_planned
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.pixels import unit
 from tokcli.data.sources import open_source, padded
-from tokcli.data.transforms import TRANSFORMS, padding_kept
+from tokcli.data.transforms import padding_kept
 from tokcli.device.meta import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
-from tokcli.losses import LOSSES
 from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.extractors import check_extractors
 from tokcli.measure.previews import decoder_preview
+from tokcli.methods.pixel_decoder import DecoderRecipe, check_files, open_drawer, open_start, read_recipe
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
-from tokcli.models import DECODERS, DISCRIMINATORS, Tokenizer
+from tokcli.models import Tokenizer
+from tokcli.proposals import Proposal
 from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import GAN, Component, Data, Expects, Optim, Perturb, Recipe, ReconstructedTrain
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
+from tokcli.training.drawn import DrawnTokens, open_drawn, sampling_of
 from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import Stateful, complete
 from tokcli.training.updater import Updater
 
-log = logging.getLogger("tok")
 Losses = list[tuple[str, float, nn.Module]]
-FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-    "data.transform": TRANSFORMS,
-    "decoder": DECODERS,
-    "loss": LOSSES,
-    "gan.discriminator": DISCRIMINATORS,
-}
 
 
-class DecoderRecipe(Recipe):
-    """Recipe of stage decoder.
-
-    Args:
-        data: see `data`.
-        decoder: the network that turns codes into images.
-        loss: terms between images and reconstructions, each with its weight.
-        gan: see `gan`; null: no discriminator.
-        perturb: see `perturb`; null: tokens stay as they are.
-        optim: see `optim`.
-        train: see `train`.
-        expects: see `expects`.
-    """
-
-    stage: Literal["decoder"]
-    data: Data
-    decoder: Component
-    loss: dict[str, dict[str, Any]] = Field(min_length=1)
-    gan: GAN | None = None
-    perturb: Perturb | None = None
-    optim: Optim
-    train: ReconstructedTrain
-    expects: Expects = Expects()
-
-
-def main(options: Options, *, tokenizer: Path | None, init: Path | None) -> Artifact | Plan:
+def main(options: Options, *, tokenizer: Path | None, init: Path | None, proposal: Path | None) -> Artifact | Plan:
     """Train a pixel decoder; see `tok train-decoder --help`."""
-    start = open_input(options, "--init", init, ["decoder"]) if init else None
     made_by = None
     if tokenizer is not None or not options.dry_run:
         made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     spec = data_spec(options, made_by.inputs["data"]["path"] if made_by else None)
     options, _ = with_preset(options, spec, made_by)
-    recipe = _recipe(options, made_by)
+    recipe = read_recipe(options, made_by)
+    drawer = open_drawer(options, proposal, recipe, made_by)
+    check_files(options, recipe, drawer)
+    others = {"init": open_start(options, init, recipe, made_by), "proposal": drawer}
+    beside = {role: a for role, a in others.items() if a is not None}
     if options.dry_run or made_by is None:
-        return _plan(options, recipe, spec, made_by, start)
+        return _plan(options, recipe, spec, made_by, beside)
     with session(options) as device:
-        return _train(options, recipe, made_by, spec, start, device)
+        return _train(options, recipe, made_by, spec, beside, device)
 
 
-def _recipe(options: Options, tokenizer: Artifact | None) -> DecoderRecipe:
-    """The recipe; where `--recipe` names none, at the sizes of the tokenizer."""
-    recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES)
-    if tokenizer is not None and names_no_recipe(options):
-        fitted = build.decoder_sizes(recipe.data, recipe.decoder, tokenizer.facts)
-        if changed := {key: value for key, value in fitted.items() if key not in options.sets}:
-            log.info("recipe: %s, for the tokenizer", ", ".join(f"{key}={value}" for key, value in changed.items()))
-            options = replace(options, sets={**changed, **options.sets})
-            recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES, say=log.debug)
-    check_weights(options, weights_read(resolved(recipe)))
-    check_extractors(recipe.train.eval_extractors, options.weights.get("inception"))
-    if tokenizer is not None:
-        _check(recipe, tokenizer)
-    return recipe
-
-
-def _check(recipe: DecoderRecipe, tokenizer: Artifact) -> None:
-    """Refuse a tokenizer that the recipe is not for."""
-    facts, size = tokenizer.facts, recipe.data.size
-    loading.check_discrete(tokenizer)
-    if size != facts["use_size"]:
-        hint = f"Use it: --set data.size={facts['use_size']}"
-        raise TokError("data.size", f"the tokenizer is used at {facts['use_size']} px", got=str(size), next=hint)
-    seen = {"codebook_size": facts["codebook_size"], "code_dim": facts["code_dim"], "grid": tuple(facts["grid"])}
-    check_expected(recipe.expects, **plan.known(seen | {"classes": tokenizer.class_count}))
-
-
-def _inputs(data: dict[str, str], tokenizer: Artifact | None, start: Artifact | None) -> dict[str, dict[str, str]]:
-    roles = {"tokenizer": tokenizer, "init": start}
-    return {"data": data, **{role: reference(a) for role, a in roles.items() if a}}
+def _inputs(
+    data: dict[str, str], tokenizer: Artifact | None, beside: Mapping[str, Artifact]
+) -> dict[str, dict[str, str]]:
+    made_by = {"tokenizer": tokenizer} if tokenizer else {}
+    return {"data": data, **{role: reference(a) for role, a in (made_by | dict(beside)).items()}}
 
 
 def _facts(
-    recipe: DecoderRecipe, facts: Mapping[str, Any], decoder: nn.Module, tokenizer: nn.Module | None
+    recipe: DecoderRecipe,
+    facts: Mapping[str, Any],
+    decoder: nn.Module,
+    tokenizer: nn.Module | None,
+    drawer: Artifact | None,
+    without: int | None = None,
 ) -> dict[str, Any]:
-    """The facts of the decoder of a tokenizer's facts, None for those that a plan without one does not know."""
+    """The facts of the decoder of a tokenizer's facts, None for those that a plan without one does not know.
+
+    Args:
+        drawer: the proposal network whose tokens it met.
+        without: images whose tokens that drew without a condition.
+    """
+    drawn = {"mode": drawer.facts["mode"] if drawer else None, "images_without_condition": without}
     copied = ("name", "codebook_size", "code_dim", "grid", "use_size", "classes")
     return {
         **{key: facts[key] for key in copied},
@@ -147,6 +93,7 @@ def _facts(
         "transform": build.build_transform(recipe.data).describe(),
         "losses": {name: dict(section) for name, section in recipe.loss.items()},
         "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
+        **({"drawn": drawn} if recipe.drawn else {}),
         "trainable_parameters": plan.parameter_count(decoder),
         "frozen_parameters": plan.parameter_count(tokenizer) if tokenizer else None,
     }
@@ -170,9 +117,9 @@ def rehearse(recipe: DecoderRecipe) -> None:
 
 
 def _plan(
-    options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None, start: Artifact | None
+    options: Options, recipe: DecoderRecipe, spec: str, tokenizer: Artifact | None, beside: Mapping[str, Artifact]
 ) -> Plan:
-    size = recipe.data.size
+    size, drawer = recipe.data.size, beside.get("proposal")
     facts = tokenizer.facts if tokenizer else recipe.expects.planned() | {"name": None, "use_size": size}
     if facts["code_dim"] is None or facts["grid"] is None:
         what = "needs --tokenizer, or expects.code_dim and expects.grid in the recipe"
@@ -183,26 +130,30 @@ def _plan(
         decoder = build.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)
         losses = build.build_losses(recipe.loss, None, device)
         adversary = _adversary(recipe, None, device)
+        network = loading.proposal_of(drawer).eval().requires_grad_(False) if drawer else None
     modules = {"decoder": decoder, **{name: loss for name, _, loss in losses}}
     modules |= {"discriminator": adversary.discriminator} if adversary else {}
-    if frozen:
+    modules |= {"proposal": network} if network else {}
+    unnamed = {"proposal": "(not named, and not counted)"} if recipe.drawn and not drawer else {}
+    counted = None
+    if tokenizer and frozen:
         modules["tokenizer"] = frozen.eval().requires_grad_(False)
-    counted = _compute(recipe, tokenizer, frozen, decoder, losses, adversary, images) if tokenizer and frozen else None
+        counted = _compute(recipe, tokenizer, frozen, decoder, losses, adversary, images, network)
 
     def seconds() -> str:
         assert tokenizer is not None
         with session(options) as device:
-            return plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device))
+            return plan.step_time(recipe.train, device, trial(options, recipe, tokenizer, device, drawer))
 
     return plan.describe(
         options,
         recipe,
         modules,
         writes="decoder",
-        reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)"} | ({"init": start} if start else {}),
-        facts=_facts(recipe, facts, decoder, frozen),
-        inputs=_inputs(images.entry, tokenizer, start) | weights_planned(resolved(recipe), options.weights),
-        seconds=str if tokenizer is None or isinstance(tokenizer, Planned) else seconds,
+        reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)", **unnamed, **beside},
+        facts=_facts(recipe, facts, decoder, frozen, drawer),
+        inputs=_inputs(images.entry, tokenizer, beside) | weights_planned(resolved(recipe), options.weights),
+        seconds=seconds if tokenizer and not any(isinstance(a, Planned) for a in (tokenizer, drawer)) else str,
         compute=counted[0] if counted else None,
         activations=counted[1] if counted else None,
     )
@@ -216,6 +167,7 @@ def _compute(
     losses: Losses,
     adversary: Adversary | None,
     images: plan.Images,
+    network: Proposal | None,
 ) -> tuple[compute.Compute, float]:
     """What the training computes, see `compute.training`; all networks are on the meta device."""
     size, number = recipe.data.size, len(images.source) if images.source else None
@@ -237,11 +189,14 @@ def _compute(
             adversary=adversary,
             once="the images' tokens" if kept else "",
             images=number,
+            beside=network.redrawing_flops(sampling_of(recipe.drawn), recipe.drawn.context)
+            if network and recipe.drawn
+            else 0.0,
         )
 
 
 def trial(
-    options: Options, recipe: DecoderRecipe, made_by: Artifact, device: torch.device
+    options: Options, recipe: DecoderRecipe, made_by: Artifact, device: torch.device, drawer: Artifact | None = None
 ) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random images, for their time: all that a step does but reading."""
     tokenizer = loading.load_tokenizer(made_by, device)
@@ -250,11 +205,21 @@ def trial(
     losses = build.build_losses(recipe.loss, options.weights, device)
     adversary = _adversary(recipe, options.weights, device)
     updater = _updater(recipe, decoder.to(device), losses, adversary, device)
+    drawn = None
+    if drawer and recipe.drawn:
+        drawn = DrawnTokens(loading.load_proposal(drawer, device), recipe.drawn, recipe.train, recipe.seed)
 
     def step(samples: int) -> Callable[[], Any]:
-        images = torch.rand(samples, 3, size, size, device=device)
+        images, unlabelled = torch.rand(samples, 3, size, size, device=device), torch.full((samples,), -1)
         last = recipe.train.steps - 1  # with the discriminator at work
-        return lambda: update(updater, adversary, last, [tokenizer.codes(tokenizer.encode(images)), images], images)
+
+        def once() -> Any:
+            indices = tokenizer.encode(images)
+            if drawn is not None:
+                indices = drawn(last, Batch(images, unlabelled, torch.arange(samples)), indices)
+            return update(updater, adversary, last, [tokenizer.codes(indices), images], images)
+
+        return once
 
     return step
 
@@ -274,13 +239,14 @@ def _train(
     recipe: DecoderRecipe,
     tokenizer_artifact: Artifact,
     spec: str,
-    start: Artifact | None,
+    beside: Mapping[str, Artifact],
     device: torch.device,
 ) -> Artifact:
+    start, drawer = beside.get("init"), beside.get("proposal")
     facts = tokenizer_artifact.facts
     size, grid = recipe.data.size, tuple(facts["grid"])
     source = open_source(spec, size=size, labels=options.labels, max_pixels=recipe.data.max_pixels)
-    inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, start)
+    inputs = _inputs({"id": source.id, "path": source.name}, tokenizer_artifact, beside)
     inputs |= weights_inputs(resolved(recipe), options.weights)
     draft = begin(options, "decoder", facts["name"], resolved(recipe), inputs, device, settled=recipe.settled)
     if isinstance(draft, Artifact):
@@ -289,7 +255,7 @@ def _train(
     tokenizer = loading.load_tokenizer(tokenizer_artifact, device)
     decoder = build.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(device)
     if start:
-        load_strict(decoder, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
+        load_strict(decoder, loading.load_decoder(start, device).state_dict(), str(start.path))
     losses = build.build_losses(recipe.loss, options.weights, device)
     transform = build.build_transform(recipe.data)
     adversary = _adversary(recipe, options.weights, device)
@@ -307,11 +273,17 @@ def _train(
 
     encode = encoding.Encoding(tokenizer, len(source) if transform.deterministic else 0, grid[0] * grid[1])
 
+    drawn = None
+    if drawer and recipe.drawn:
+        weights = options.weights.get("text")
+        drawn = open_drawn(drawer, recipe.drawn, recipe.train, source, weights, device, recipe.seed)
     perturb = Perturber(**recipe.perturb.keys(), steps=recipe.train.steps) if recipe.perturb else None
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = unit(batch.images, device)
         indices = encode(batch, images)
+        if drawn is not None:
+            indices = drawn(number, batch, indices)
         if perturb is not None:
             perturb.begin(number)
             indices = perturb.indices(indices, tokenizer.quantizer)
@@ -345,5 +317,8 @@ def _train(
             measured = measure_decoder(tokenizer, decoder, shown, device, size=size, judges=judges) if held_out else {}
             decoder_preview(tokenizer, decoder, shown, device, size, draft.path / "preview.png")
     if distributed.is_main():
-        return complete(draft, _facts(recipe, facts, decoder, tokenizer), measured, batches.skipped, seconds)
+        without = drawn.without if drawn else None
+        return complete(
+            draft, _facts(recipe, facts, decoder, tokenizer, drawer, without), measured, batches.skipped, seconds
+        )
     return Artifact(draft.path, draft.manifest)
