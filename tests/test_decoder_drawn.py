@@ -171,3 +171,28 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_image_alone(family: Family
     assert torch.equal(tokens(1, [7, 2]), whole[[7, 2]]) and torch.equal(tokens(1, [*range(12)], accumulate=4), whole)
     assert not torch.equal(tokens(0, [*range(12)]), whole)
     assert [drawn.at(step, 3) for step in range(3)] == [0.75, 0.5, 0.25] and Drawn().at(2, 3) == 0.3
+
+
+def test_a_report_has_a_row_for_each_decoder_with_its_own_samples(family: Family, tmp_path: Path) -> None:  # noqa: F811
+    tuned = made(*told(family), *DRAWN, "--proposal", family["proposal"], "--out", tmp_path / "tuned")
+    decoders, samples = [family["decoder"], tuned], []
+    for number, decoder in enumerate(decoders):
+        sample = ["sample", "--recipe", "toy/sample-ar", "--proposal", family["proposal"], "-n", 4]
+        samples.append(made(*sample, "--decoder", decoder, "--out", tmp_path / f"s{number}"))
+    report = made(
+        "eval", *decoders, *samples, "--recipe", "toy/eval", "--data", family["photos"], "--out", tmp_path / "r"
+    )
+    table = json.loads((report / "metrics.json").read_text())["table"]
+    cells = [{cell["artifact"] for cell in row["cells"].values()} for row in table["rows"]]
+    ids = [(open_artifact(d).id, open_artifact(s).id) for d, s in zip(decoders, samples, strict=True)]
+    assert [set(one) <= row for one, row in zip(ids, cells, strict=True)] == [True, True]
+    assert "drawn" in table["rows"][1]["name"] or "tuned" in table["rows"][1]["name"]
+    assert "2 fit" in refusal("sample", "--recipe", "toy/sample-ar", "--proposal", family["proposal"], "--workspace",
+                              two_decoders(tmp_path / "both", decoders), "-n", 1)  # fmt: skip
+
+
+def two_decoders(folder: Path, decoders: list[Path]) -> Path:
+    folder.mkdir()
+    for number, decoder in enumerate(decoders):
+        (folder / f"d{number}").symlink_to(decoder)
+    return folder
