@@ -17,7 +17,7 @@ from tokcli.loading import load_proposal
 from tokcli.pretrained.text import byte_pairs
 from tokcli.proposals import PROPOSALS, Proposal
 from tokcli.recipe.sections import Drawn, Train
-from tokcli.training.drawn import Conditions, DrawnTokens
+from tokcli.training.drawn_tokens import Conditions, DrawnTokens
 
 CPU = torch.device("cpu")
 Family = dict[str, Path]

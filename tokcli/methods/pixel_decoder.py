@@ -32,7 +32,7 @@ from tokcli.measure.extractors import check_extractors
 from tokcli.models import DECODERS, DISCRIMINATORS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, Data, Drawn, Expects, Optim, Perturb, Recipe, ReconstructedTrain
-from tokcli.training.drawn import sampling_of
+from tokcli.training.drawn_tokens import sampling_of
 
 log = logging.getLogger("tok")
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {

@@ -38,7 +38,7 @@ from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
-from tokcli.training.drawn import DrawnTokens, open_drawn, sampling_of
+from tokcli.training.drawn_tokens import DrawnTokens, open_drawn, sampling_of
 from tokcli.training.optimizers import muon_matrices
 from tokcli.training.state import Stateful, complete
 from tokcli.training.updater import Updater
