@@ -7,6 +7,8 @@
 #   scripts/benchmark.sh --suite imagenet --mini     the same commands to the same table in minutes on two CPU cores, on made images
 #                                                    and random weights: only sizes differ (see scripts/mini.py), and numbers mean nothing
 #   scripts/benchmark.sh --toy                       Fashion-MNIST's comparison in minutes, to see that it works
+#   scripts/benchmark.sh --suite claims              the paper's claim as an experiment, with seeds and intervals, in hours of one
+#                                                    core; also with --dry-run and --toy. Its variables: scripts/claims.py
 #
 # Which networks stand behind the paper's tables is not known; these choose, and their defaults are assumed to be the likelier:
 # TOK_AR (gpt2): the autoregressive network, gpt2 or medium (Llama-medium): recipes/SUITE/proposal-ar-NAME.
@@ -47,6 +49,11 @@ methods=(vqgan fsq vqkd:clip vqkd:vit vqkd:dino vqkd:mae cluster:clip cluster:vi
 train=train val=val data="${TOK_SUITE_DATA:-$suite}"
 case "$ar" in ar-gpt2 | ar-medium) ;; *) stop "TOK_AR=${TOK_AR:-}: gpt2 or medium" ;; esac
 case "$decoder" in llamagen | conv) ;; *) stop "TOK_DECODER=$decoder: llamagen or conv" ;; esac
+if [ "$suite" = claims ]; then
+    [ -z "$mini$only" ] || usage
+    [ -n "$dry" ] || python scripts/fetch_embedded.py squeezenet vits14 minilm fashion-mnist >&2
+    exec python scripts/claims.py ${dry:+--dry-run} ${toy:+--toy}
+fi
 case "$suite" in
     fashion-mnist)
         methods=(vqgan fsq vqkd:efflite0 vqkd:vits14 cluster:efflite0) decoder=conv ar=ar proposals=(ar nar) samples=2048 images=20000 budget=1

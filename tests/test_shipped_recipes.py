@@ -77,21 +77,25 @@ class Workshop:
     def tokenizer(self, recipe: str, folder: str) -> Path:
         return self.make(recipe, self._data(folder == "coco"))
 
+    def usual(self, folder: str) -> str:
+        """The recipe of the tokenizer that a folder's other recipes are tried with."""
+        return f"{folder}/tokenizer-{'joint' if folder == 'claims' else 'vqkd'}"
+
     def decoder(self, recipe: str, folder: str) -> Path:
-        given = ["--tokenizer", str(self.of(f"{folder}/tokenizer-vqkd"))]
+        given = ["--tokenizer", str(self.of(self.usual(folder)))]
         if "drawn" in read_yaml(recipes_root() / f"{recipe}.yaml"):
             start, network = (str(self.of(f"{folder}/{name}")) for name in ("decoder-conv", "proposal-ar"))
             given += ["--init", start, "--proposal", network]
         return self.make(recipe, "", *given)
 
-    def tokens(self, recipe: str, folder: str, tokenizer: str = "vqkd", captions: bool = False) -> Path:
-        made_by = self.of(f"{folder}/tokenizer-{tokenizer}")
+    def tokens(self, recipe: str, folder: str, tokenizer: str = "", captions: bool = False) -> Path:
+        made_by = self.of(f"{folder}/tokenizer-{tokenizer}" if tokenizer else self.usual(folder))
         return self.make(recipe, self._data(captions or folder == "coco"), "--tokenizer", str(made_by))
 
     def proposal(self, recipe: str, folder: str) -> Path:
         tree = read_yaml(recipes_root() / f"{recipe}.yaml")
         by_caption = tree.get("condition", {}).get("name") == "text"
-        tokenizer = "llamagen" if tree.get("expects", {}).get("codebook_size") == 16384 else "vqkd"
+        tokenizer = "llamagen" if tree.get("expects", {}).get("codebook_size") == 16384 else ""
         return self.make(recipe, "", "--tokens", str(self.tokens(f"{folder}/tokens", folder, tokenizer, by_caption)))
 
     def sample(self, recipe: str, folder: str) -> Path:
@@ -102,7 +106,7 @@ class Workshop:
 
     def eval(self, recipe: str, folder: str) -> Path:
         held_out = str(self.root / ("coco/val2014" if folder == "coco" else "imagenet/val"))
-        made = [f"{folder}/tokenizer-vqkd", f"{folder}/decoder-conv", f"{folder}/sample-nar"]
+        made = [self.usual(folder), f"{folder}/decoder-conv", f"{folder}/sample-nar"]
         made.insert(2, PROPOSALS.get(f"{folder}/sample-ar", f"{folder}/proposal-ar"))
         return self.make(recipe, "", *(str(self.of(one)) for one in made), "--data", held_out)
 

@@ -1,0 +1,153 @@
+"""The figures of the claims suite, one a claim, drawn from results alone; equal results give equal files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from claims_plan import JUDGES, MAIN, QUANTIZERS, untaught
+from claims_results import (
+    MODES,
+    Point,
+    Results,
+    change,
+    correlate,
+    over_seeds,
+    pairs,
+    predictor_points,
+    teacher_points,
+    told,
+)
+from PIL import Image
+
+from tokcli.pictures.canvas import save_png
+from tokcli.pictures.plots import INK, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"pixels": "#d9822b", "features": "#3f90da"}
+JUDGE = untaught(MAIN)[0]
+
+
+def _bare(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#e4e4e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """In few colours, because figures are part of the repository."""
+    save_figure(figure, path)
+    with Image.open(path) as drawn:
+        small = drawn.convert("RGB").quantize(48, dither=Image.Dither.NONE)
+    save_png(small, path)
+
+
+def _seeds(results: Results) -> str:
+    return f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}"
+
+
+def objective(results: Results, path: Path) -> None:
+    """Distances of samples by quantizer and objective: a small dot a seed, a large one for their mean, bars for the interval."""
+    figure = new_figure(7.2, 2.6)
+    for place, mode in enumerate(MODES):
+        axes = figure.add_axes((0.08 + 0.47 * place, 0.2, 0.42, 0.62))
+        for row, quantizer in enumerate(QUANTIZERS):
+            for shift, (kind, colour) in zip((0.14, -0.14), COLOURS.items(), strict=True):
+                name = f"openmoji-{kind}-{quantizer}" + (f"-{MAIN}" if kind == "features" else "")
+                runs = [*results.runs(name, f"fd_{JUDGE}_{mode}").values()]
+                if not runs:
+                    continue
+                spread, y = over_seeds(runs), len(QUANTIZERS) - 1 - row + shift
+                axes.errorbar(
+                    spread.mean,
+                    y,
+                    xerr=spread.half,
+                    fmt="o",
+                    color=colour,
+                    markersize=6,
+                    capsize=3,
+                    label=kind if not row else None,
+                )
+                axes.plot([run[0] for run in runs], [y] * len(runs), ".", color=INK, markersize=3)
+        axes.set_yticks(range(len(QUANTIZERS)), [name.upper() for name in reversed(QUANTIZERS)])
+        axes.set_ylim(-0.5, len(QUANTIZERS) - 0.5)
+        axes.set_xlabel(f"FD_{mode.upper()} by {JUDGE} (lower is better)", fontsize=8)
+        _bare(axes)
+    if figure.axes[0].get_legend_handles_labels()[0]:
+        figure.axes[0].legend(fontsize=8, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
+    figure.text(0.98, 0.9, f"OpenMoji, {_seeds(results)}; equal codes, grid, networks, steps", ha="right", fontsize=8)
+    _save(figure, path)
+
+
+def _scatter(axes: "Axes", points: Sequence[Point], names: bool) -> None:
+    axes.scatter([p.x for p in points], [p.y for p in points], s=18, color=COLOURS["features"])
+    middle = sum(p.x for p in points) / max(len(points), 1)
+    for point in points if names else ():
+        side, align = (-4, "right") if point.x > middle else (4, "left")
+        axes.annotate(point.name, (point.x, point.y), (side, 2), textcoords="offset points", fontsize=6, ha=align)
+    axes.set_title(f"Spearman {told(correlate(points))}", fontsize=8, loc="left")
+    axes.margins(0.18, 0.15)
+    _bare(axes)
+
+
+def teachers(results: Results, path: Path) -> None:
+    """What teachers understand against the distance of samples; a row an extractor, which taught none of its points."""
+    figure = new_figure(7.2, 5.6)
+    for row, judge in enumerate(JUDGES):
+        for place, mode in enumerate(MODES):
+            axes = figure.add_axes((0.09 + 0.48 * place, 0.58 - 0.48 * row, 0.4, 0.36))
+            points = teacher_points(results, judge, mode)
+            _scatter(axes, points, names=True)
+            pixels = [*results.runs("openmoji-pixels-vq", f"fd_{judge}_{mode}").values()]
+            if pixels:
+                level, at = over_seeds(pixels).mean, axes.get_yaxis_transform()
+                axes.axhline(level, color=COLOURS["pixels"], linewidth=1)
+                axes.text(0.01, level, "pixels", transform=at, fontsize=6, va="bottom", color=COLOURS["pixels"])
+            axes.set_xlabel("linear probe on the teacher, %", fontsize=8)
+            axes.set_ylabel(f"FD_{mode.upper()} by {judge}", fontsize=8)
+    _save(figure, path)
+
+
+def across(results: Results, path: Path) -> None:
+    """Change of the distance from pixels to features, by data, task, quantizer and network; left of 0 features are better."""
+    rows = pairs(results)
+    height = 0.9 + 0.3 * max(len(rows), 1)
+    figure = new_figure(7.2, height)
+    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.75 / height))
+    for row, (_, ours, theirs) in enumerate(rows):
+        for mode, shift, marker in zip(MODES, (0.13, -0.13), "os", strict=True):
+            found = change(results, ours, theirs, f"fd_{JUDGE}_{mode}")
+            if found is not None:
+                y, colour = len(rows) - 1 - row + shift, INK if mode == "ar" else COLOURS["features"]
+                dots = {"fmt": marker, "markersize": 5, "capsize": 2, "color": colour}
+                axes.errorbar(found.mean, y, xerr=found.half, label=None if row else mode.upper(), **dots)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [what for what, _, _ in reversed(rows)])
+    axes.set_xlabel(f"change of the distance by {JUDGE} from pixels to features, % ({_seeds(results)})", fontsize=8)
+    if rows:
+        axes.legend(fontsize=8, frameon=False)
+    _bare(axes)
+    _save(figure, path)
+
+
+def predictors(results: Results, path: Path) -> None:
+    """rFD and prFD of tokenizers against the distance of autoregressive samples."""
+    figure = new_figure(7.2, 2.9)
+    for place, (title, number) in enumerate((("rFD", "rfd_{}"), ("prFD, half of the tokens wrong", "prfd_{}"))):
+        axes = figure.add_axes((0.09 + 0.48 * place, 0.18, 0.4, 0.68))
+        _scatter(axes, predictor_points(results, number, JUDGE, "ar"), names=False)
+        axes.set_xlabel(f"{title}, by {JUDGE}", fontsize=8)
+        axes.set_ylabel(f"FD_AR by {JUDGE}", fontsize=8)
+    _save(figure, path)
+
+
+FIGURES = {"objective": objective, "teachers": teachers, "across": across, "predictors": predictors}
+
+
+def draw(results: Results, folder: Path) -> None:
+    """All figures, as claim-NAME.png."""
+    for name, figure in FIGURES.items():
+        figure(results, folder / f"claim-{name}.png")

@@ -1,0 +1,199 @@
+"""Tables of the claims suite, from results alone.
+
+    python scripts/claims_page.py                     docs/results/claims.md and recipes/claims/*.png, from recipes/claims/results
+    python scripts/claims_page.py RESULTS PAGE.md     of other results; the figures lie beside the page
+
+A page keeps what stands outside of its marked blocks; a page that is not there is made of the blocks.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from claims_figures import draw
+from claims_plan import JUDGES, MAIN, TEACHERS, untaught
+from claims_results import (
+    KEPT,
+    MODES,
+    Results,
+    Spread,
+    change,
+    correlate,
+    hours,
+    over_seeds,
+    pairs,
+    plain,
+    predictor_points,
+    read,
+    teacher_points,
+    told,
+    unbiased,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, PICTURES = ROOT / "docs/results/claims.md", ROOT / "recipes/claims"
+
+# --- what is shown ---
+
+
+def shown(spread: Spread | None, star: bool = False, *, signed: bool = False) -> str:
+    """`83.1 ± 2.0*`, `-` for nothing."""
+    if spread is None:
+        return "-"
+    text = ("+" if signed and spread.mean > 0 else "") + plain(spread.mean)
+    return text + (f" ± {plain(spread.half)}" if spread.half is not None else "") + ("\\*" if star else "")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def label(name: str) -> str:
+    """A cell's name as a row reads it."""
+    _, objective, quantizer, *rest = name.split("-", 3)
+    return f"{objective}, {quantizer.upper()}" + (f", {rest[0]}" if rest else "")
+
+
+def cell(results: Results, name: str, number: str, scale: float = 1, star: bool = False) -> str:
+    """A number of a cell over its seeds."""
+    runs = [[scale * value for value in run] for run in results.runs(name, number).values()]
+    return shown(over_seeds(runs) if runs else None, star)
+
+
+COLUMNS = {  # number -> factor
+    "codebook_usage": 100,
+    "codebook_perplexity": 1,
+    "probe_accuracy": 100,
+    "psnr": 1,
+    "proposal_ppl_ar": 1,
+    "bits_per_image_ar": 1,
+    "bits_per_image_nar": 1,
+}
+
+
+def main_block(results: Results) -> str:
+    """The table of all cells on one data set after another."""
+    parts = []
+    head = ["tokenizer", "seeds", "usage %", "perplexity", "probe %", "PSNR", "PPL", "bits AR", "bits NAR"]
+    head += [f"{k} {j}" for k in ("rFD", "prFD") for j in JUDGES]
+    head += [f"FD_{mode.upper()} {judge}" for mode in MODES for judge in JUDGES]
+    for data in dict.fromkeys(name.split("-")[0] for name in results.names()):
+        rows = []
+        for name in (one for one in results.names() if one.startswith(f"{data}-")):
+            free = unbiased(results, name)
+            seeds = str(len([s for s in results.seeds if name in results.cells[s]]))
+            row = [label(name), seeds]
+            row += [cell(results, name, number, scale) for number, scale in COLUMNS.items()]
+            row += [cell(results, name, f"{k}_{j}", star=j not in free) for k in ("rfd", "prfd") for j in JUDGES]
+            row += [cell(results, name, f"fd_{j}_{mode}", star=j not in free) for mode in MODES for j in JUDGES]
+            rows.append(row)
+        parts.append(f"**{data}**\n\n" + table(head, rows))
+    return "\n\n".join(parts)
+
+
+def difference_block(results: Results) -> str:
+    """Features against pixels, everything else equal: change of the distance by the extractor that taught nobody."""
+    rows, judge = [], untaught(MAIN)[0]
+    for what, ours, theirs in pairs(results):
+        found = [change(results, ours, theirs, f"fd_{judge}_{mode}") for mode in MODES]
+        seeds = max((one.seeds for one in found if one), default=0)
+        rows.append([what, str(seeds), *(shown(one, signed=True) for one in found)])
+    return table(["features against pixels", "seeds", "FD_AR, %", "FD_NAR, %"], rows)
+
+
+def teachers_block(results: Results) -> str:
+    """Teachers by understanding, and the rank correlations."""
+    order = sorted(TEACHERS, key=lambda name: results.teachers.get(f"openmoji {name}", 0))
+    rows = []
+    for name in order:
+        key, known = f"openmoji-features-vq-{name}", results.teachers.get(f"openmoji {name}")
+        if key not in results.names() or known is None:
+            continue
+        row = [name, plain(100 * known), cell(results, key, "probe_accuracy", scale=100)]
+        row += [cell(results, key, f"fd_{j}_{m}", star=j not in untaught(name)) for m in MODES for j in JUDGES]
+        rows.append(row)
+    head = ["teacher", "its probe %", "tokens' probe %", *(f"FD_{m.upper()} {j}" for m in MODES for j in JUDGES)]
+    lines = [[f"FD_{m.upper()} by {j}", told(correlate(teacher_points(results, j, m)))] for j in JUDGES for m in MODES]
+    return (
+        table(head, rows)
+        + "\n\n"
+        + table(["rank correlation with the teacher's probe accuracy", "Spearman (95 %)"], lines)
+    )
+
+
+PREDICTORS = {
+    "rFD": "rfd_{}",
+    "prFD": "prfd_{}",
+    "tokens' probe": "probe_accuracy",
+    "PPL": "proposal_ppl_ar",
+    "bits AR": "bits_per_image_ar",
+}
+
+
+def predictors_block(results: Results) -> str:
+    """Which number of a tokenizer ranks tokenizers as the distance of samples does."""
+    rows = []
+    for what, number in PREDICTORS.items():
+        rows.append([what, *(told(correlate(predictor_points(results, number, j, m))) for j in JUDGES for m in MODES)])
+    return table(["Spearman with", *(f"FD_{m.upper()} {j}" for j in JUDGES for m in MODES)], rows)
+
+
+def cost_block(results: Results) -> str:
+    """Hours by seed."""
+    rows = [[str(seed), str(len(results.cells[seed])), f"{spent:.1f}"] for seed, spent in hours(results).items()]
+    return table(
+        ["seed", "cells", "hours"],
+        [*rows, ["all", str(sum(map(len, results.cells.values()))), f"{sum(hours(results).values()):.1f}"]],
+    )
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "differences": ("Features against pixels", difference_block),
+    "teachers": ("Teachers of graded strength", teachers_block),
+    "predictors": ("What predicts generation", predictors_block),
+    "all": ("All numbers", main_block),
+    "cost": ("Cost", cost_block),
+}
+
+
+def filled(text: str, results: Results) -> str:
+    """A page with its blocks made anew."""
+    for name, (_, make) in BLOCKS.items():
+        body = f"<!-- claims: {name} -->\n{make(results)}\n<!-- end of claims: {name} -->"
+        text = re.sub(
+            rf"<!-- claims: {name} -->.*?<!-- end of claims: {name} -->",
+            lambda _, body=body: body,
+            text,
+            flags=re.DOTALL,
+        )
+    return text
+
+
+def fresh() -> str:
+    """A page of nothing but blocks."""
+    parts = [
+        f"## {title}\n\n<!-- claims: {name} -->\n<!-- end of claims: {name} -->" for name, (title, _) in BLOCKS.items()
+    ]
+    return "\n\n".join(["# The claims", *parts]) + "\n"
+
+
+def write(folder: Path, page: Path, pictures: Path) -> Path:
+    """The page and its figures, of a folder of results; returns the page's path."""
+    results = read(folder)
+    text = page.read_text(encoding="utf-8") if page.is_file() else fresh()
+    page.write_text(filled(text, results), encoding="utf-8")
+    draw(results, pictures)
+    return page
+
+
+def main(*arguments: str) -> None:
+    """See the module."""
+    folder, page = (Path(arguments[0]), Path(arguments[1])) if arguments else (KEPT, PAGE)
+    print(write(folder, page, page.parent if arguments else PICTURES))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,129 @@
+"""The plan of `scripts/claims.py`: cells, teachers, judges. All cells have the sizes, steps and samples of recipes/claims."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+CLAIMS = ("objective", "successors", "teachers", "data", "captions", "cluster")
+JUDGES = ("efflite0", "vits14")
+MAIN = "vits14"  # the teacher wherever the claim is not about teachers
+
+QUANTIZERS: dict[str, dict[str, Any] | None] = {
+    "vq": None,  # the recipe's
+    "fsq": {"name": "fsq", "levels": [8, 8, 4]},
+    "lfq": {"name": "lfq", "code_dim": 8},
+}
+OBJECTIVES = {
+    "pixels": (0.0, 1.0),
+    "features": (1.0, 0.0),
+    "joint": (1.0, 1.0),
+}  # weights of features and pixels; cluster has none
+PERTURB = {"share": 0.5, "end_share": 0.1, "images": 0.5, "near": 8}
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher: a network, its layers, and whether its weights were never trained."""
+
+    network: str
+    layers: tuple[int | str, ...]
+    random: bool = False
+
+
+TEACHERS = {
+    "random-efflite0": Teaching("efflite0", ("head",), random=True),
+    "random-vits14": Teaching("vits14", (9,), random=True),
+    "squeezenet": Teaching("squeezenet", ("features.12",)),
+    "efflite0-early": Teaching("efflite0", ("blocks.1",)),
+    "efflite0-middle": Teaching("efflite0", ("blocks.4",)),
+    "efflite0": Teaching("efflite0", ("head",)),
+    "vits14-early": Teaching("vits14", (1,)),
+    "vits14-middle": Teaching("vits14", (5,)),
+    "vits14": Teaching("vits14", (9,)),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One tokenizer and what is made of it; equal cells are trained once.
+
+    Args:
+        data: openmoji, noto or fashion.
+        objective: what the tokenizer reconstructs; `cluster`: nothing, its encoder is the teacher itself.
+        quantizer: see QUANTIZERS.
+        teacher: see TEACHERS; None where no features are learned.
+        perturb: the pixel decoder meets wrong tokens in training.
+        captions: proposal networks are given captions, not classes.
+        seed: of all its networks and samples.
+    """
+
+    data: str
+    objective: str
+    quantizer: str = "vq"
+    teacher: str | None = None
+    perturb: bool = False
+    captions: bool = False
+    seed: int = 0
+
+    @property
+    def untrained(self) -> list[str]:
+        """Networks whose random weights it learns from."""
+        return [TEACHERS[self.teacher].network] if self.teacher and TEACHERS[self.teacher].random else []
+
+    @property
+    def name(self) -> str:
+        """The cell's key in results, without its seed."""
+        more = ["perturb"] * self.perturb + ["captions"] * self.captions
+        return "-".join([self.data, self.objective, self.quantizer, *([self.teacher] if self.teacher else []), *more])
+
+
+def judges(cell: Cell) -> list[str]:
+    """The extractors that compare a cell's images: those that taught none of what it is compared with, and both for the main pair."""
+    if cell.teacher in (None, MAIN) and cell == Cell("openmoji", cell.objective, teacher=cell.teacher, seed=cell.seed):
+        return list(JUDGES)
+    return untaught(cell.teacher or MAIN)
+
+
+def untaught(teacher: str) -> list[str]:
+    """The extractors whose weights taught nothing to a tokenizer of this teacher."""
+    taught = TEACHERS[teacher]
+    return [judge for judge in JUDGES if taught.random or judge != taught.network]
+
+
+def cells(seed: int, claims: Iterable[str] = CLAIMS) -> list[Cell]:
+    """The plan of one seed, each cell once, those first that answer the most."""
+    main = {
+        "pixels": Cell("openmoji", "pixels", seed=seed),
+        "features": Cell("openmoji", "features", teacher=MAIN, seed=seed),
+    }
+    both = list(main.values())
+    plan = {
+        "objective": [replace(cell, quantizer=name) for name in QUANTIZERS for cell in both],
+        "successors": [
+            replace(main["features"], objective="joint"),
+            replace(main["features"], perturb=True),
+            replace(main["pixels"], perturb=True),
+        ],
+        "teachers": [replace(main["features"], teacher=name) for name in TEACHERS],
+        "data": [replace(cell, data=name) for name in ("noto", "fashion") for cell in both],
+        "captions": [replace(cell, captions=True) for cell in both],
+        "cluster": [replace(main["features"], objective="cluster")],
+    }
+    return list(dict.fromkeys(cell for claim in CLAIMS if claim in set(claims) for cell in plan[claim]))
+
+
+def tokenizer_sets(cell: Cell) -> list[str]:
+    """What the cell changes of its recipe, as KEY=VALUE; encoder, decoders and training are those of all."""
+    if cell.objective == "cluster":
+        return []
+    features, pixels = OBJECTIVES[cell.objective]
+    found = [f"objective={{features: {features}, pixels: {pixels}}}"]
+    if (quantizer := QUANTIZERS[cell.quantizer]) is not None:
+        found.append(f"quantizer={json.dumps(quantizer)}")
+    if cell.teacher:
+        taught = TEACHERS[cell.teacher]
+        found.append(f"teacher={json.dumps({'name': taught.network, 'layers': list(taught.layers)})}")
+    if cell.perturb and pixels:
+        found.append(f"perturb={json.dumps(PERTURB)}")
+    return found

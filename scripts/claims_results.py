@@ -1,0 +1,199 @@
+"""Results of the claims suite, results/seed-N.json and results/teachers.json, and the statistics that are made of them."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from claims_plan import JUDGES, MAIN, TEACHERS, cells, untaught
+
+KEPT = Path(__file__).resolve().parent.parent / "recipes/claims/results"
+MODES = ("ar", "nar")
+Entry = dict[str, Any]
+
+
+@dataclass
+class Results:
+    """What was measured: cells by seed and name, and the probe accuracy of teachers by "DATA TEACHER"."""
+
+    cells: dict[int, dict[str, Entry]] = field(default_factory=dict)
+    teachers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of which anything was measured."""
+        return sorted(self.cells)
+
+    def names(self) -> list[str]:
+        """Cells of any seed, in the order of the plan."""
+        known = {name for found in self.cells.values() for name in found}
+        return [cell.name for cell in cells(0) if cell.name in known]
+
+    def runs(self, name: str, number: str) -> dict[int, list[float]]:
+        """A number of a cell by seed: value, and its interval over images where it has one."""
+        found = {seed: known[name]["numbers"].get(number) for seed, known in self.cells.items() if name in known}
+        return {seed: value for seed, value in sorted(found.items()) if value is not None}
+
+
+def read(folder: Path) -> Results:
+    """The results of a folder, whatever is there of them."""
+    found = Results()
+    for path in sorted(folder.glob("seed-*.json")):
+        found.cells[int(path.stem.removeprefix("seed-"))] = json.loads(path.read_text(encoding="utf-8"))
+    if (teachers := folder / "teachers.json").is_file():
+        found.teachers = json.loads(teachers.read_text(encoding="utf-8"))
+    return found
+
+
+def hours(results: Results) -> dict[int, float]:
+    """Hours of a seed: what the making of its artifacts took, each counted once."""
+    found = {}
+    for seed, known in results.cells.items():
+        spent: dict[tuple[str, str, float], float] = {}
+        for entry in known.values():
+            for stage, seconds in entry["seconds"].items():
+                spent[(entry["data"], stage, seconds)] = seconds
+        found[seed] = sum(spent.values()) / 3600
+    return found
+
+
+# --- statistics ---
+
+
+class Spread(NamedTuple):
+    """A mean over seeds with a 95 % interval; of one seed the interval is over its images (or None), and `seeds` is 1."""
+
+    mean: float
+    half: float | None
+    seeds: int
+
+
+def over_seeds(runs: Sequence[Sequence[float]]) -> Spread:
+    """Mean of runs, each [value] or [value, low, high]; Student's interval from two seeds on."""
+    from scipy.stats import t
+
+    values = [run[0] for run in runs]
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return Spread(mean, (runs[0][2] - runs[0][1]) / 2 if len(runs[0]) > 2 else None, 1)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return Spread(mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+
+
+def difference(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Spread | None:
+    """Mean of ours - theirs over the seeds that both have, in percent of theirs; None where they share none.
+
+    Of one seed: the interval over images, of both.
+    """
+    runs = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[seed], theirs[seed]
+        run = [100 * (a[0] / b[0] - 1)]
+        if len(a) > 2 and len(b) > 2:
+            # of a ratio, to first order
+            half = 100 * a[0] / b[0] * math.hypot((a[2] - a[1]) / 2 / a[0], (b[2] - b[1]) / 2 / b[0])
+            run += [run[0] - half, run[0] + half]
+        runs.append(run)
+    return over_seeds(runs) if runs else None
+
+
+class Correlation(NamedTuple):
+    """Spearman's rank correlation of n pairs, with a 95 % interval."""
+
+    rho: float
+    low: float
+    high: float
+    n: int
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
+    """Spearman's rho with the interval of Bonett and Wright (Psychometrika 65, 2000): Fisher's z with variance (1 + rho^2/2)/(n - 3).
+
+    None of fewer than 4 pairs, or where one of the two is always the same.
+    """
+    from scipy.stats import spearmanr
+
+    n = len(x)
+    if n < 4 or len({*x}) < 2 or len({*y}) < 2:
+        return None
+    rho = float(spearmanr(x, y).statistic)
+    if abs(rho) > 1 - 1e-9:
+        return Correlation(rho, rho, rho, n)
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return Correlation(rho, math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half), n)
+
+
+# --- what is compared ---
+
+
+def unbiased(results: Results, name: str) -> list[str]:
+    """The extractors that taught nothing to a cell's tokenizer."""
+    teacher = next(found[name]["teacher"] for found in results.cells.values() if name in found)
+    return untaught(teacher) if teacher else list(JUDGES)
+
+
+def pairs(results: Results) -> list[tuple[str, str, str]]:
+    """(what, features cell, pixels cell) of every comparison of the two objectives that was measured."""
+    found = []
+    for one in cells(0):
+        if one.objective == "features" and one.teacher == MAIN and not one.perturb:
+            pixels = one.name.replace("features", "pixels").replace(f"-{one.teacher}", "")
+            what = f"{one.data}, {'caption' if one.captions else 'class'}, {one.quantizer.upper()}"
+            found.append((what, one.name, pixels))
+    known = {*results.names()}
+    return [(what, ours, theirs) for what, ours, theirs in found if ours in known and theirs in known]
+
+
+def change(results: Results, ours: str, theirs: str, number: str) -> Spread | None:
+    """`difference` of a number of two cells."""
+    return difference(results.runs(ours, number), results.runs(theirs, number))
+
+
+class Point(NamedTuple):
+    """A tokenizer in a scatter."""
+
+    name: str
+    x: float
+    y: float
+
+
+def teacher_points(results: Results, judge: str, mode: str) -> list[Point]:
+    """Probe accuracy in percent against the distance, of teachers that the judge is not."""
+    found = []
+    for name in TEACHERS:
+        runs = results.runs(f"openmoji-features-vq-{name}", f"fd_{judge}_{mode}")
+        known = results.teachers.get(f"openmoji {name}")
+        if runs and known is not None and judge in untaught(name):
+            found.append(Point(name, 100 * known, over_seeds([*runs.values()]).mean))
+    return found
+
+
+def correlate(points: Sequence[Point]) -> Correlation | None:
+    """Of a scatter's points."""
+    return rank_correlation([p.x for p in points], [p.y for p in points])
+
+
+def predictor_points(results: Results, number: str, judge: str, mode: str) -> list[Point]:
+    """A number of each OpenMoji tokenizer that the judge did not teach, against the distance of its class samples."""
+    found = []
+    for name in results.names():
+        x, y = results.runs(name, number.format(judge)), results.runs(name, f"fd_{judge}_{mode}")
+        of = name.startswith("openmoji-") and not name.endswith("-captions")
+        if of and x and y and judge in unbiased(results, name):
+            found.append(Point(name, over_seeds([*x.values()]).mean, over_seeds([*y.values()]).mean))
+    return found
+
+
+def plain(value: float) -> str:
+    """Three digits or so, with a minus sign."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def told(found: Correlation | None) -> str:
+    """`0.71 (0.11 to 0.93, n = 8)`."""
+    if found is None:
+        return "-"
+    return f"{plain(found.rho)} ({plain(found.low)} to {plain(found.high)}, n = {found.n})"

@@ -1,0 +1,318 @@
+"""The claims suite: its plan, its budgets, its statistics, its page; and the whole of it with two steps a network."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import claims  # noqa: E402
+import claims_page  # noqa: E402
+import noto_emoji  # noqa: E402
+from claims_plan import JUDGES, MAIN, QUANTIZERS, TEACHERS, Cell, cells, judges, tokenizer_sets, untaught  # noqa: E402
+from claims_results import (  # noqa: E402
+    KEPT,
+    Spread,
+    difference,
+    hours,
+    over_seeds,
+    pairs,
+    predictor_points,
+    rank_correlation,
+    read,
+    teacher_points,
+)
+
+from tokcli import build  # noqa: E402
+from tokcli.quantizers import QUANTIZERS as FAMILY  # noqa: E402
+from tokcli.recipe.yaml import read_yaml  # noqa: E402
+
+RECIPES = ROOT / "recipes" / "claims"
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return read_yaml(RECIPES / f"{name}.yaml")
+
+
+# --- the plan ---
+
+
+def test_a_seed_is_a_whole_answer_and_names_are_unique() -> None:
+    plan = cells(3)
+    names = [cell.name for cell in plan]
+    assert len({*names}) == len(names) and {cell.seed for cell in plan} == {3}
+    assert [replace(cell, seed=0) for cell in plan] == cells(0)
+    assert {cell.quantizer for cell in plan} == {*QUANTIZERS} and {cell.data for cell in plan} == {
+        "openmoji",
+        "noto",
+        "fashion",
+    }
+    assert {cell.teacher for cell in plan} == {None, *TEACHERS} and {cell.captions for cell in plan} == {True, False}
+    assert {"joint"} < {cell.objective for cell in plan} and any(cell.perturb for cell in plan)
+
+
+def test_the_first_cells_are_the_two_objectives_over_each_quantizer() -> None:
+    first = [(cell.objective, cell.quantizer) for cell in cells(0, ["objective"])]
+    assert first == [(kind, name) for name in QUANTIZERS for kind in ("pixels", "features")]
+    assert cells(0)[: len(first)] == cells(0, ["objective"])
+
+
+def test_quantizers_have_equally_many_codes() -> None:
+    sizes = {
+        build.component("quantizer", FAMILY, keys or recipe("tokenizer-joint")["quantizer"]).codebook_size
+        for keys in QUANTIZERS.values()
+    }
+    assert sizes == {256}
+
+
+def test_a_cell_changes_nothing_but_what_it_is_named_after() -> None:
+    changed = {one.partition("=")[0] for cell in cells(0) for one in tokenizer_sets(cell)}
+    assert changed == {"objective", "quantizer", "teacher", "perturb"}
+    plain = Cell("openmoji", "features", teacher=MAIN)
+    assert {*tokenizer_sets(replace(plain, seed=1, data="noto"))} == {*tokenizer_sets(plain)}
+
+
+def test_decoders_have_equal_networks_losses_and_steps_whether_trained_with_the_tokenizer_or_after_it() -> None:
+    joint, after = recipe("tokenizer-joint"), recipe("decoder-conv")
+    assert joint["decoder"] == after["decoder"] and joint["loss"] == after["loss"]
+    for key in ("steps", "batch_size", "precision"):
+        assert joint["train"][key] == after["train"][key]
+
+
+@pytest.mark.parametrize("mode", ["ar", "nar"])
+def test_networks_given_captions_differ_in_their_condition_alone(mode: str) -> None:
+    by_class, by_caption = recipe(f"proposal-{mode}"), recipe(f"proposal-{mode}-text")
+    assert by_caption.pop("condition")["name"] == "text" and by_caption == by_class
+    assert by_class["optim"]["name"] == "muon"
+
+
+def test_no_extractor_judges_what_it_taught_but_for_the_main_pair() -> None:
+    for cell in cells(0):
+        assert judges(cell)
+        if judges(cell) != list(JUDGES):
+            assert all(judge != TEACHERS[cell.teacher or MAIN].network for judge in judges(cell))
+    both = [cell.name for cell in cells(0) if judges(cell) == list(JUDGES) and (cell.teacher or MAIN) == MAIN]
+    assert both == [
+        "openmoji-pixels-vq",
+        "openmoji-features-vq-vits14",
+        "openmoji-joint-vq-vits14",
+        "openmoji-cluster-vq-vits14",
+    ]
+    assert untaught("random-vits14") == list(JUDGES) and untaught("efflite0-early") == ["vits14"]
+
+
+# --- statistics ---
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    found = over_seeds([[1.0, 0.0, 9.0], [2.0], [3.0]])
+    assert found == Spread(2.0, pytest.approx(4.302653 * 1 / math.sqrt(3)), 3)
+    assert over_seeds([[5.0, 4.0, 6.5]]) == Spread(5.0, 1.25, 1) and over_seeds([[5.0]]) == Spread(5.0, None, 1)
+
+
+def test_a_difference_pairs_seeds_and_is_in_percent() -> None:
+    ours, theirs = {0: [90.0], 1: [60.0], 2: [1.0]}, {0: [100.0], 1: [80.0]}
+    found = difference(ours, theirs)
+    # -10 % and -25 %: mean -17.5, standard deviation 7.5 sqrt(2)
+    assert found is not None and found == Spread(pytest.approx(-17.5), pytest.approx(12.706205 * 7.5), 2)
+    assert difference({0: [1.0]}, {1: [1.0]}) is None
+
+
+def test_a_difference_of_one_seed_has_the_interval_of_both_sets_of_images() -> None:
+    found = difference({0: [90.0, 87.0, 93.0]}, {0: [100.0, 96.0, 104.0]})
+    assert found is not None and found.seeds == 1
+    assert found.half == pytest.approx(90 * math.hypot(3 / 90, 4 / 100))
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    x, y = [10, 20, 30, 40, 50, 60], [2.0, 1.0, 4.0, 3.0, 7.0, 5.0]
+    ranks = [2, 1, 4, 3, 6, 5]
+    rho = 1 - 6 * sum((a - b) ** 2 for a, b in enumerate(ranks, 1)) / (6 * 35)
+    found = rank_correlation(x, y)
+    assert found is not None and found.rho == pytest.approx(rho) and found.n == 6
+    half = 1.959964 * math.sqrt((1 + rho**2 / 2) / 3)
+    assert (found.low, found.high) == (
+        pytest.approx(math.tanh(math.atanh(rho) - half)),
+        pytest.approx(math.tanh(math.atanh(rho) + half)),
+    )
+    down = rank_correlation(x, [-v for v in y])
+    assert down is not None and down.rho == pytest.approx(-rho) and down.high == pytest.approx(-found.low)
+
+
+def test_rank_correlation_of_few_or_equal_values_is_none() -> None:
+    assert rank_correlation([1, 2, 3], [1, 2, 3]) is None and rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) is None
+
+
+# --- results and the page ---
+
+
+def entry(cell: Cell, fd: float, **more: float) -> dict[str, Any]:
+    found = {f"fd_{judge}_{mode}": [fd, fd - 4, fd + 4] for judge in judges(cell) for mode in ("ar", "nar")}
+    found |= {f"{kind}_{judge}": [fd / 2] for judge in judges(cell) for kind in ("rfd", "prfd")}
+    rest = {name: [value] for name, value in ({"codebook_usage": 0.5, "psnr": 20.0} | more).items()}
+    return {**asdict(cell), "seconds": {f"train-tokenizer {cell.name}": 36.0}, "numbers": found | rest}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two seeds: features 20 % better than pixels, and the better the more their teacher understands."""
+    order = {name: place for place, name in enumerate(TEACHERS)}
+    for seed in (0, 1):
+        for cell in cells(seed, ["objective", "teachers"]):
+            fd = (
+                100 + seed
+                if cell.objective == "pixels"
+                else (
+                    80 + 0.8 * seed
+                    if cell.quantizer != "vq" or cell.teacher == MAIN
+                    else 99.0 - order[cell.teacher or MAIN]
+                )
+            )
+            claims.add(tmp_path / f"seed-{seed}.json", cell.name, entry(cell, fd))
+    for name, place in order.items():
+        claims.add(tmp_path / "teachers.json", f"openmoji {name}", 0.3 + place / 20)
+    return tmp_path
+
+
+def test_tables_are_those_of_the_results(results: Path) -> None:
+    found = read(results)
+    assert found.seeds == [0, 1] and [what for what, _, _ in pairs(found)] == [
+        f"openmoji, class, {q.upper()}" for q in QUANTIZERS
+    ]
+    lines = claims_page.difference_block(found).splitlines()
+    assert lines[2:] == [f"| openmoji, class, {q.upper()} | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for q in QUANTIZERS]
+    table = claims_page.main_block(found)
+    assert "| features, VQ, vits14 | 2 | 50.0 ± 0.00 |" in table
+    row = next(line for line in table.splitlines() if line.startswith("| features, VQ, vits14 |"))
+    assert row.split(" | ")[-4:] == ["80.4 ± 5.08", "80.4 ± 5.08\\*", "80.4 ± 5.08", "80.4 ± 5.08\\* |"]
+    assert hours(found) == {seed: pytest.approx(len(cells(0, ["objective", "teachers"])) / 100) for seed in (0, 1)}
+
+
+def test_scatters_leave_out_what_their_judge_taught(results: Path) -> None:
+    found = read(results)
+    points = teacher_points(found, "vits14", "ar")
+    assert {p.name for p in points} == {
+        name for name in TEACHERS if TEACHERS[name].random or TEACHERS[name].network != "vits14"
+    }
+    named = {p.name for p in predictor_points(found, "rfd_{}", "vits14", "ar")}
+    assert "openmoji-pixels-vq" in named and not any("vits14" in name and "random" not in name for name in named)
+    assert "| FD_AR by vits14 | −1.00 (−1.00 to −1.00, n = 6) |" in claims_page.teachers_block(found)
+
+
+def test_a_page_keeps_what_stands_around_its_blocks_and_figures_are_drawn(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n<!-- claims: cost -->\nold\n<!-- end of claims: cost -->\n\nafter\n", encoding="utf-8")
+    claims_page.write(results, page, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "| all |" in text
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == [f"claim-{name}.png" for name in ("across", "objective", "predictors", "teachers")]
+    assert all(path.stat().st_size < 80_000 for path in tmp_path.glob("*.png"))
+
+
+def test_the_page_of_this_repository_is_that_of_its_results() -> None:
+    text = claims_page.PAGE.read_text(encoding="utf-8")
+    assert claims_page.filled(text, read(KEPT)) == text
+    assert all(f"<!-- claims: {name} -->" in text for name in claims_page.BLOCKS)
+
+
+def test_numbers_of_a_report_have_their_interval_and_mode(tmp_path: Path) -> None:
+    measured = [{"metric": "fd_vits14", "value": 100.123456, "interval": [99.0, 101.0]}]
+    used = [{"metric": "codebook_usage", "value": 0.5, "interval": None}]
+    report = {"artifacts": [{"mode": None, "measurements": used}, {"mode": "nar", "measurements": measured}]}
+    (tmp_path / "metrics.json").write_text(json.dumps(report))
+    found = claims.numbers(tmp_path / "metrics.json")
+    assert found == {"codebook_usage": [0.5], "fd_vits14_nar": [100.12, 99.0, 101.0]}
+
+
+def test_cells_that_have_results_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import claims_data
+
+    plan, made = cells(0, ["objective"]), []
+    monkeypatch.setattr(claims_data, "prepare", lambda name, folder, most: True)
+    monkeypatch.setattr(claims_data, "understanding", lambda name, data, weights: 0.5)
+    monkeypatch.setattr(claims.Suite, "run", lambda self, cell: made.append(cell.name) or entry(cell, 90.0))
+    claims.make(plan[:2], claims.Suite(tmp_path))
+    claims.make(plan, claims.Suite(tmp_path))
+    assert made == [cell.name for cell in plan]
+    assert read(tmp_path / "results").teachers == {f"openmoji {MAIN}": 0.5}
+
+
+def suite(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("TOK_") or k == "TOK_CACHE"}
+    script = ["bash", str(ROOT / "scripts" / "benchmark.sh"), "--suite", "claims", *flags]
+    return subprocess.run(script, env=keep | {"PATH": path} | variables, capture_output=True, text=True, check=False)
+
+
+def test_a_dry_run_prints_the_plan_of_the_seeds_and_claims_that_are_asked_for() -> None:
+    ran = suite("--dry-run", TOK_SEEDS="7 8", TOK_CLAIMS="objective data")
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2 * len(cells(0, ["objective", "data"])) + 1 and lines[0].split() == [
+        "1",
+        "seed",
+        "7",
+        "openmoji-pixels-vq",
+    ]
+    for variables, said in (({"TOK_CLAIMS": "teacher"}, "TOK_CLAIMS"), ({"TOK_SEEDS": "one"}, "TOK_SEEDS")):
+        ran = suite("--dry-run", **variables)
+        assert ran.returncode == 2 and ran.stderr.startswith(f"{said}: not understood. Got ")
+
+
+# --- Noto ---
+
+
+@pytest.mark.skipif(not noto_emoji.FONT.is_file(), reason="fonts-noto-color-emoji is not installed")
+def test_noto_draws_one_emoji_a_picture_on_white() -> None:
+    font = noto_emoji.Font()
+    heart, flag, family = (
+        font.render(text, 32) for text in ("\u2764", "\U0001f1eb\U0001f1f7", "\U0001f469\u200d\U0001f692")
+    )
+    assert heart is not None and flag is not None and family is not None
+    assert all(image.size == (32, 32) and image.getpixel((0, 0)) == (255, 255, 255) for image in (heart, flag, family))
+    red, green, blue = heart.getpixel((16, 16))
+    assert red > 180 > green and blue < 120
+    left, right = flag.getpixel((6, 16)), flag.getpixel((26, 16))
+    assert left[2] > left[0] and right[0] > right[2]  # France: blue, white, red, and not two letters
+    assert font.render("\U0010fffd", 32) is None and font.render("a", 32) is None
+
+
+def test_a_font_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(noto_emoji.TokError, match="no such font"):
+        noto_emoji.Font(tmp_path / "none.ttf")
+
+
+# --- the whole ---
+
+
+@pytest.mark.slow
+def test_the_suite_runs_to_its_page_with_two_steps_a_network(tmp_path: Path) -> None:
+    ran = suite("--toy", TOK_WORKSPACE=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = read(tmp_path / "results")
+    made = {cell.name for cell in cells(0) if cell.data != "noto" or noto_emoji.FONT.is_file()}
+    assert found.cells[0].keys() == made
+    for cell in cells(0):
+        if cell.name in made:
+            known = found.cells[0][cell.name]["numbers"]
+            wanted = [f"fd_{judge}_{mode}" for judge in judges(cell) for mode in ("ar", "nar")]
+            wanted += [f"{kind}_{judge}" for judge in judges(cell) for kind in ("rfd", "prfd")]
+            assert [
+                name
+                for name in [*wanted, "probe_accuracy", "proposal_ppl_ar", "bits_per_image_nar"]
+                if name not in known
+            ] == []
+    assert {f"openmoji {name}" for name in TEACHERS} <= found.teachers.keys()
+    assert (
+        Path(ran.stdout.strip()) == tmp_path / "claims.md"
+        and "| openmoji, class, VQ | 1 |" in (tmp_path / "claims.md").read_text()
+    )
