@@ -15,7 +15,7 @@ from tokcli.data.batches import Batch
 from tokcli.data.sources import open_source
 from tokcli.loading import load_proposal
 from tokcli.pretrained.text import byte_pairs
-from tokcli.proposals import PROPOSALS, Proposal
+from tokcli.proposals import PROPOSALS, Proposal, Sampling
 from tokcli.recipe.sections import Drawn, Train
 from tokcli.training.drawn_tokens import Conditions, DrawnTokens
 
@@ -135,12 +135,14 @@ def test_images_without_a_known_class_are_counted_and_said(
 ) -> None:
     odd = tmp_path / "odd"
     for number, file in enumerate(sorted((family["photos"]).rglob("*.png"))):
-        label = file.parent.name if number % 3 else "horse"  # the network knows cats and dogs
+        label = file.parent.name if number % 3 else "ant"  # the network knows cats and dogs
         (odd / label).mkdir(parents=True, exist_ok=True)
         (odd / label / file.name).write_bytes(file.read_bytes())
     found = run(*told(family), *DRAWN, "--proposal", family["proposal"], "--data", odd, "--out", tmp_path / "d")
     assert "4 of 12 images have no class that the network knows" in found.stderr
     assert open_artifact(tmp_path / "d").facts["drawn"] == {"mode": "ar", "images_without_condition": 4}
+    conditions = Conditions(open_artifact(family["proposal"]), open_source(str(odd), size=64), None, CPU, 0)
+    assert conditions(0, Batch(torch.empty(3), torch.tensor([2, 0, 1]), torch.arange(3))).tolist() == [1, -1, 0]
 
 
 def test_captions_are_told_to_a_network_that_reads_them(captioned: Family) -> None:  # noqa: F811
@@ -155,6 +157,14 @@ def test_captions_are_told_to_a_network_that_reads_them(captioned: Family) -> No
     assert len(texts) == 2 and {tuple(rows[0].tolist()) for rows in told} == texts
 
 
+def test_a_network_that_reads_captions_is_told_nothing_where_there_are_none(captioned: Family, family: Family) -> None:  # noqa: F811
+    proposal, source = open_artifact(captioned["nar"]), open_source(str(family["photos"]), size=64)
+    conditions = Conditions(proposal, source, None, CPU, 0)
+    assert conditions.without == len(source) == 12
+    told = conditions(0, Batch(torch.empty(3), torch.tensor([0, 1, 0]), torch.tensor([5, 2, 8])))
+    assert torch.equal(told, load_proposal(proposal, CPU).null(3))
+
+
 def test_what_is_drawn_is_a_function_of_seed_step_and_image_alone(family: Family) -> None:  # noqa: F811
     proposal, source = open_artifact(family["proposal"]), open_source(str(family["photos"]), size=64)
     network = load_proposal(proposal, CPU)
@@ -163,13 +173,22 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_image_alone(family: Family
     labels = torch.tensor([source.label(i) for i in range(12)])
     drawn = Drawn(share=0.75, end_share=0.25)
 
-    def tokens(step: int, rows: list[int], **train: Any) -> torch.Tensor:
-        draws = DrawnTokens(network, drawn, Train(steps=3, batch_size=12, **train), 5, conditions)
+    def tokens(step: int, rows: list[int], section: Drawn = drawn, **train: Any) -> torch.Tensor:
+        draws = DrawnTokens(network, section, Train(steps=3, batch_size=12, **train), 5, conditions)
         return draws(step, Batch(torch.empty(len(rows)), labels[rows], torch.tensor(rows)), indices[rows])
 
     whole = tokens(1, [*range(12)])
     assert torch.equal(tokens(1, [7, 2]), whole[[7, 2]]) and torch.equal(tokens(1, [*range(12)], accumulate=4), whole)
-    assert not torch.equal(tokens(0, [*range(12)]), whole)
+    assert not torch.equal(tokens(0, [7, 2], Drawn(share=0.5)), whole[[7, 2]])  # which has that share
+    seen: list[Any] = []
+    network.redraw = lambda *given, **how: seen.append((given, how)) or given[0]  # type: ignore[method-assign]
+    tokens(2, [3, 4])
+    ((_, told, _, share, sampling), how) = seen[0]
+    assert told.tolist() == labels[[3, 4]].tolist() and (share, sampling, how) == (
+        0.25,
+        Sampling(),
+        {"context": "real"},
+    )
     assert [drawn.at(step, 3) for step in range(3)] == [0.75, 0.5, 0.25] and Drawn().at(2, 3) == 0.3
 
 

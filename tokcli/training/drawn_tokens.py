@@ -49,16 +49,18 @@ class Conditions:
     ) -> None:
         self.seed, self.known = seed, class_numbers(proposal.facts["classes"], source.classes)
         condition, numbers = condition_of(proposal.recipe), range(len(source))
+        self.text = condition if isinstance(condition, TextCondition) else None
         self.captions: BytePairTable | FeatureTable | None = None
-        if isinstance(condition, TextCondition):
+        self.without = 0
+        """Images that are drawn without a condition by a network that knows some."""
+        if self.text is not None:
             texts = [source.captions(i) for i in numbers]
             self.ends = [0, *torch.tensor([len(row) for row in texts]).cumsum(0).tolist()]
-            self.captions = self._table(condition, [text for row in texts for text in row], weights, device)
-            without = sum(not row for row in texts)
-        else:
-            without = int((self.known[torch.tensor([source.label(i) for i in numbers])] < 0).sum())
-        self.without = without if isinstance(condition, TextCondition) or proposal.class_count else 0
-        """Images that are drawn without a condition by a network that knows some."""
+            if self.ends[-1]:
+                self.captions = self._table(self.text, [text for row in texts for text in row], weights, device)
+            self.without = sum(not row for row in texts)
+        elif proposal.class_count:
+            self.without = int((self.known[torch.tensor([source.label(i) for i in numbers])] < 0).sum())
 
     @staticmethod
     def _table(
@@ -72,8 +74,10 @@ class Conditions:
 
     def __call__(self, step: int, batch: Batch) -> Shaped[Tensor, "b *c"]:
         """As `Proposal.loss` takes them, on the CPU."""
-        if self.captions is None:
+        if self.text is None:
             return self.known[batch.labels]
+        if self.captions is None:
+            return self.text.null(len(batch.indices), torch.device("cpu"))
         return self.captions.rows(torch.tensor([self._caption(step, number) for number in batch.indices.tolist()]))
 
     def _caption(self, step: int, number: int) -> int:
