@@ -60,6 +60,32 @@ def test_lfq_is_the_sign_and_its_entropy_that_of_a_softmax_over_all_codes() -> N
     assert quantized.losses["entropy"] == pytest.approx(float(each - together), abs=1e-5)
 
 
+@pytest.mark.parametrize("joint", [2, 3])
+def test_lfqs_joint_bits_make_the_entropy_that_of_their_combinations(joint: int) -> None:
+    lfq, z = LFQ(code_dim=3, entropy=1.0, temperature=2.0, joint_bits=joint), rows(d=3)
+    found = lfq(z).losses["entropy"]
+    p = (-torch.cdist(z[0], lfq.codes(torch.arange(8))).square() / 2.0).softmax(1)
+    each, mean = -torch.special.xlogy(p, p).sum(1).mean(), p.mean(0)
+    # the lowest two bits together and the third alone, or all three
+    groups = [mean] if joint == 3 else [mean[:4] + mean[4:], torch.stack([mean[:4].sum(), mean[4:].sum()])]
+    together = -sum(torch.special.xlogy(one, one).sum() for one in groups)
+    assert found == pytest.approx(float(each - together), abs=1e-5)
+
+
+def test_lfqs_joint_bits_tell_codes_whose_bits_are_all_equal_from_codes_in_even_use() -> None:
+    equal = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(2, 1)[None]
+    even = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])[None]
+    loss = {
+        bits: [float(LFQ(code_dim=2, joint_bits=bits)(z).losses["entropy"]) for z in (equal, even)] for bits in (1, 2)
+    }
+    assert loss[1][0] == pytest.approx(loss[1][1]) and loss[2][0] > loss[2][1] + 0.05
+
+
+def test_lfq_refuses_more_joint_bits_than_a_code_has() -> None:
+    with pytest.raises(TokError, match=r"quantizer\.joint_bits: a code has 3 bits\. Got 4\. Set at most 3"):
+        LFQ(code_dim=3, joint_bits=4)
+
+
 def test_lfq_equals_the_published_listing_at_one_bit_where_its_two_entropies_are_the_same() -> None:
     lfq, z = LFQ(code_dim=1), (0.01 * rows(d=1)).requires_grad_()
     ours = lfq(z).losses

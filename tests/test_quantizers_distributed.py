@@ -75,6 +75,7 @@ def gradients(quantizer: Quantizer, split: Split) -> dict[str, Tensor]:
 
 LEARNT: dict[str, Callable[[], Quantizer]] = {
     "lfq": lambda: LFQ(code_dim=4, entropy=1.0),
+    "lfq, joint bits": lambda: LFQ(code_dim=4, entropy=1.0, joint_bits=4),
     "simvq": lambda: SimVQ(codebook_size=12, code_dim=4),
     "ibq": lambda: IBQ(codebook_size=12, code_dim=4, entropy=1.0),
 }
