@@ -49,9 +49,7 @@ def scipy_trace(images: int, width: int) -> Callable[[], Any]:
 
 
 def our_neighbours(images: int, width: int) -> Callable[[], Any]:
-    from tokcli.metrics.density_coverage import coverage, density
-    from tokcli.metrics.neighbours import neighbours
-    from tokcli.metrics.precision_recall import precision, recall
+    from tokcli.metrics.neighbours import coverage, density, neighbours, precision, recall
 
     real, fake = (torch.from_numpy(features(images, width, seed)) for seed in (0, 1))
 

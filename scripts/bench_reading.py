@@ -47,7 +47,7 @@ from tokcli.data import sample_store
 from tokcli.data.reading import processes
 from tokcli.data.token_store import write_shard
 from tokcli.measure.tokenizing import Counts
-from tokcli.metrics.dispatch import PerImage
+from tokcli.metrics.reported import PerImage
 from tokcli.models import Tokenizer
 from tokcli.pictures import to_uint8
 

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.evaluation.published import read_images, read_npz
-from tokcli.measure.extractors import Extractor, load_extractors
+from tokcli.measure.extractors import Extractor, features, load_extractors
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
-from tokcli.metrics.neighbours import neighbours
-from tokcli.metrics.precision_recall import precision, recall
-from tokcli.pretrained.extract import features
+from tokcli.metrics.neighbours import neighbours, precision, recall
 
 
 def seen(path: Path, judge: Extractor, device: torch.device) -> tuple[Tensor, Moments, Tensor]:

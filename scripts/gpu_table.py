@@ -23,8 +23,7 @@ import torch
 
 from tokcli import __version__, build
 from tokcli.command import compute
-from tokcli.device.meta import on_meta
-from tokcli.device.precision import autocast, tensor_cores
+from tokcli.device import autocast, on_meta, tensor_cores
 from tokcli.errors import TokError
 from tokcli.methods import method_class, resolve
 from tokcli.proposals import Sampling

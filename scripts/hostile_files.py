@@ -78,7 +78,7 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
 CALLS = {  # what a command reads after a training that a script cannot wait for
     "npz": "from pathlib import Path; from tokcli.evaluation.published import read_npz; read_npz(Path({root!r}) / 'a.npz', '--reference')",
     "npy": "from pathlib import Path; from tokcli.data.npy import read_npy; read_npy(Path({root!r}) / 'a.npy')",
-    "prompts": "from tokcli.data.prompts import read_prompts; read_prompts({root!r} + '/p.txt')",
+    "prompts": "from tokcli.sampling.request import read_prompts; read_prompts({root!r} + '/p.txt')",
 }
 
 

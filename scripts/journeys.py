@@ -55,6 +55,7 @@ class Followed:
         self.calls: set[tuple[CodeType, CodeType]] = set()
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        """Note a call; see `sys.setprofile`."""
         code = frame.f_code
         if event != "call" or not self._counts(code):
             return
@@ -127,7 +128,9 @@ def main() -> None:
     parser.add_argument("--order", action="store_true", help="list the files in the order in which they are entered")
     parser.add_argument("--edges", action="store_true", help="list the pairs of files of which one calls the other")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="make the artifacts here, or take them from here")
-    parser.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # one journey's command, in a new process
+    parser.add_argument(
+        "--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS
+    )  # one journey's command, in a new process
     args = parser.parse_args()
     if args.run:
         follow(args.run[1:]).print(args.run[0], args.order, args.edges)
@@ -136,7 +139,7 @@ def main() -> None:
         made = make(args.keep or Path(scratch))
         flags = [flag for flag, asked in (("--order", args.order), ("--edges", args.edges)) if asked]
         for journey in args.journeys or JOURNEYS:
-            words = JOURNEYS[journey].format(**made).split() + ["--workspace", f"{scratch}/{journey}", "--device", "cpu"]
+            words = f"{JOURNEYS[journey].format(**made)} --workspace {scratch}/{journey} --device cpu".split()
             subprocess.run([sys.executable, __file__, *flags, "--run", journey, *words], check=True)
 
 

@@ -10,7 +10,7 @@ set -euo pipefail
 R="${1:-openmoji}" DATA="${2:-openmoji}"
 half=$((($(nproc) + 1) / 2))
 exact=() # of recipes in bfloat16: a CPU without instructions for it is several times as fast in float32, and Muon's products are in bfloat16
-if python -c 'import sys, torch; from tokcli.device.precision import emulated_bfloat16 as slow; sys.exit(not slow(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'; then
+if python -c 'import sys, torch; from tokcli.device import emulated_bfloat16 as slow; sys.exit(not slow(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'; then
     echo "this CPU has no instructions for bfloat16: networks are trained in float32, by AdamW" >&2
     exact=(--set train.precision=float32 --set optim.name=adamw)
 fi

@@ -25,7 +25,7 @@ from tokcli.errors import TokError
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.metrics.feature_prediction import centroid_loss, constant_loss
 from tokcli.pretrained.feature_cache import FeatureCache
-from tokcli.pretrained.teachers import Teacher, build_teacher
+from tokcli.pretrained.teacher import Teacher, build_teacher
 from tokcli.quantizers.kmeans import kmeans
 
 IMAGES = 1000  # of the training set, for k-means

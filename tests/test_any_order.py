@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.measure.predicting import HeldOut, judge
+from tokcli.measure.predicting import DRAWS, HeldOut, any_order_nats, judge
 from tokcli.metrics.likelihood import bits_per_image
 from tokcli.proposals import PROPOSALS, Proposal
-from tokcli.proposals.any_order import DRAWS, any_order_nats
 from tokcli.proposals.protocol import Judged
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from test_faults import SMALL, draw, made
 from torch import nn
 
 import tokcli
-from tokcli.device.precision import autocast
+from tokcli.device import autocast
 
 STEPS = 12
 LEARN = [
@@ -107,4 +107,4 @@ def test_bfloat16_begins_in_one_place() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.autocast":
                 off = any(k.arg == "enabled" and ast.unparse(k.value) == "False" for k in node.keywords)
                 found += [] if off else [file.relative_to(package).as_posix()]
-    assert found == ["device/precision.py"]
+    assert found == ["device.py"]

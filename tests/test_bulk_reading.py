@@ -18,19 +18,19 @@ from torch import Tensor
 
 from tokcli import distributed
 from tokcli.artifact.opening import open_artifact
-from tokcli.data import loader, reading
+from tokcli.data import reading
 from tokcli.data import sample_store as store
 from tokcli.data.reading import most_processes, processes, read_all
 from tokcli.data.sources import BadImage
 from tokcli.data.transforms import CenterCrop
-from tokcli.device.cores import cores
+from tokcli.device import cores
 from tokcli.errors import TokError
 from tokcli.files import Behind
-from tokcli.pretrained.teacher_cache import TeacherCache
+from tokcli.pretrained.feature_cache import TeacherCache
 from tokcli.stages import tokenize
 
 TOY = ["--recipe", "toy/tokenizer-vqgan", "--set", "loss={l1: {weight: 1.0}}", "--set", "train.steps=1"]
-LOAD = loader.load
+LOAD = reading.load
 
 
 def photograph(folder: Path, count: int, size: tuple[int, int] = (40, 32)) -> Path:
@@ -117,7 +117,7 @@ def test_neighbours_and_cached_features_are_the_same_with_any_number_of_workers(
             return images.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5)).flatten(2).mT + 0.1
 
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
-    monkeypatch.setattr("tokcli.pretrained.teacher_cache.SHARD", 7)
+    monkeypatch.setattr("tokcli.pretrained.feature_cache.TEACHER_SHARD", 7)
     source, own, found = open_source(str(ready["train"]), size=8), features_of("pixels", torch.device("cpu")), []
     for workers in (0, 2):
         with processes(workers):

@@ -13,11 +13,11 @@ from PIL import Image
 from tokcli import pictures
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
-from tokcli.data.prompts import read_prompts
 from tokcli.data.token_batches import TokenBatches
 from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
 from tokcli.loading import load_proposal
+from tokcli.sampling.request import read_prompts
 
 CAPTIONS = ["red heart", "flag: France", "cat with tears of joy", "ox"]
 TEXT = "condition={name: text, length: 4}"

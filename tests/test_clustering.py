@@ -19,7 +19,7 @@ from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.methods import METHODS, resolve
 from tokcli.methods.clustering import Clustering, ClusterRecipe
-from tokcli.pretrained.teachers import build_teacher
+from tokcli.pretrained.teacher import build_teacher
 from tokcli.recipe.check import InvalidRecipe, resolved
 from tokcli.recipe.sections import Expects
 from tokcli.recipe.yaml import read_yaml, recipes_root

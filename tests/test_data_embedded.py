@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from tokcli.data.sources import ImageSource, limited, open_source, sibling
-from tokcli.data.sources.concepts import concept, split_of
-from tokcli.data.sources.openmoji import OpenMoji, _all_pixels, base_emoji
+from tokcli.data.sources.openmoji import OpenMoji, _all_pixels, base_emoji, concept, split_of
 from tokcli.errors import TokError
 
 PIXELS = 64  # rendered once for all tests of this file

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from tokcli.data import decode as decoding
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import Part, check_bytes
+from tokcli.data.decode import BadImage, Part, check_bytes, decode
 from tokcli.data.sources import limited, open_source
 from tokcli.recipe import MAX_PIXELS
 
@@ -101,7 +100,7 @@ def test_a_part_of_a_file_is_read_as_the_file_is(tmp_path: Path) -> None:
 
 
 def test_a_large_part_is_read_through_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokcli.data.image_files.SMALL", 0)
+    monkeypatch.setattr("tokcli.data.decode.SMALL", 0)
     test_a_part_of_a_file_is_read_as_the_file_is(tmp_path)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokcli import distributed
 from tokcli.command.options import Options
-from tokcli.command.output import begin
+from tokcli.command.session import begin
 from tokcli.errors import Interrupted, TokError
 from tokcli.training import loop
 from tokcli.training.parallel import own

@@ -14,8 +14,7 @@ from tokcli.artifact.manifest import content_id, read_manifest
 from tokcli.cli import cli, recipes
 from tokcli.errors import Interrupted
 from tokcli.recipe.check import InvalidRecipe
-from tokcli.recipe.overrides import override, parse_set
-from tokcli.recipe.yaml import find_recipe, read_yaml
+from tokcli.recipe.yaml import find_recipe, override, parse_set, read_yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sorted((ROOT / "docs").rglob("*.md"))}
@@ -220,7 +219,7 @@ def test_every_variable_named_is_read_and_every_one_of_the_package_is_named() ->
 def test_every_member_of_a_family_is_on_its_page() -> None:
     from tokcli.methods import METHODS
     from tokcli.metrics import METRICS
-    from tokcli.pretrained.teachers import TEACHERS
+    from tokcli.pretrained.teacher import TEACHERS
     from tokcli.quantizers import QUANTIZERS
 
     reported = set(METRICS) - {"entropy_bits"}  # the same number as codebook_perplexity on another scale

@@ -13,16 +13,14 @@ from tokcli.build import build_proposal, component
 from tokcli.data.sources import SOURCES, ImageSource, open_source
 from tokcli.methods.distillation import Distillation, DistillationRecipe
 from tokcli.metrics import METRICS, Metric
-from tokcli.metrics.dispatch import ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import Reported, ask
 from tokcli.pretrained import NETWORKS, build_network
-from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.pretrained.teacher import TEACHERS, Teacher, build_teacher
 from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import InvalidRecipe, check, component_model, resolved
 from tokcli.recipe.explain import keys
-from tokcli.recipe.overrides import override, parse_set
-from tokcli.recipe.yaml import read_yaml
+from tokcli.recipe.yaml import override, parse_set, read_yaml
 from tokcli.stages.train_proposal import FAMILIES, ProposalRecipe
 
 PAGE = PAGES["docs/extending.md"]

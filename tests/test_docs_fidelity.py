@@ -11,11 +11,10 @@ from test_docs import COMMANDS, blocks, invocations
 
 from tokcli.cli import recipes
 from tokcli.metrics import METRICS
-from tokcli.pretrained.teachers import TEACHERS
+from tokcli.pretrained.teacher import TEACHERS
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS
-from tokcli.recipe.overrides import override, parse_set
-from tokcli.recipe.yaml import find_recipe, read_yaml
+from tokcli.recipe.yaml import find_recipe, override, parse_set, read_yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokcli.evaluation.paper import PAPER, TABLES
+from tokcli.evaluation.aims import PAPER, TABLES
 from tokcli.recipe.yaml import read_yaml
 
 ROOT = Path(__file__).parent.parent

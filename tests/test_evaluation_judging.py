@@ -18,12 +18,12 @@ from tokcli.evaluation.generated import judge_samples
 from tokcli.evaluation.reconstructions import Maps, judge_decoder, worst_sheet
 from tokcli.evaluation.records import Against
 from tokcli.evaluation.references import References
-from tokcli.evaluation.report_pictures import _like
+from tokcli.evaluation.report_page import _like
 from tokcli.evaluation.token_numbers import _features, judge_proposal, judge_understanding
 from tokcli.files import sha256
 from tokcli.measure.extractors import Extractor
 from tokcli.metrics import METRICS
-from tokcli.metrics.dispatch import PerImage
+from tokcli.metrics.reported import PerImage
 
 CPU, SIZE = torch.device("cpu"), 16
 

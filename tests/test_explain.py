@@ -14,8 +14,7 @@ from tokcli.cli.recipes import check_file, topics
 from tokcli.errors import Misuse
 from tokcli.recipe.check import InvalidRecipe, check, component_model, leaving_out, resolved
 from tokcli.recipe.explain import Key, keys, meaning_of
-from tokcli.recipe.ranges import Area, Share
-from tokcli.recipe.sections import Component, Recipe
+from tokcli.recipe.sections import Area, Component, Recipe, Share
 from tokcli.recipe.yaml import recipe_files, recipe_name
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,7 @@ from test_faults import BRIEF, SMALL, draw, made, refusal, run
 from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError
 from tokcli.terminal import printable
-from tokcli.training.journal import Journal
-from tokcli.training.state import STATE, load_state
+from tokcli.training.state import STATE, Journal, load_state
 
 NAR = ["--mode", "nar", "--recipe", "toy/proposal-nar"]
 

@@ -17,8 +17,7 @@ from tokcli.metrics.feature_prediction import feature_loss
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.likelihood import masked_ce, proposal_ppl
-from tokcli.metrics.neighbours import neighbours
-from tokcli.metrics.precision_recall import precision, recall
+from tokcli.metrics.neighbours import neighbours, precision, recall
 from tokcli.pretrained import build_network
 
 

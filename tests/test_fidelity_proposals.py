@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokcli.proposals import PROPOSALS, Proposal
-from tokcli.proposals.halton import halton_order
-from tokcli.proposals.masking import RATIOS, decoding_counts, mask_counts
+from tokcli.proposals.masking import RATIOS, decoding_counts, halton_order, mask_counts
 
 K, GRID, N, CLASSES, WIDTH, HEADS = 16, (3, 4), 12, 3, 16, 2
 EACH = WIDTH // HEADS

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokcli.pretrained import build_network
-from tokcli.pretrained.network import Network
-from tokcli.pretrained.positions import resampled
-from tokcli.pretrained.teacher import _resized
-from tokcli.pretrained.teachers import TEACHERS, build_teacher
+from tokcli.pretrained.network import Network, resampled
+from tokcli.pretrained.teacher import TEACHERS, _resized, build_teacher
 
 State = dict[str, Tensor]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -15,7 +15,7 @@ from tokcli.artifact.draft import Draft, begin, write_listing
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.weights import save_tensors
 from tokcli.command.options import Options
-from tokcli.command.output import begin as begin_in_workspace
+from tokcli.command.session import begin as begin_in_workspace
 from tokcli.data import sample_store
 from tokcli.data.token_store import merge, write_shard
 from tokcli.errors import TokError

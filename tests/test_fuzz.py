@@ -18,13 +18,12 @@ from PIL import Image
 from safetensors.torch import save
 
 from tokcli.artifact.weights import load_tensors
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import FORMATS
+from tokcli.data.decode import FORMATS, BadImage, decode
 from tokcli.data.npy import read_npy
-from tokcli.data.prompts import read_prompts
 from tokcli.data.sources import open_source
 from tokcli.data.token_store import TokenStore, merge, write_shard
 from tokcli.evaluation.published import read_npz
+from tokcli.sampling.request import read_prompts
 from tokcli.training.state import STATE, load_state, save_state
 
 own_cache, within = fuzzing.own_cache, fuzzing.within  # fixtures

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tokcli.data.batches import TrainBatches
 from tokcli.data.transforms import TRANSFORMS
-from tokcli.device.precision import autocast, float32_proper
+from tokcli.device import autocast, float32_proper
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, FeatureDecoder
 from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.quantizers import QUANTIZERS

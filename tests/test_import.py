@@ -14,8 +14,7 @@ from tokcli.artifact.opening import open_artifact
 from tokcli.command.options import Options
 from tokcli.errors import TokError
 from tokcli.models.foreign import convert
-from tokcli.recipe.overrides import override
-from tokcli.recipe.yaml import read_yaml, recipes_root
+from tokcli.recipe.yaml import override, read_yaml, recipes_root
 from tokcli.stages.import_tokenizer import FORMATS, main
 
 Shapes = dict[str, tuple[int, ...]]

@@ -12,12 +12,12 @@ from torch import nn
 import tokcli
 from tokcli.command.inputs import decoder_among
 from tokcli.errors import TokError
-from tokcli.methods.reconstruction import TokenizerLoss
+from tokcli.methods.method import TokenizerLoss
 from tokcli.proposals.protocol import Proposal
 from tokcli.quantizers.quantizer import Quantized
 from tokcli.sampling.generator import Generator
-from tokcli.training.average import Average
-from tokcli.training.journal import LOG, RATE, Journal
+from tokcli.training.state import LOG, RATE, Journal
+from tokcli.training.updater import Average
 
 PACKAGE = Path(tokcli.__file__).parent
 

@@ -16,7 +16,6 @@ import torch
 from tokcli import limits
 from tokcli.artifact import weights
 from tokcli.artifact.weights import load_tensors
-from tokcli.data import prompts
 from tokcli.data.npy import NpyError, NpyRows, read_npy
 from tokcli.data.sources import idx, listing, open_source, tar_index
 from tokcli.data.token_store import TokenStore, merge, write_shard
@@ -24,8 +23,8 @@ from tokcli.errors import TokError
 from tokcli.evaluation import published
 from tokcli.limits import TooLarge, check_zip, parse_json, text_lines, weigh_json
 from tokcli.pretrained.feature_cache import FeatureCache
-from tokcli.recipe.overrides import parse_set
-from tokcli.recipe.yaml import read_yaml
+from tokcli.recipe.yaml import parse_set, read_yaml
+from tokcli.sampling import request
 from tokcli.sampling.request import check_prompts
 
 
@@ -310,9 +309,9 @@ def test_prompts_are_captions_that_can_be_used(text: str, why: str) -> None:
 
 def test_a_file_of_prompts_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.txt").write_text("a cat")
-    monkeypatch.setattr(prompts, "MOST_PROMPTS", 4)
+    monkeypatch.setattr(request, "MOST_PROMPTS", 4)
     with pytest.raises(TokError, match=r"p\.txt: has more than 4 bytes\. Split it"):
-        prompts.read_prompts(str(tmp_path / "p.txt"))
+        request.read_prompts(str(tmp_path / "p.txt"))
 
 
 def test_lines_end_as_editors_count_them(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from tokcli.measure import evaluating
 from tokcli.measure.decoding import reconstruct
-from tokcli.measure.evaluating import evaluating
 
 
 class Codes(nn.Module):

@@ -6,12 +6,12 @@ import sys
 import torch
 from torch import nn
 
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 
 PROGRAM = """
 import sys
 from tokcli import build
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.stages import evaluate, sample, tokenize, train_proposal
 recipe = {"seed": 0, "proposal": {"name": "ar", "width": 8, "depth": 1, "heads": 2, "mlp_width": 8, "position": "learned"}}
 with on_meta():

@@ -14,19 +14,17 @@ from sklearn.preprocessing import StandardScaler
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_markdown, as_text
+from tokcli.measure.extractors import features
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
-from tokcli.metrics.dispatch import Number, number_of, taking
 from tokcli.metrics.feature_prediction import centroid_loss, constant_loss, feature_loss
 from tokcli.metrics.fid import Moments
 from tokcli.metrics.image_quality import sharpness
 from tokcli.metrics.inception_score import Spread
 from tokcli.metrics.likelihood import masked_ce, proposal_ppl
-from tokcli.metrics.neighbours import neighbours
-from tokcli.metrics.precision_recall import precision, recall
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.neighbours import neighbours, precision, recall
+from tokcli.metrics.reported import Number, Reported, number_of, taking
 from tokcli.metrics.understanding import bags, vector_probe_accuracy
-from tokcli.pretrained.extract import features
 
 
 def noise(*shape, seed=0):

@@ -9,13 +9,11 @@ import torch
 from tokcli.errors import TokError
 from tokcli.metrics import neighbours as module
 from tokcli.metrics.bootstrap import bootstrap_error
-from tokcli.metrics.density_coverage import coverage, density
 from tokcli.metrics.fid import Moments, frechet_distance
 from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.kid import kid
 from tokcli.metrics.lpips import lpips
-from tokcli.metrics.neighbours import neighbours, radii
-from tokcli.metrics.precision_recall import precision, recall
+from tokcli.metrics.neighbours import coverage, density, neighbours, precision, radii, recall
 
 
 def draw(n, d=6, seed=0, scale=1.0, shift=0.0):

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tokcli.errors import TokError
-from tokcli.metrics.dispatch import Number, number_of
 from tokcli.metrics.image_quality import PSNR_CAP, l1, psnr, sharpness, ssim
+from tokcli.metrics.reported import Number, number_of
 
 
 def pair(side=20, count=2):

@@ -18,9 +18,8 @@ from tokcli.errors import TokError
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder
 from tokcli.proposals import PROPOSALS, TextCondition
 from tokcli.recipe.check import InvalidRecipe
-from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Component, MeasuredTrain, Optim, Train
-from tokcli.recipe.yaml import read_yaml, recipes_root
+from tokcli.recipe.yaml import override, read_yaml, recipes_root
 from tokcli.stages.train_proposal import Likelihood, ProposalRecipe
 from tokcli.training.optimizers import build_optimizers, hidden_matrices, muon_matrices, parameter_groups
 from tokcli.training.updater import Updater, learning_rate

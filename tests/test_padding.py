@@ -17,7 +17,7 @@ from tokcli.cli import cli
 from tokcli.data.randomness import generator
 from tokcli.data.sources import limited, open_source, padded, padding_of
 from tokcli.data.transforms import CropViews, Pad, RandomCrop, evaluation_transform, resize
-from tokcli.handles.given_images import as_squares
+from tokcli.handles.networks import as_squares
 from tokcli.recipe.sections import Component, Data
 
 RED = torch.tensor([200, 10, 20], dtype=torch.uint8)

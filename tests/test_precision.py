@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_faults import made
 
-from tokcli.device import precision
+from tokcli import device
+from tokcli.measure.extractors import features
 from tokcli.models import ConvEncoder
-from tokcli.pretrained.extract import features
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +31,21 @@ def settings() -> list[str]:
 
 
 def test_what_is_said_of_the_settings_is_so() -> None:
-    assert list(precision.settings().values()) == settings() == ["tf32", "tf32"]
-    with precision.full_precision(torch.device("cpu")):
-        assert list(precision.settings().values()) == settings() == ["ieee", "ieee"]
+    assert list(device.float32_settings().values()) == settings() == ["tf32", "tf32"]
+    with device.full_precision(torch.device("cpu")):
+        assert list(device.float32_settings().values()) == settings() == ["ieee", "ieee"]
 
 
 def test_tensor_cores_are_used_inside_and_not_after() -> None:
-    with precision.full_precision(torch.device("cpu")):
-        with precision.tensor_cores():
+    with device.full_precision(torch.device("cpu")):
+        with device.tensor_cores():
             assert settings() == ["tf32", "tf32"]
         assert settings() == ["ieee", "ieee"]
 
 
 def test_products_and_convolutions_are_float32_inside_and_as_before_after_it() -> None:
     assert settings() == ["tf32", "tf32"]
-    with precision.full_precision(torch.device("cpu")):
+    with device.full_precision(torch.device("cpu")):
         assert settings() == ["ieee", "ieee"]
     assert settings() == ["tf32", "tf32"]
     assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32
@@ -53,7 +53,7 @@ def test_products_and_convolutions_are_float32_inside_and_as_before_after_it() -
 
 def test_autocast_is_off_inside_and_an_error_restores_the_settings() -> None:
     x = torch.randn(4, 4)
-    with pytest.raises(ValueError), torch.autocast("cpu", torch.bfloat16), precision.full_precision(x.device):
+    with pytest.raises(ValueError), torch.autocast("cpu", torch.bfloat16), device.full_precision(x.device):
         assert settings() == ["ieee", "ieee"] and (x @ x).dtype == torch.float32
         raise ValueError
     assert settings() == ["tf32", "tf32"]
@@ -113,11 +113,11 @@ def test_a_command_leaves_no_autocast_region_open(
 def test_bfloat16_on_a_cpu_without_instructions_for_it_is_told_once(
     machine: str, capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(precision.platform, "machine", lambda: machine)
+    monkeypatch.setattr(device.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    precision.tell_if_emulated.cache_clear()
+    device.tell_if_emulated.cache_clear()
     for _ in range(2):
-        precision.tell_if_emulated("train.precision", torch.device("cpu"))
+        device.tell_if_emulated("train.precision", torch.device("cpu"))
     assert caplog.text.count("--set train.precision=float32") == slow
-    assert not precision.emulated_bfloat16(torch.device("meta"))
-    precision.tell_if_emulated.cache_clear()
+    assert not device.emulated_bfloat16(torch.device("meta"))
+    device.tell_if_emulated.cache_clear()

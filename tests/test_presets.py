@@ -15,9 +15,8 @@ from tokcli.artifact.draft import write_manifest
 from tokcli.cli import cli
 from tokcli.cli.recipes import check_file
 from tokcli.command import inputs
-from tokcli.command.inputs import load_recipe
+from tokcli.command.inputs import BASE, FEW, SMALL, choose_preset, load_recipe, preset_recorded, with_preset
 from tokcli.command.options import Options, Preset
-from tokcli.command.presets import BASE, FEW, SMALL, choose_preset, preset_recorded, with_preset
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS
 from tokcli.recipe.sections import Component, Data

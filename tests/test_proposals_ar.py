@@ -6,8 +6,7 @@ from torch import Tensor
 
 from tokcli.proposals import Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
-from tokcli.proposals.draw import draw
-from tokcli.proposals.guidance import guide
+from tokcli.proposals.draw import draw, guide
 from tokcli.proposals.transformer import rotate, rotation
 
 K, CLASSES = 16, 3

@@ -8,9 +8,9 @@ import torch
 from test_proposals_options import GRID, SIZES, K, N, batch, build
 from torch import Tensor
 
-from tokcli.proposals import PROPOSALS, Proposal, Sampling, steps
+from tokcli.proposals import PROPOSALS, Proposal, Sampling, ar
+from tokcli.proposals.ar import FixedSteps
 from tokcli.proposals.conditions import TextCondition
-from tokcli.proposals.steps import FixedSteps
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "1D": ("ar", {}),
@@ -36,7 +36,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
     """torch.compile gives back what it is given, and a list of that; steps look at buckets of 5 positions."""
     given: list[Callable[..., Any]] = []
     monkeypatch.setattr(torch, "compile", lambda f, **_: given.append(f) or f)
-    monkeypatch.setattr(steps, "BUCKET", 5)
+    monkeypatch.setattr(ar, "BUCKET", 5)
     return given
 
 
@@ -106,7 +106,7 @@ def test_steps_are_kept_for_fewer_rows_and_made_anew_for_more_or_other_weights(u
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2D", "masked"])
 def test_the_compiler_s_code_draws_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "BUCKET", 8)
+    monkeypatch.setattr(ar, "BUCKET", 8)
     mode, keys = NETWORKS[name]
     network, (_, labels, seeds) = build(mode, **keys | {"depth": 1}), batch(4)
     torch._dynamo.utils.counters.clear()

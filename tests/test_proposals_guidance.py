@@ -8,7 +8,7 @@ from test_proposals import WARM, batch, build
 
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Sampling
-from tokcli.proposals.guidance import guide, scales
+from tokcli.proposals.draw import guide, scales
 from tokcli.proposals.transformer_proposal import TransformerProposal
 from tokcli.sampling.sample_recipe import Sample, sampling_of
 

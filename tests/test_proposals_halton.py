@@ -8,8 +8,7 @@ import torch
 from test_proposals_nar import K, N, _batch, network  # noqa: F401  a fixture
 
 from tokcli.proposals import Sampling
-from tokcli.proposals.halton import halton_order
-from tokcli.proposals.masking import decoding_counts
+from tokcli.proposals.masking import decoding_counts, halton_order
 from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.noise import Purpose, uniform
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.proposals import Sampling
-from tokcli.proposals.confidence import decode_by_confidence
-from tokcli.proposals.masking import RATIOS, decoding_counts, mask_counts, random_mask
+from tokcli.proposals.masking import RATIOS, decode_by_confidence, decoding_counts, mask_counts, random_mask
 from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.noise import Purpose, uniform
 

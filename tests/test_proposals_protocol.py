@@ -15,7 +15,7 @@ from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
 from tokcli.proposals.draw import draw as draw_codes
-from tokcli.proposals.guidance import guide
+from tokcli.proposals.draw import guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.protocol import Judged
 from tokcli.recipe.sample_options import keys_of

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tokcli.build import build_proposal
+from tokcli.build import build_proposal, parameter_count
 from tokcli.cli.recipes import check_file
-from tokcli.command.plan import parameter_count
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import recipes_root
 

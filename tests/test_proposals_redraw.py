@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
-from tokcli.proposals.draw import draw
-from tokcli.proposals.guidance import guide
+from tokcli.proposals.draw import draw, guide
 from tokcli.proposals.masking import random_mask
 from tokcli.proposals.noise import Purpose, uniform
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tokcli import distributed
 from tokcli.errors import TokError
 from tokcli.files import cache_dir
-from tokcli.pretrained import text, text_cache
+from tokcli.pretrained import feature_cache, text
+from tokcli.pretrained.feature_cache import BytePairTable, FeatureTable
 from tokcli.pretrained.text import OpenCLIPText, TextTower, build_text_tower, byte_pairs
-from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
 from tokcli.proposals.transformer_proposal import TransformerProposal
 
@@ -167,7 +167,7 @@ def test_features_are_computed_once_for_equal_captions_and_kept(monkeypatch: pyt
 
 
 def test_ranks_leave_no_shard_to_nobody_whoever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_cache, "SHARD", 1)
+    monkeypatch.setattr(feature_cache, "CAPTION_SHARD", 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     captions = [f"caption {i}" for i in range(7)]

@@ -5,9 +5,8 @@ from test_evaluation import TRAIN, fd, headings, measured, number, usage
 from test_faults import refusal
 from test_report_page import EXTRACTORS
 
-from tokcli.evaluation.aims import Published
+from tokcli.evaluation.aims import PAPER, TABLES, Published
 from tokcli.evaluation.html import write_report
-from tokcli.evaluation.paper import PAPER, TABLES
 from tokcli.evaluation.tables import build_tables
 from tokcli.evaluation.text_tables import as_csv, as_markdown, as_text
 from tokcli.recipe.yaml import read_yaml, recipes_root

@@ -9,12 +9,11 @@ from pydantic import ValidationError
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.losses import LOSSES
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
-from tokcli.pretrained.teachers import TEACHERS
+from tokcli.pretrained.teacher import TEACHERS
 from tokcli.proposals import CONDITIONS, PROPOSALS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import InvalidRecipe, check, component_model
-from tokcli.recipe.overrides import override
-from tokcli.recipe.yaml import read_yaml, recipes_root
+from tokcli.recipe.yaml import override, read_yaml, recipes_root
 from tokcli.stages.train_proposal import FAMILIES, ProposalRecipe
 
 SIZES = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 8}

@@ -12,9 +12,18 @@ import yaml
 from tokcli.errors import TokError
 from tokcli.methods import method_class
 from tokcli.recipe.check import InvalidRecipe, check, resolved
-from tokcli.recipe.overrides import override, parse_set
 from tokcli.recipe.sections import Component, Optim, Recipe
-from tokcli.recipe.yaml import _say_fallback, find_recipe, read_yaml, recipe_files, recipe_name, recipes_root, to_yaml
+from tokcli.recipe.yaml import (
+    _say_fallback,
+    find_recipe,
+    override,
+    parse_set,
+    read_yaml,
+    recipe_files,
+    recipe_name,
+    recipes_root,
+    to_yaml,
+)
 
 SHIPPED = recipe_files()
 

@@ -10,15 +10,14 @@ import torch
 from tokcli.artifact.draft import Draft, begin
 from tokcli.build import component
 from tokcli.cli.recipes import check_file
-from tokcli.command import output
+from tokcli.command import session
 from tokcli.command.options import Options
 from tokcli.errors import TokError
-from tokcli.pretrained.teachers import TEACHERS
+from tokcli.pretrained.teacher import TEACHERS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import check, resolved
-from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Component, Recipe
-from tokcli.recipe.yaml import read_yaml, recipes_root, to_yaml
+from tokcli.recipe.yaml import override, read_yaml, recipes_root, to_yaml
 
 CODES = {"name": "vq", "codebook_size": 8, "code_dim": 4}
 
@@ -92,12 +91,12 @@ def test_a_run_that_recorded_null_goes_on_with_the_default_alone(tmp_path: Path)
 
 def test_a_folder_named_after_a_recipe_with_null_is_found_again(tmp_path: Path) -> None:
     options, cpu = Options(workspace=tmp_path), torch.device("cpu")
-    old = output.begin(options, "tokenizer", "a", {"quantizer": {"decay": None}}, {}, cpu)
+    old = session.begin(options, "tokenizer", "a", {"quantizer": {"decay": None}}, {}, cpu)
     assert isinstance(old, Draft)
     old.close()
     new = {"quantizer": {"decay": 0.99}}
-    assert output.begin(options, "tokenizer", "a", new, {}, cpu, settled={"quantizer.decay": 0.99}).path == old.path
-    assert output.begin(options, "tokenizer", "a", new, {}, cpu).path != old.path
+    assert session.begin(options, "tokenizer", "a", new, {}, cpu, settled={"quantizer.decay": 0.99}).path == old.path
+    assert session.begin(options, "tokenizer", "a", new, {}, cpu).path != old.path
 
 
 @pytest.mark.parametrize(

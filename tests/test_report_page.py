@@ -8,7 +8,7 @@ import pytest
 from browser import Browser, browser  # noqa: F401  the fixture
 from PIL import Image
 
-from tokcli.evaluation import charts, sweep_charts
+from tokcli.evaluation import charts
 from tokcli.evaluation import html as pages
 from tokcli.evaluation.html import Picture, write_report
 from tokcli.evaluation.records import SCHEMA, Against, Measured, Measurement
@@ -152,7 +152,7 @@ def test_precision_and_recall_of_two_extractors_are_not_on_one_chart():
         {"metric": f"{m}_{e}", "fields": {"metric": m, "extractor": e}} for m in ("precision", "recall") for e in "xy"
     ]
     drawn = [{"id": i, "metrics": {m["metric"]: 0.5 for m in both}, "measurements": both} for i in "ab"]
-    titles = re.findall('aria-label="([^"]+)"', "".join(sweep_charts._pareto(drawn, ["1", "2"])))
+    titles = re.findall('aria-label="([^"]+)"', "".join(charts._pareto(drawn, ["1", "2"])))
     assert titles == ["recall_x against precision_x", "recall_y against precision_y"]
 
 
@@ -247,7 +247,7 @@ def test_samples_of_another_number_decoder_or_request_are_not_on_one_curve():
                 "id": key, "kind": "samples", "inputs": {"proposal": "p", "decoder": decoder}, "metrics": {"fd_x": 10.0 + number},
                 "measurements": [{"metric": "fd_x", "fields": {"metric": "fd", "extractor": "x"}, "count": count, "by": by}],
             })  # fmt: skip
-        return sweep_charts.sweeps({"artifacts": artifacts}, recipes)
+        return charts.sweeps({"artifacts": artifacts}, recipes)
 
     first = (1.0, 100, "d", None)
     for other in ((2.0, 5000, "d", None), (2.0, 100, "e", None), (2.0, 100, "d", "classes Flags")):

@@ -24,22 +24,20 @@ from tokcli import distributed, loading
 from tokcli.artifact.draft import Draft
 from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact, open_artifact
-from tokcli.command import output
 from tokcli.command.session import share_of
 from tokcli.command.weight_files import network_input
 from tokcli.data import sample_store as store
-from tokcli.data.pixels import unit
-from tokcli.data.prompts import read_prompts
 from tokcli.data.sources import open_source
+from tokcli.data.transforms import unit
 from tokcli.errors import Misuse, TokError
 from tokcli.files import locked
 from tokcli.measure.previews import read_samples
 from tokcli.proposals import Proposal
-from tokcli.sampling import contact_sheet, memorisation
+from tokcli.sampling import generator, memorisation
 from tokcli.sampling.edits import Edit, rows_kept
 from tokcli.sampling.generator import Generator
 from tokcli.sampling.memorisation import Nearest, features_of, nearest, report
-from tokcli.sampling.sweep import point_name, sweep_points
+from tokcli.sampling.request import point_name, read_prompts, sweep_points
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +265,9 @@ def test_a_batch_is_claimed_until_it_is_written_and_a_finished_artifact_is_left_
     done = open_artifact(made(*command, "--out", out))
     assert free == [False] * 3
     late = Draft(out, {**done.manifest, "status": "running"}, None, resumed=True)
-    monkeypatch.setattr(output, "begin", lambda *a, **k: late)  # of a job that began before the end of the other
+    monkeypatch.setattr(
+        "tokcli.stages.sample.begin", lambda *a, **k: late
+    )  # of a job that began before the end of the other
     assert open_artifact(made(*command, "--out", out)).id == done.id and free == [False] * 3
     assert not (out / store.PARTS).exists()
 
@@ -366,11 +366,12 @@ def test_shards_hold_the_pictures_of_png_and_are_data(flags: Any, tmp_path: Path
 
 
 def test_the_sheet_has_the_asked_rows_and_columns(flags: Any) -> None:
-    assert contact_sheet.shown([0, 1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
+    assert generator.shown_on_sheet([0, 1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
     assert (
-        contact_sheet.shown([-1] * 30, "2x3") == [0, 1, 2, 3, 4, 5] and len(contact_sheet.shown([-1] * 100, None)) == 60
+        generator.shown_on_sheet([-1] * 30, "2x3") == [0, 1, 2, 3, 4, 5]
+        and len(generator.shown_on_sheet([-1] * 100, None)) == 60
     )
-    assert len(contact_sheet.shown(list(range(1000)) * 50, None)) == 240
+    assert len(generator.shown_on_sheet(list(range(1000)) * 50, None)) == 240
     sizes = []
     for grid in ("2x2", "2x4"):
         with Image.open(made(*flags("nar"), "--per-class", 4, "--grid", grid) / "sheet.png") as image:
@@ -485,21 +486,21 @@ def test_the_top_of_a_picture_is_completed(family: dict[str, Path], flags: Any, 
 def test_edits_for_several_prompts_stand_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        contact_sheet.pictures,
+        generator.pictures,
         "contact_sheet",
         lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True)),
     )
     picture = torch.full((3, 4, 4), 7, dtype=torch.uint8)
     edit = Edit(picture, torch.eye(4, dtype=torch.bool), [], {})
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4)
-    contact_sheet.sheet(images, [0, 1, 0, 1, 0], ["red", "blue"], None, edit)
+    generator.sheet_of(images, [0, 1, 0, 1, 0], ["red", "blue"], None, edit)
     original = seen.pop("original; grey is drawn anew")
-    assert torch.equal(original[0], picture) and int(original[1, 0, 0, 0]) == contact_sheet.GREY
+    assert torch.equal(original[0], picture) and int(original[1, 0, 0, 0]) == generator.GREY
     assert {name: rows[:, 0, 0, 0].tolist() for name, rows in seen.items()} == {
         "edits: red": [0, 2, 4], "edits: blue": [1, 3],
     }  # fmt: skip
     seen.clear()
-    contact_sheet.sheet(images, [-1] * 5, [], "3x2", edit)
+    generator.sheet_of(images, [-1] * 5, [], "3x2", edit)
     assert list(seen) == ["original; grey is drawn anew", "edits", ""]
 
 

@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from tokcli.cli.flags import flags_of, with_options
 from tokcli.errors import TokError
 from tokcli.proposals import PROPOSALS, Proposal, Sampling
-from tokcli.proposals.guidance import SCHEDULES
+from tokcli.proposals.draw import SCHEDULES
 from tokcli.proposals.nar import ORDERS
 from tokcli.recipe import sample_options
 from tokcli.recipe.explain import keys
 from tokcli.recipe.sample_options import SampleOptions, at_least, charted, declared, keys_of, option
-from tokcli.sampling import sample_recipe, sweep
+from tokcli.sampling import request, sample_recipe
+from tokcli.sampling.request import sweep_points
 from tokcli.sampling.sample_recipe import (
     Sample,
     SampleRecipe,
@@ -25,7 +26,6 @@ from tokcli.sampling.sample_recipe import (
     with_defaults,
     without_replaced,
 )
-from tokcli.sampling.sweep import sweep_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Reads(PROPOSALS["nar"]):  # type: ignore[misc]
 def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The option, declared where all are."""
     monkeypatch.setattr(sample_recipe, "Sampling", Noisy)
-    monkeypatch.setattr(sweep, "SampleOptions", NoisySample)
+    monkeypatch.setattr(request, "SampleOptions", NoisySample)
     monkeypatch.setattr(sample_options, "SampleOptions", NoisySample)
 
 

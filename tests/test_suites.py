@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tokcli.evaluation.paper import PAPER, TABLES
+from tokcli.evaluation.aims import PAPER, TABLES
 from tokcli.metrics.reported import Reported
 
 ROOT = Path(__file__).parent.parent

@@ -14,9 +14,9 @@ from tokcli.artifact.weights import save_tensors
 from tokcli.data.sources import open_source
 from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
-from tokcli.pretrained import READY, build_network, teacher_cache
-from tokcli.pretrained.teacher_cache import TeacherCache
-from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher
+from tokcli.pretrained import READY, build_network, feature_cache
+from tokcli.pretrained.feature_cache import TeacherCache
+from tokcli.pretrained.teacher import TEACHERS, Teacher, build_teacher
 
 IMAGENET = (
     torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
@@ -354,7 +354,7 @@ def test_real_vits14_tells_photos_apart_by_patch():
 def test_ranks_leave_no_shard_to_nobody_and_a_damaged_one_is_made_again(photos, monkeypatch):
     source, transform = open_source(str(photos / "train"), size=8), CenterCrop(8)
     teacher = build_teacher("timm:test_vit", {"grid": [2, 2]}, "random")
-    monkeypatch.setattr(teacher_cache, "SHARD", 2)
+    monkeypatch.setattr(feature_cache, "TEACHER_SHARD", 2)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "barrier", lambda: None)
     for rank in (1, 0):  # the second finds what the first has written

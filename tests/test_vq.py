@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from tokcli.quantizers.revival import Farthest, farthest, join, relocate
+from tokcli.quantizers.kmeans import Farthest, farthest, join, relocate
 from tokcli.quantizers.vq import VQ
 
 

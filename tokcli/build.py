@@ -21,7 +21,7 @@ from tokcli.models import (
     TeacherEncoder,
     Tokenizer,
 )
-from tokcli.pretrained.teachers import build_teacher, teacher_file
+from tokcli.pretrained.teacher import build_teacher, teacher_file
 from tokcli.proposals import CONDITIONS, PROPOSALS, Condition, NoCondition, Proposal, TextCondition
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import component_model
@@ -227,3 +227,10 @@ def _weights_of(
 def frozen_on(module: M, device: torch.device) -> M:
     """The module on the device, in eval mode, without gradients."""
     return module.to(device).eval().requires_grad_(False)
+
+
+def parameter_count(module: nn.Module | None, trainable: bool | None = None) -> int:
+    """How many parameters a module has; only the trainable or only the frozen ones if asked."""
+    if module is None:
+        return 0
+    return sum(p.numel() for p in module.parameters() if trainable is None or p.requires_grad == trainable)

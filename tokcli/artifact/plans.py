@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact.facts import FORMS
-from tokcli.artifact.manifest import KINDS, canonical_hash
+from tokcli.artifact.manifest import FORMS, KINDS, canonical_hash
 from tokcli.artifact.opening import Artifact
 from tokcli.errors import TokError
 from tokcli.limits import read_json

@@ -168,7 +168,7 @@ def options_of(flags: dict[str, Any], shorthands: dict[str, Any] | None = None) 
         shorthands: recipe keys that have a flag of their own.
     """
     from tokcli.command.options import Options
-    from tokcli.recipe.overrides import parse_set
+    from tokcli.recipe.yaml import parse_set
 
     sets = parse_set(flags["sets"])
     for key, value in {"seed": flags["seed"], **(shorthands or {})}.items():

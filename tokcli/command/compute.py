@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokcli.build import component
-from tokcli.device.meta import META
+from tokcli.device import META
 from tokcli.models import Tokenizer
 from tokcli.quantizers import QUANTIZERS, Quantizer, search
 from tokcli.quantizers.quantizer import Quantized

@@ -1,24 +1,27 @@
-"""What a command reads: its recipe, its data and the artifacts that it starts from."""
+"""What a command reads: its preset and recipe, its data and the artifacts that it starts from."""
 
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
 
 from tokcli.artifact import plans
 from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
-from tokcli.command.options import EMBEDDED, Options
+from tokcli.artifact.plans import Planned
+from tokcli.command.options import EMBEDDED, Options, Preset
 from tokcli.data.sources import ImageSource, limited, open_source, sibling
-from tokcli.device.precision import emulated_bfloat16
-from tokcli.errors import TokError
+from tokcli.data.sources.summary import looked_at
+from tokcli.device import cores, emulated_bfloat16
+from tokcli.errors import NotFound, TokError
 from tokcli.recipe.check import check
-from tokcli.recipe.overrides import override
 from tokcli.recipe.sections import Expects, Recipe
-from tokcli.recipe.yaml import find_recipe, is_preset, read_yaml
+from tokcli.recipe.yaml import find_recipe, is_preset, override, preset_named, presets, read_yaml
 
 
 def check_expected(expected: Expects, **actual: Any) -> None:
@@ -43,15 +46,6 @@ R = TypeVar("R", bound=Recipe)
 
 
 log = logging.getLogger("tok")
-
-
-READERS = {  # of files of weights
-    "teacher": "a teacher, or a tokenizer that has one as its encoder",
-    "vgg": "network vgg16 (--set loss.perceptual.network=vgg16, of tok eval --set eval.lpips=true)",
-    "inception": "extractor inception (tok eval --set 'eval.extractors=[inception]', of a training 'train.eval_extractors')",
-    "text": "a network that reads captions by a tower, or tok eval with --set eval.clip_score=true",
-    "language": "a network that starts from a language model (--set proposal.name=gpt2)",
-}
 
 
 def load_recipe(
@@ -173,22 +167,6 @@ def held_out_beside(source: ImageSource, size: int, most: int) -> ImageSource | 
     return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)
 
 
-def check_weights(options: Options, read: Collection[str]) -> None:
-    """Refuse a file of weights that nothing reads, before its numbers are taken for another network's.
-
-    Args:
-        read: which of the names in `Options.weights` this command reads.
-
-    Raises:
-        TokError: another was given.
-    """
-    for name, file in options.weights.items():
-        role, _, of = name.partition(":")
-        if name not in read:
-            hint = f"Leave it out, or use what reads it: {READERS[role]}"
-            raise TokError(f"--{role}-weights {of and f'{of}='}{file}", "nothing here reads it", next=hint)
-
-
 def open_input(options: Options, flag: str, given: Path, kinds: Sequence[str]) -> Artifact:
     """The artifact that a flag names; in a dry run it may be the plan of one.
 
@@ -278,3 +256,83 @@ def decoder_among(
     trained = [a for a in of_it if a.kind == "decoder"]
     fits = trained or [a for a in of_it if a.kind == "tokenizer" and a.facts["has_decoder"]]
     return _only(fits, flag, DECODING, where, "tok train-decoder")
+
+
+SMALL, BASE = "folder/small", "folder/base"
+ABOUT = {SMALL: "64 px, minutes on a CPU", BASE: "128 px, for a GPU"}
+FEW = 2000  # images, for which the networks of `BASE` are too large
+TINY = 96  # pixels of a short side, which 128 px only blow up
+
+
+def own_preset(spec: str) -> str | None:
+    """The preset of an embedded data set or of a published one: `openmoji/train` -> `openmoji`; None for a user's own path."""
+    head = spec.split("/")[0]
+    return head if head in presets() and not Path(spec).is_dir() else None
+
+
+def with_preset(options: Options, spec: str, made_by: Artifact | None = None) -> tuple[Options, ImageSource | None]:
+    """The options with a preset, and the images, where they were opened to choose it.
+
+    `--recipe` names one, else the input artifact's is taken, so that its sizes go on; else that of the data set; else one that
+    suits the user's own images and the device, which is said. A recipe in a file has none but its input's.
+
+    Args:
+        spec: the data.
+        made_by: the input artifact.
+    """
+    source: ImageSource | None = None
+    recorded = preset_recorded(made_by) if made_by else None
+    named = preset_named(options.recipe)
+    found = Preset(named, "--recipe names it") if named else None
+    if found is None and made_by is not None and recorded is not None:
+        found = Preset(recorded, f"{made_by.path} was made by it")
+        if recorded != own_preset(spec):
+            log.info("recipe: %s, the preset of %s", recorded, made_by.path)
+    if found is None and (own := own_preset(spec)):
+        found = Preset(own, "the data set's own")
+    if found is None and not (options.recipe or "").endswith((".yaml", ".yml")):
+        source = _images(options, spec)
+        found = choose_preset(source, on_gpu=_on_gpu(options), cores=options.threads or cores())
+        others = ", ".join(f"--recipe {name} ({about})" for name, about in ABOUT.items() if name != found.name)
+        log.info("recipe: %s (%s), for %s. Otherwise: %s, or another that tok recipes lists", found.name, ABOUT[found.name], found.why, others)  # fmt: skip
+    return dataclasses.replace(options, preset=found), source
+
+
+def preset_recorded(a: Artifact) -> str | None:
+    """The preset that an artifact, or the plan of one, was made by."""
+    at = a.manifest if isinstance(a, Planned) else a.manifest["provenance"]
+    known = at.get("preset")
+    name = known.get("name") if isinstance(known, dict) else None
+    return name if isinstance(name, str) and name in presets() else None
+
+
+def choose_preset(source: ImageSource | None, *, on_gpu: bool, cores: int) -> Preset:
+    """The preset for a user's own images, and why.
+
+    Args:
+        source: the images; None where they are not on this machine.
+        on_gpu: whether it runs on a GPU.
+        cores: of the CPU, that it may use.
+    """
+    where = "a GPU" if on_gpu else f"a CPU with {cores} core{'s' * (cores != 1)}"
+    if source is None:
+        return Preset(BASE if on_gpu else SMALL, f"images that are not on this machine, on {where}")
+    sides = [min(size) for size in looked_at(source)]
+    side = round(median(sides)) if sides else None
+    what = f"{len(source):,} image{'s' * (len(source) != 1)}" + (
+        f" of {side} px (the short side, at the median)" if side else ""
+    )
+    large = on_gpu and len(source) >= FEW and (side is None or side >= TINY)
+    return Preset(BASE if large else SMALL, f"{what} on {where}")
+
+
+def _on_gpu(options: Options) -> bool:
+    return (options.device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda")
+
+
+def _images(options: Options, spec: str) -> ImageSource | None:
+    """The images, if they are on this machine; what else is wrong with them is said by who reads them."""
+    try:
+        return open_source(spec, size=TINY, labels=options.labels)
+    except NotFound:
+        return None

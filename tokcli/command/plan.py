@@ -12,10 +12,11 @@ from torch import nn
 
 from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, plan_document
+from tokcli.build import parameter_count
 from tokcli.command.compute import GPUS, Compute
 from tokcli.command.options import Options
 from tokcli.data.sources import ImageSource, evenly, limited, open_source
-from tokcli.device.precision import tensor_cores
+from tokcli.device import tensor_cores
 from tokcli.errors import NotFound
 from tokcli.models import ConvDecoder, ConvEncoder
 from tokcli.recipe.check import resolved
@@ -29,13 +30,6 @@ LOOKED_AT = 256  # images that are asked for captions
 TOLD = ("classes", "rows")  # facts of which the text says that they are unknown
 PROBES = 2, 8  # samples of the trials that tell what a step takes by itself, and for each sample
 CHEAP = 15.0  # seconds: a slower step is reckoned from the trial, not run
-
-
-def parameter_count(module: nn.Module | None, trainable: bool | None = None) -> int:
-    """How many parameters a module has; only the trainable or only the frozen ones if asked."""
-    if module is None:
-        return 0
-    return sum(p.numel() for p in module.parameters() if trainable is None or p.requires_grad == trainable)
 
 
 @dataclass(frozen=True)

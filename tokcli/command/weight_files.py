@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokcli.build import WEIGHTS_FLAGS
+from tokcli.command.options import Options
+from tokcli.errors import TokError
 from tokcli.losses.perceptual import lpips_file
 from tokcli.measure.extractors import expanded
 from tokcli.pretrained import network_file
 from tokcli.pretrained.published_weights import weights_entry
-from tokcli.pretrained.teachers import teacher_file
+from tokcli.pretrained.teacher import teacher_file
 from tokcli.pretrained.text import tower_files
 from tokcli.proposals.gpt2 import language_file
 
+READERS = {  # of files of weights
+    "teacher": "a teacher, or a tokenizer that has one as its encoder",
+    "vgg": "network vgg16 (--set loss.perceptual.network=vgg16, of tok eval --set eval.lpips=true)",
+    "inception": "extractor inception (tok eval --set 'eval.extractors=[inception]', of a training 'train.eval_extractors')",
+    "text": "a network that reads captions by a tower, or tok eval with --set eval.clip_score=true",
+    "language": "a network that starts from a language model (--set proposal.name=gpt2)",
+}
 UNKNOWN = "weights-unknown"  # id of files that a plan has not looked for
 
 
@@ -127,3 +136,19 @@ def weights_planned(
         for one in _read(recipe)
         if one.role not in unread
     }
+
+
+def check_weights(options: Options, read: Collection[str]) -> None:
+    """Refuse a file of weights that nothing reads, before its numbers are taken for another network's.
+
+    Args:
+        read: which of the names in `Options.weights` this command reads.
+
+    Raises:
+        TokError: another was given.
+    """
+    for name, file in options.weights.items():
+        role, _, of = name.partition(":")
+        if name not in read:
+            hint = f"Leave it out, or use what reads it: {READERS[role]}"
+            raise TokError(f"--{role}-weights {of and f'{of}='}{file}", "nothing here reads it", next=hint)

@@ -12,9 +12,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tokcli.data.loader import load
-from tokcli.data.order import Order
-from tokcli.data.randomness import generator
+from tokcli.data.randomness import Order, generator
+from tokcli.data.reading import load
 from tokcli.data.sources import BadImage, ImageSource
 from tokcli.data.transforms import Transform
 from tokcli.errors import TokError

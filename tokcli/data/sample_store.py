@@ -16,8 +16,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import Part
+from tokcli.data.decode import BadImage, Part, decode
 from tokcli.data.npy import read_npy
 from tokcli.data.reading import most_processes
 from tokcli.data.shard_writer import shard_writer

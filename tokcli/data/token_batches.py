@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tokcli.data.order import Order
-from tokcli.data.randomness import seed_of
+from tokcli.data.randomness import Order, seed_of
 from tokcli.data.token_store import TokenStore
 
 

@@ -1,4 +1,4 @@
-"""Images of any size to uint8 squares, which stay uint8 until a batch is on its device."""
+"""Images of any size to uint8 squares, and these to numbers in [0, 1] on a device."""
 
 import functools
 import math
@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from tokcli.data.randomness import generator
-from tokcli.recipe.ranges import Area, Aspect, Zoom
+from tokcli.recipe.sections import Area, Aspect, Zoom
 
 # Of an image before its short side is resized: a 1x100000 image would else become gigabytes.
 LONGEST_ASPECT = 4
@@ -290,3 +290,17 @@ def padding_kept(facts: Mapping[str, Any]) -> dict[str, str]:
 def evaluation_transform(size: int, padding: Padding | None = None) -> CenterCrop | Pad:
     """How images are made square for measuring: short side to `size` (bicubic, antialiased), centre crop; whole with padding."""
     return Pad(size, colour=padding) if padding else CenterCrop(size)
+
+
+FLAT = 2  # grey levels: a patch whose channels all vary by less than this is blank
+
+
+def unit(images: UInt8[Tensor, "b 3 h w"], device: torch.device) -> Float[Tensor, "b 3 h w"]:
+    """uint8 images as float in [0, 1] on the device."""
+    return images.to(device, non_blocking=True).float() / 255
+
+
+def filled(patches: UInt8[Tensor, "b 3 s s"], grid: tuple[int, int]) -> Tensor:
+    """Which cells of the grid hold more than one flat colour, bool (b, n)."""
+    cells = patches.unflatten(2, (grid[0], -1)).unflatten(4, (grid[1], -1)).permute(0, 2, 4, 1, 3, 5).flatten(4).int()
+    return ((cells.amax(-1) - cells.amin(-1)).amax(-1) >= FLAT).flatten(1)

@@ -6,13 +6,11 @@ import torch
 
 from tokcli.artifact.opening import Artifact
 from tokcli.evaluation.records import Measurement
-from tokcli.measure.extractors import BATCH
+from tokcli.measure.extractors import BATCH, features
 from tokcli.measure.previews import read_samples
 from tokcli.metrics import Takes
-from tokcli.metrics.dispatch import ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import Reported, ask
 from tokcli.pretrained import build_network
-from tokcli.pretrained.extract import features
 from tokcli.pretrained.text import OpenCLIPText, build_text_tower
 from tokcli.progress import passing
 

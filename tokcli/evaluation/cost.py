@@ -10,13 +10,13 @@ from tokcli import loading
 from tokcli.artifact.opening import Artifact
 from tokcli.command import compute
 from tokcli.command.compute import MICRO, Compute
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.evaluation.captions import CLIP
 from tokcli.evaluation.reconstructions import LPIPS
 from tokcli.measure.extractors import Extractor, expanded
+from tokcli.measure.predicting import DRAWS
 from tokcli.pretrained import build_network
-from tokcli.pretrained.teachers import build_teacher
-from tokcli.proposals.any_order import DRAWS
+from tokcli.pretrained.teacher import build_teacher
 
 
 class Settings(Protocol):

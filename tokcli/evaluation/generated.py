@@ -1,13 +1,14 @@
-"""Generated images against references: every metric that an extractor's one pass allows."""
+"""Generated images against references: how they were drawn, and every metric that an extractor's one pass allows."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tokcli.artifact.manifest import canonical_hash
 from tokcli.artifact.opening import Artifact
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
@@ -15,11 +16,10 @@ from tokcli.measure.extractors import BATCH, PROTOCOLS, Extractor, Seen, chosen,
 from tokcli.measure.previews import read_samples
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.bootstrap import WIDTH
-from tokcli.metrics.dispatch import ask
 from tokcli.metrics.fid import Moments
 from tokcli.metrics.inception_score import SPLITS
 from tokcli.metrics.neighbours import K_COVERAGE, neighbours
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import Reported, ask
 from tokcli.progress import passing
 
 log = logging.getLogger("tok")
@@ -183,3 +183,24 @@ def _asked(
             deviation=number.deviation,
             involved=involved,
         )
+
+
+LEGIBLE = 60  # characters of captions or classes that are said, and not counted
+
+
+def mode_of(a: Artifact) -> str | None:
+    """`ar` or `nar`, `t2i` of samples that were drawn for captions; None where an artifact has none."""
+    return "t2i" if a.recipe.get("sample", {}).get("prompts") else a.facts.get("mode")
+
+
+def asked_for(sample: Mapping[str, Any]) -> str | None:
+    """What samples were asked to show, in words, unless it is all classes in rotation: only equal requests are comparable."""
+    for key, called in (("prompts", "captions"), ("classes", "classes")):
+        asked = sample.get(key)
+        if isinstance(asked, str):
+            return f"{called} as in the {asked}"
+        if asked:
+            said = ", ".join(map(str, asked))
+            many = f"{len(asked):,} {called} ({canonical_hash(asked)[:8]})"
+            return f"{called} {said}" if len(said) <= LEGIBLE else many
+    return None

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokcli.evaluation import charts
-from tokcli.evaluation.charts import Dot, Node, Point
-from tokcli.evaluation.sweep_charts import sweeps
+from tokcli.evaluation.charts import Dot, Node, Point, sweeps
 from tokcli.files import write_text
 from tokcli.pictures.theme import fill
 

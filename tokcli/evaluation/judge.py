@@ -12,23 +12,21 @@ from torch import Tensor
 from tokcli import loading
 from tokcli.artifact.opening import Artifact, locate
 from tokcli.command.options import Options
-from tokcli.command.output import reference
 from tokcli.command.plan import UNKNOWN
+from tokcli.command.session import reference
 from tokcli.data.sources import ImageSource, limited, open_source, padded
 from tokcli.data.sources.contents import known_sha256
 from tokcli.data.transforms import Padding
-from tokcli.device import precision
+from tokcli.device import float32_settings
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.aims import Published
 from tokcli.evaluation.captions import CLIP, Captions
-from tokcli.evaluation.drawn import asked_for, mode_of
-from tokcli.evaluation.generated import HeldOut, judge_samples
-from tokcli.evaluation.lineage import ancestry, involved
+from tokcli.evaluation.generated import HeldOut, asked_for, judge_samples, mode_of
+from tokcli.evaluation.lineage import ancestry, involved, teacher_of
 from tokcli.evaluation.reconstructions import LPIPS, Maps, Reconstructions, judge_decoder
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.references import RESIZED, References
-from tokcli.evaluation.teacher_at_hand import teacher_of
 from tokcli.evaluation.token_numbers import judge_proposal, judge_tokenizer, judge_understanding
 from tokcli.measure.decoding import reconstruct
 from tokcli.measure.extractors import PROTOCOLS, Extractor, load_extractors
@@ -171,7 +169,7 @@ class Judge:
         return RESIZED[padding] + ", antialiased" if padding else RESIZE
 
     def _precision(self) -> dict[str, str]:
-        return {"judges": "float32"} | (precision.settings() if self.device.type == "cuda" else {})
+        return {"judges": "float32"} | (float32_settings() if self.device.type == "cuda" else {})
 
     def header(self) -> list[str]:
         """The same in words."""

@@ -11,10 +11,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from tokcli import pictures
-from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import evaluation_transform, unit
 from tokcli.evaluation.generated import Roles
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.evaluation.references import Reference
@@ -22,8 +21,7 @@ from tokcli.losses.perceptual import lpips_heads
 from tokcli.measure.decoding import reconstruct, reconstruct_perturbed
 from tokcli.measure.extractors import Extractor, Seen, look
 from tokcli.metrics import Takes
-from tokcli.metrics.dispatch import PerImage, ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import PerImage, Reported, ask
 from tokcli.models import Tokenizer
 from tokcli.pretrained import build_network
 from tokcli.recipe.sections import Perturbed

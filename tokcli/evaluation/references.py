@@ -15,7 +15,7 @@ from tokcli.artifact.manifest import MANIFEST, RESTORE
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
+from tokcli.command.session import begin, reference
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, open_source, padded, padding_of
 from tokcli.data.sources.contents import known_sha256

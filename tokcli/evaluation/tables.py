@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from tokcli.artifact.manifest import differing_keys
-from tokcli.evaluation.aims import Published, interleaved
-from tokcli.evaluation.paper import PAPER, place, shown_empty
+from tokcli.evaluation.aims import PAPER, Published, interleaved, place, shown_empty
 from tokcli.evaluation.records import Measured, Measurement
 from tokcli.evaluation.text_tables import NOT_MEASURED, Cell, Column, Row, Table, cell_text
 from tokcli.metrics import METRICS

@@ -9,22 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import evaluation_transform, unit
 from tokcli.evaluation.records import Against, Measurement
 from tokcli.measure import predicting, tokenizing
 from tokcli.measure.extractors import chosen
-from tokcli.measure.found import Judged
+from tokcli.measure.predicting import DRAWS
 from tokcli.metrics import Takes
-from tokcli.metrics.dispatch import ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import Judged, Reported, ask
 from tokcli.metrics.understanding import bags
 from tokcli.models import Tokenizer
-from tokcli.pretrained.teachers import Teacher
+from tokcli.pretrained.teacher import Teacher
 from tokcli.proposals import Proposal
-from tokcli.proposals.any_order import DRAWS
 
 log = logging.getLogger("tok")
 MOST_NAMED = 10  # classes that only one split has

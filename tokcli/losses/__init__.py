@@ -5,8 +5,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from tokcli.losses.alignment import ALIGNMENTS
-from tokcli.losses.features import cosine
+from tokcli.losses.features import ALIGNMENTS, cosine
 from tokcli.losses.perceptual import PerceptualLoss
 from tokcli.losses.pixelwise import L1Loss, L2Loss
 

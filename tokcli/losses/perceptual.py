@@ -18,7 +18,7 @@ from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
 from tokcli.pretrained import build_network, usual
 from tokcli.pretrained.published_weights import package_folder
-from tokcli.recipe.ranges import Layers
+from tokcli.recipe.sections import Layers
 
 # Beside the squared norm: the package lpips and our metric have its root, 1e-10, beside the norm. Inside the root, so that the
 # gradient of an all-zero feature is not NaN.

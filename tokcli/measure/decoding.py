@@ -9,15 +9,13 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from tokcli import pictures
-from tokcli.data.pixels import unit
 from tokcli.data.randomness import generator
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import evaluation_transform
-from tokcli.measure.evaluating import evaluating
+from tokcli.data.transforms import evaluation_transform, unit
+from tokcli.measure import evaluating
 from tokcli.measure.extractors import Extractor, Seen, check_extractors, load_extractors, look
-from tokcli.metrics.dispatch import PerImage, ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import PerImage, Reported, ask
 from tokcli.models import Tokenizer
 from tokcli.quantizers.perturbing import replaced
 

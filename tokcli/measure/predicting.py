@@ -1,27 +1,52 @@
-"""How well a proposal network predicts held-out tokens."""
+"""How well a proposal network predicts held-out tokens.
+
+Of a masked network also the order-agnostic bound (Uria et al. 2014; arXiv 2110.02037, section 3). A network that predicts any tokens from
+any others is an autoregressive one in every order of the tokens. For the mean over all orders, -log p(x) is at most
+n E[mean cross-entropy of m masked tokens], with m uniform in 1 to n and the m tokens at random.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource, evenly
 from tokcli.data.token_store import TokenStore
-from tokcli.data.transforms import evaluation_transform
-from tokcli.measure.evaluating import evaluating
-from tokcli.measure.found import Found, Judged
-from tokcli.metrics.dispatch import ask
-from tokcli.metrics.reported import Reported
+from tokcli.data.transforms import evaluation_transform, unit
+from tokcli.measure import evaluating
+from tokcli.metrics.reported import Found, Judged, Reported, ask
 from tokcli.models import Tokenizer
-from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
+from tokcli.pretrained.feature_cache import BytePairTable, FeatureTable
 from tokcli.progress import passing
 from tokcli.proposals import Proposal
-from tokcli.proposals.any_order import any_order_nats
+from tokcli.proposals.noise import Purpose, uniform
+
+DRAWS = 4
+"""Masks of each image, one in each quarter of the numbers of masked tokens: passes over all images."""
+
+
+def any_order_nats(
+    network: Proposal, indices: Int64[Tensor, "b n"], condition: Shaped[Tensor, "b *c"], seeds: Int64[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """An unbiased estimate of the bound on -log p of each image's tokens, in nats, from DRAWS masks of each.
+
+    Args:
+        network: of mode nar, in eval mode.
+        indices, condition: as in `Proposal.loss`.
+        seeds: numbers of the images, which choose the masks.
+    """
+    n, total = indices.shape[1], torch.zeros(len(indices), dtype=torch.float64, device=indices.device)
+    for draw in range(DRAWS):
+        at = torch.full((1, 1), draw, device=seeds.device)
+        counts = (n * (draw + uniform(seeds, Purpose.MASK_RATIO, at)[:, 0]) / DRAWS).floor() + 1
+        ratio = (counts.clamp(max=n) - 0.5) / n  # half a token less: rounding must not make ceil(ratio n) one more
+        total += network.judged(indices, condition, seeds, ratio).nats.double()
+    return (total * (n / DRAWS)).float()
+
 
 MASK_RATIO = 0.5  # of masked_ce, where a recipe says nothing else
 

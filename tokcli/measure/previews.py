@@ -11,14 +11,13 @@ from torch.nn import functional as F
 from tokcli import distributed, pictures
 from tokcli.artifact.opening import Artifact
 from tokcli.data import sample_store as store
-from tokcli.data.pixels import unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, evenly
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import evaluation_transform, unit
+from tokcli.measure import evaluating
 from tokcli.measure.decoding import reconstruct
-from tokcli.measure.evaluating import evaluating
 from tokcli.models import Tokenizer
-from tokcli.pretrained.teachers import Teacher
+from tokcli.pretrained.teacher import Teacher
 
 LISTING = "images.sha256"  # of samples in form `png`
 COLUMNS = 12  # images of a preview

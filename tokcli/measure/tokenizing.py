@@ -4,18 +4,15 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from tokcli.data.pixels import filled, unit
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import evaluation_transform
-from tokcli.measure.evaluating import evaluating
-from tokcli.measure.found import Found, Judged
+from tokcli.data.transforms import evaluation_transform, filled, unit
+from tokcli.measure import evaluating
 from tokcli.metrics import METRICS
 from tokcli.metrics.code_usage import count_codes
-from tokcli.metrics.dispatch import PerImage, ask
-from tokcli.metrics.reported import Reported
+from tokcli.metrics.reported import Found, Judged, PerImage, Reported, ask
 from tokcli.models import Tokenizer
-from tokcli.pretrained.teachers import Teacher
+from tokcli.pretrained.teacher import Teacher
 
 
 class Counts:

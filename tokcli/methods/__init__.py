@@ -7,7 +7,7 @@ from tokcli.methods.clustering import Clustering
 from tokcli.methods.distillation import Distillation
 from tokcli.methods.joint import Joint
 from tokcli.methods.method import Families, Method, TokenizerRecipe
-from tokcli.pretrained.teachers import teacher_class
+from tokcli.pretrained.teacher import teacher_class
 from tokcli.registry import lookup
 
 __all__ = ["METHODS", "Families", "Method", "TokenizerRecipe", "method_class", "resolve"]

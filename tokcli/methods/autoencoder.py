@@ -22,8 +22,7 @@ from tokcli.losses import LOSSES
 from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.previews import decoder_preview
 from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.method import Families, Method, ReconstructingRecipe
-from tokcli.methods.reconstruction import PixelLoss, TokenizerLoss
+from tokcli.methods.method import Families, Method, PixelLoss, ReconstructingRecipe, TokenizerLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved

@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from tokcli import build
 from tokcli.data.batches import Batch
-from tokcli.data.pixels import unit
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import TRANSFORMS, Transform
-from tokcli.device.meta import on_meta
+from tokcli.data.transforms import TRANSFORMS, Transform, unit
+from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
 from tokcli.methods.method import Families, Method, TokenizerRecipe
 from tokcli.models import TeacherEncoder
-from tokcli.pretrained.teachers import TEACHERS, teacher_weights
+from tokcli.pretrained.teacher import TEACHERS, teacher_weights
 from tokcli.progress import passing
 from tokcli.quantizers import Quantizer
 from tokcli.quantizers.vq import VQ

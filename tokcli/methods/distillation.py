@@ -16,18 +16,16 @@ from torch import Tensor, nn
 
 from tokcli import build
 from tokcli.data.batches import Batch
-from tokcli.data.pixels import filled
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import TRANSFORMS, Transform
-from tokcli.device.precision import autocast
+from tokcli.data.transforms import TRANSFORMS, Transform, filled
+from tokcli.device import autocast
 from tokcli.errors import TokError
 from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.method import Families, Method, ReconstructingRecipe, TokenizerData
-from tokcli.methods.reconstruction import TokenizerLoss
+from tokcli.methods.method import Families, Method, ReconstructingRecipe, TokenizerData, TokenizerLoss
 from tokcli.models import ENCODERS
-from tokcli.pretrained.teacher_cache import TeacherCache
-from tokcli.pretrained.teachers import TEACHERS, Teacher, build_teacher, teacher_weights
+from tokcli.pretrained.feature_cache import TeacherCache
+from tokcli.pretrained.teacher import TEACHERS, Teacher, build_teacher, teacher_weights
 from tokcli.quantizers import QUANTIZERS, Quantizer
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component

@@ -24,10 +24,9 @@ from tokcli.measure.decoding import Judges, measure_decoder
 from tokcli.measure.previews import decoder_preview, tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.distillation import FeatureData, TeacherFeatures, check_blank, filled_patches, short, teacher_facts
-from tokcli.methods.method import Families, Method, ReconstructingRecipe
-from tokcli.methods.reconstruction import PixelLoss, TokenizerLoss
+from tokcli.methods.method import Families, Method, PixelLoss, ReconstructingRecipe, TokenizerLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
-from tokcli.pretrained.teachers import TEACHERS, build_teacher, teacher_weights
+from tokcli.pretrained.teacher import TEACHERS, build_teacher, teacher_weights
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, ReconstructedTrain, Section

@@ -16,16 +16,15 @@ from tokcli.command.inputs import (
     DECODING,
     check_decodes,
     check_expected,
-    check_weights,
     choose,
     load_recipe,
     names_no_recipe,
     open_input,
 )
 from tokcli.command.options import Options
-from tokcli.command.weight_files import weights_read
+from tokcli.command.weight_files import check_weights, weights_read
 from tokcli.data.transforms import TRANSFORMS
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
 from tokcli.measure.extractors import check_extractors

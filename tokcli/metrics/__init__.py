@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 from tokcli.metrics.bootstrap import bootstrap_error
 from tokcli.metrics.clip_score import clip_score
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, entropy_bits, top_code_share
-from tokcli.metrics.density_coverage import coverage, density
 from tokcli.metrics.feature_prediction import feature_loss
 from tokcli.metrics.fid import frechet_distance
 from tokcli.metrics.frechet_ratio import frechet_ratio, geometric_mean
@@ -20,7 +19,7 @@ from tokcli.metrics.inception_score import inception_score
 from tokcli.metrics.kid import kid
 from tokcli.metrics.likelihood import bits_per_image, masked_ce, proposal_ppl, token_accuracy
 from tokcli.metrics.lpips import lpips
-from tokcli.metrics.precision_recall import precision, recall
+from tokcli.metrics.neighbours import coverage, density, precision, recall
 from tokcli.metrics.understanding import knn_accuracy, probe_accuracy, vector_probe_accuracy
 
 Takes = Literal[

@@ -1,6 +1,9 @@
 """Which images lie among which: k-nearest-neighbour balls around two sets of features, in float64, a strip at a time.
 
-Precision, recall, density and coverage are all read off the same three passes; no n x n matrix is held.
+Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), k = 3: balls around real images are the real manifold. Precision asks for
+fakes on it, recall for real images on the fakes'. Both depend on N, the extractor and k; swapping real and fake swaps them. Density and
+coverage (Naeem et al. 2020, arXiv 2002.09797), k = 5, count how many balls hold a fake, and use balls around real images only: one
+outlier among the fakes cannot cover the data. All four are read off the same three passes; no n x n matrix is held.
 """
 
 from collections.abc import Iterator
@@ -118,3 +121,23 @@ def neighbours(real: Float[Tensor, "n _"], fake: Float[Tensor, "m _"]) -> Neighb
             hit[row, own] = inside.any(1)
             reals[row, own] = (distances <= of_b[row]).sum(1)
     return Neighbours(ks, fakes, reals, hit)
+
+
+def density(found: Neighbours) -> float:
+    """Real balls that hold a generated image, mean over images, over k (equation 4); 1 is as dense, more is possible."""
+    return float(found.of_fakes[found.ks.index(K_COVERAGE)].double().mean()) / K_COVERAGE
+
+
+def coverage(found: Neighbours) -> float:
+    """Share of real images whose ball holds a generated image, in [0, 1] (equation 5)."""
+    return float(found.hit[found.ks.index(K_COVERAGE)].double().mean())
+
+
+def precision(found: Neighbours) -> float:
+    """Share of generated images that lie in some real image's ball, in [0, 1]: fidelity."""
+    return float((found.of_fakes[found.ks.index(K_RECALL)] > 0).double().mean())
+
+
+def recall(found: Neighbours) -> float:
+    """Share of real images that lie in some generated image's ball, in [0, 1]: variety."""
+    return float((found.of_reals[found.ks.index(K_RECALL)] > 0).double().mean())

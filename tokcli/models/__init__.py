@@ -3,9 +3,8 @@
 from tokcli.models.decoders import DECODERS, ConvDecoder, PixelDecoder, ViTDecoder
 from tokcli.models.discriminators import DISCRIMINATORS, Discriminator, PatchDiscriminator
 from tokcli.models.encoders import ENCODERS, ConvEncoder, Encoder, PretrainedEncoder, TeacherEncoder, ViTEncoder
-from tokcli.models.feature_decoder import CodesAsFeatures, FeatureDecoder, LinearFeatures
 from tokcli.models.maskgit import MaskGITDecoder, MaskGITEncoder
-from tokcli.models.tokenizer import Tokenizer
+from tokcli.models.tokenizer import CodesAsFeatures, FeatureDecoder, LinearFeatures, Tokenizer
 
 __all__ = [
     "DECODERS",

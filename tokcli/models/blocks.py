@@ -1,4 +1,4 @@
-"""The pre-norm transformer that encoders and decoders share (Dosovitskiy et al. 2021, section 3.1).
+"""The pre-norm transformer that encoders and decoders share (Dosovitskiy et al. 2021, section 3.1), and its attention.
 
 As in BEiT, queries and values have a bias and keys have none (a key bias adds the same to all scores of a
 query and does nothing). Weights start from a normal of standard deviation 0.02, cut at two deviations; the
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokcli.device.attention import attend
 from tokcli.errors import TokError
 
 Grid = tuple[int, int]  # rows, columns of patches
@@ -138,3 +137,28 @@ def start_weights(module: nn.Module) -> None:
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+LONGEST = 512  # tokens up to which the matrix of weights is small beside everything else
+
+
+def attend(
+    q: Float[Tensor, "b h n e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b h n e"]:
+    """softmax(q k^T / sqrt(e)) v, each query seeing itself and earlier keys only where `causal`; `dropout` is the share of weights dropped.
+
+    On CPUs the fused kernel's backward pass takes 6 times as long in bfloat16 as three plain operators on short sequences
+    (65 tokens: 127 ms against 19 ms); without gradients, on GPUs and on long sequences the fused kernel is used.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or q.shape[2] > LONGEST:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v

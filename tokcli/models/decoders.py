@@ -18,7 +18,7 @@ from tokcli.models.conv import (
     training_layout,
 )
 from tokcli.models.maskgit import MaskGITDecoder
-from tokcli.recipe.ranges import Share, Widths
+from tokcli.recipe.sections import Share, Widths
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
 from tokcli.pretrained import build_network, usual
-from tokcli.recipe.ranges import Layers
+from tokcli.recipe.sections import Layers
 
 
 @runtime_checkable

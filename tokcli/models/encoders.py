@@ -20,8 +20,8 @@ from tokcli.models.conv import (
 )
 from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.pretrained import usual
-from tokcli.pretrained.teachers import Teacher
-from tokcli.recipe.ranges import Layers, Share, Widths
+from tokcli.pretrained.teacher import Teacher
+from tokcli.recipe.sections import Layers, Share, Widths
 
 
 @runtime_checkable

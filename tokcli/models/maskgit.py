@@ -21,7 +21,7 @@ from tokcli.models.conv import (
     halved,
     training_layout,
 )
-from tokcli.recipe.ranges import Widths
+from tokcli.recipe.sections import Widths
 
 
 class MaskGITBlock(ResidualBlock):

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.pretrained.efflite0 import EffLite0
 from tokcli.pretrained.inception import FIDInception
 from tokcli.pretrained.network import Network

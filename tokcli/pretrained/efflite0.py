@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
-from tokcli.pretrained.frozen import library
-from tokcli.pretrained.network import Network
+from tokcli.pretrained.network import Network, library
 from tokcli.pretrained.published_weights import Source
 
 STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package numbers them flat

@@ -1,7 +1,9 @@
-"""What every pretrained network offers: frozen, fed with images in [0, 1], read as maps or as one vector."""
+"""What every pretrained network offers: frozen weights from a file, images in [0, 1], features as maps or as one vector."""
 
+from importlib import import_module
 from itertools import chain
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -9,9 +11,77 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from tokcli.artifact.weights import load_strict, load_tensors
+from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
-from tokcli.pretrained.frozen import Frozen
+from tokcli.pretrained.published_weights import Source
 from tokcli.registry import nearest
+
+
+def library(name: str) -> Any:
+    """A module of timm or open_clip: where it is first imported under the meta device, as dry runs do, torch 2.6 fails in it."""
+    with torch.device("cpu"):
+        return import_module(name)
+
+
+class Frozen(nn.Module):
+    """A network that never learns: random weights until `load`, always in eval mode.
+
+    Args:
+        name: what the user calls it.
+        body: the library's module.
+    """
+
+    sha256: str | None = None  # of the file the weights came from, or "random"
+
+    def __init__(self, name: str, body: nn.Module) -> None:
+        super().__init__()
+        self.name, self.body = name, body
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay in eval mode: dropout and batch statistics of a frozen network never wake up."""
+        return super().train(False)
+
+    @classmethod
+    def source(cls, name: str) -> Source:
+        """Where the weights are found when the user names no file; asked before anything is built."""
+        raise NotImplementedError
+
+    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the keys of other layouts of the same weights to those of `body`."""
+        return state
+
+    def load(self, path: Path, where: str) -> None:
+        """Take the weights of a file, strictly.
+
+        Args:
+            where: what the weights are for, in messages.
+
+        Raises:
+            TokError: unreadable, other names or shapes, or values that are not finite.
+        """
+        try:
+            state = self.convert(load_tensors(path))
+        except (KeyError, RuntimeError, ValueError, IndexError) as error:
+            raise TokError(
+                where,
+                f"{path} does not hold the weights of this network",
+                why=str(error),
+                next="Give the file of this network",
+            ) from None
+        broken = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if broken:
+            raise TokError(
+                where,
+                f"{path} holds values that are not finite",
+                got=", ".join(broken[:3]),
+                next="Download the file again",
+            )
+        load_strict(self.body, state, f"{where}: {path}")
+        self.sha256 = known_sha256(path)
+
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -147,3 +217,14 @@ class Network(Frozen):
         with torch.no_grad():
             found = functional_call(self, state, (images, layers), {"norm": norm})
         return [(m.shape[1], m.shape[2], m.shape[3]) for m in found]
+
+
+def resampled(
+    positions: Float[Tensor, "b n d"], learned: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "b m d"]:
+    """A class position, then those of a `learned` grid, interpolated (bicubic, antialiased) to `grid`."""
+    if learned == grid:
+        return positions
+    first, patches = positions[:, :1], positions[:, 1:].transpose(1, 2).unflatten(2, learned)
+    patches = F.interpolate(patches.float(), grid, mode="bicubic", antialias=True).to(positions.dtype)
+    return torch.cat([first, patches.flatten(2).transpose(1, 2)], 1)

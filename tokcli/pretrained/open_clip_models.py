@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.pretrained.frozen import library
-from tokcli.pretrained.network import Network
-from tokcli.pretrained.positions import resampled
+from tokcli.pretrained.network import Network, library, resampled
 from tokcli.pretrained.published_weights import Source
 from tokcli.registry import nearest
 

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokcli.pretrained.network import Network
-from tokcli.pretrained.positions import resampled
+from tokcli.pretrained.network import Network, resampled
 from tokcli.pretrained.published_weights import Source
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
 from tokcli.files import cache_dir
-from tokcli.pretrained.frozen import Frozen, library
+from tokcli.pretrained.network import Frozen, library
 from tokcli.pretrained.open_clip_models import OpenCLIP
 from tokcli.pretrained.published_weights import Source, find_weights
 from tokcli.registry import lookup

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
-from tokcli.pretrained.frozen import library
-from tokcli.pretrained.network import Network
+from tokcli.pretrained.network import Network, library
 from tokcli.pretrained.published_weights import Source
 
 FD_DINOV2 = 224  # pixels, where timm's own size is 518: what FD-DINOv2 is published at (Stein et al. 2023, arXiv 2306.04675, dgm-eval)

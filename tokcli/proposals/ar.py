@@ -6,6 +6,7 @@ network or of GPT-2 is not known.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,17 +17,14 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
-from tokcli.proposals.draw import GPU_CHUNK, Drawing, Sampling, draw
-from tokcli.proposals.guidance import guide
+from tokcli.proposals.draw import GPU_CHUNK, Drawing, Sampling, draw, guide
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Judged, refuse_nonfinite
-from tokcli.proposals.steps import FixedSteps, rounded
 from tokcli.proposals.transformer import INIT_STD, Cache, Rotation, Window
 from tokcli.proposals.transformer_proposal import TransformerProposal
-from tokcli.recipe.ranges import Span
 from tokcli.recipe.sample_options import keys_of
-from tokcli.recipe.sections import DrawnContext
+from tokcli.recipe.sections import DrawnContext, Span
 
 
 class AutoregressiveProposal(TransformerProposal):
@@ -51,7 +49,7 @@ class AutoregressiveProposal(TransformerProposal):
         self.target_position = nn.Parameter(torch.empty(self.tokens, self.width)) if random_order else None
         if self.target_position is not None:
             nn.init.normal_(self.target_position, std=INIT_STD)
-        self._made: tuple[object, FixedSteps] | None = None
+        self._made: tuple[object, "FixedSteps"] | None = None
 
     def loss(
         self,
@@ -208,7 +206,7 @@ class AutoregressiveProposal(TransformerProposal):
         cache.filled += x.shape[1]
         return logits
 
-    def _fixed_steps(self, rows: int) -> FixedSteps:
+    def _fixed_steps(self, rows: int) -> "FixedSteps":
         """Compiled steps after an empty cache; those made before, where they are of these weights, arithmetic and rows."""
         weight = self.embedding.weight
         kind = weight.device.type
@@ -230,3 +228,64 @@ class AutoregressiveProposal(TransformerProposal):
     def _noise(self, seeds: Tensor) -> Tensor:
         positions = torch.arange(self.tokens, device=seeds.device)[None]
         return uniform(seeds, Purpose.TOKEN, positions)
+
+
+BUCKET = 64
+
+
+class FixedSteps:
+    """An autoregressive network's steps from buffers that stay where they are, on GPUs replayed as CUDA graphs.
+
+    Shapes that do not change are what torch.compile and CUDA graphs need. A step attends over the filled length rounded up to a
+    multiple of BUCKET, so that one compiled program serves all of an image and few graphs are recorded.
+
+    Args:
+        step: (codes (b, 1), place (1,), each layer's slots (2, b, h, length, e)) -> logits (b, k), and the slots have
+            the place's keys and values; the same operations wherever the place is.
+        cache: of more than any `rounded` length, or a compiler would make another program for a window that is all of it;
+            its batch is the largest that is stepped.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Tensor, list[Tensor]], Tensor], cache: Cache) -> None:
+        self.step, self.cache, self.device = step, cache, cache.kv[0].device
+        self.codes = torch.zeros(cache.rows, 1, dtype=torch.int64, device=self.device)
+        self.place = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.runs: dict[tuple[int, int], Callable[[], Tensor]] = {}
+
+    def __call__(self, codes: Int64[Tensor, "b 1"]) -> Float[Tensor, "b k"]:
+        """Logits of what follows the codes, which are put after all positions in the cache; good until the next call."""
+        rows, length = len(codes), rounded(self.cache.filled + 1)
+        self.codes[:rows].copy_(codes)
+        self.place.fill_(self.cache.filled)
+        if (rows, length) not in self.runs:
+            slots = self.cache.first(rows, length)
+            for layer in slots:
+                torch._dynamo.maybe_mark_dynamic(layer, 3)  # one program for all lengths
+            run = partial(self.step, self.codes[:rows], self.place, slots)
+            self.runs[rows, length] = _recorded(run) if self.device.type == "cuda" else run
+        self.cache.filled += 1
+        return self.runs[rows, length]()
+
+
+def rounded(length: int) -> int:
+    """The smallest multiple of BUCKET that is not under a length."""
+    return BUCKET * math.ceil(length / BUCKET)
+
+
+def _recorded(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The CUDA graph of a run whose tensors all stay where they are."""
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):  # compiling and what libraries do the first time have no place in a graph
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    # thread_local: `tok sample` makes the last batch's pixels in another thread meanwhile
+    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay

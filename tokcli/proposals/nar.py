@@ -16,19 +16,23 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from tokcli.proposals.confidence import decode_by_confidence
 from tokcli.proposals.cross_entropy import head_cross_entropy, likeliest
-from tokcli.proposals.draw import Drawing, Sampling
-from tokcli.proposals.guidance import guide
-from tokcli.proposals.halton import decode_by_halton
-from tokcli.proposals.masking import RATIOS, RatioName, decoding_counts, mask_counts, random_mask
+from tokcli.proposals.draw import Drawing, Sampling, guide
+from tokcli.proposals.masking import (
+    RATIOS,
+    RatioName,
+    decode_by_confidence,
+    decode_by_halton,
+    decoding_counts,
+    mask_counts,
+    random_mask,
+)
 from tokcli.proposals.noise import Purpose, uniform
 from tokcli.proposals.packing import packed
 from tokcli.proposals.protocol import Judged, refuse_nonfinite
 from tokcli.proposals.transformer_proposal import Position, TransformerProposal
-from tokcli.recipe.ranges import Share
 from tokcli.recipe.sample_options import keys_of
-from tokcli.recipe.sections import DrawnContext
+from tokcli.recipe.sections import DrawnContext, Share
 
 ORDERS = {"confidence": decode_by_confidence, "halton": decode_by_halton}
 

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from tokcli.device.precision import autocast
+from tokcli.device import autocast
 from tokcli.errors import TokError
 from tokcli.proposals.conditions import TextCondition
 from tokcli.proposals.draw import Drawing, Sampling
 from tokcli.proposals.masking import random_mask
 from tokcli.proposals.noise import Purpose, uniform
-from tokcli.recipe.ranges import Probability
-from tokcli.recipe.sections import DrawnContext
+from tokcli.recipe.sections import DrawnContext, Probability
 
 Precision = Literal["float32", "bfloat16"]
 

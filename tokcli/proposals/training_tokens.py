@@ -10,8 +10,8 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Planned
 from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
+from tokcli.pretrained.feature_cache import BytePairTable, FeatureTable
 from tokcli.pretrained.text import build_text_tower
-from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals.conditions import ClassCondition, Condition, TextCondition
 
 log = logging.getLogger("tok")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokcli.device.attention import attend
+from tokcli.models.blocks import attend
 
 INIT_STD = 0.02
 

@@ -14,7 +14,7 @@ from tokcli.proposals.cross_entropy import keep_eager
 from tokcli.proposals.draw import Sampling
 from tokcli.proposals.protocol import Precision, Proposal
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
-from tokcli.recipe.ranges import Probability, Share
+from tokcli.recipe.sections import Probability, Share
 
 Position = Literal[
     "rope-1d",

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokcli import distributed
 from tokcli.data.randomness import generator
-from tokcli.device.precision import full_precision
+from tokcli.device import full_precision
 from tokcli.quantizers.quantizer import CodebookSize, Quantized, Quantizer, mean_square
 from tokcli.quantizers.search import rows_at_once
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from tokcli.device.precision import full_precision
+from tokcli.device import full_precision
 from tokcli.quantizers.quantizer import Quantized, Quantizer
 from tokcli.quantizers.search import rows_at_once
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from tokcli.device.precision import full_precision
+from tokcli.device import full_precision
 
 Metric = Literal["cosine", "euclidean"]
 

@@ -18,11 +18,10 @@ from tokcli import distributed
 from tokcli.data.randomness import generator
 from tokcli.errors import TokError
 from tokcli.quantizers import anchors
-from tokcli.quantizers.kmeans import kmeans
+from tokcli.quantizers.kmeans import Farthest, farthest, gather, join, kmeans, relocate
 from tokcli.quantizers.quantizer import CodebookSize, Quantized, Quantizer, mean_square, straight_through
-from tokcli.quantizers.revival import Farthest, farthest, gather, join, relocate
 from tokcli.quantizers.search import nearest
-from tokcli.recipe.ranges import Share
+from tokcli.recipe.sections import Share
 
 SMOOTHING = 1e-5  # Laplace smoothing of cluster sizes, as in VQ-VAE's published code
 ROWS_PER_CODE = 256  # more rows than this per code do not change k-means

@@ -1,4 +1,4 @@
-"""The networks of `tok sample`, loaded once: image numbers to tokens, tokens to pixels."""
+"""The networks of `tok sample`, loaded once: image numbers to tokens, tokens to pixels; and the contact sheet of what was drawn."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Int64, Shaped, UInt8
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from tokcli import loading, pictures
 from tokcli.artifact.opening import Artifact, locate
-from tokcli.data.pixels import unit
 from tokcli.data.randomness import seed_of
-from tokcli.device.precision import tell_if_emulated, tensor_cores
+from tokcli.data.sources import evenly
+from tokcli.data.transforms import unit
+from tokcli.device import tell_if_emulated, tensor_cores
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal, Sampling
 from tokcli.proposals.protocol import Precision
@@ -111,3 +113,61 @@ class Generator:
         """Images on the CPU."""
         assert self.decoder is not None
         return pictures.to_uint8(self.decoder(self.tokenizer.codes(indices))).cpu()
+
+
+COLUMNS, ROWS = 10, 24  # of a sheet that nobody asked to be otherwise
+UNCLASSED = 6  # rows, where there are no classes
+GREY = 128  # of pixels that are to be drawn anew
+
+
+def layout(grid: str | None) -> tuple[int, int]:
+    """Rows and columns of `10x8`, or the default."""
+    if grid is None:
+        return ROWS, COLUMNS
+    rows, columns = grid.split("x")
+    return int(rows), int(columns)
+
+
+def shown_on_sheet(labels: Sequence[int], grid: str | None) -> list[int]:
+    """The numbers of the images that a sheet shows: the first few of each class, or of all where there are no classes.
+
+    Of more classes than rows as many are taken, evenly spread.
+    """
+    rows, columns = layout(grid)
+    present = sorted(set(labels))
+    if len(present) > rows:
+        present = [present[i] for i in evenly(len(present), rows)]
+    left = {label: columns if label >= 0 else columns * (rows if grid else UNCLASSED) for label in present}
+    numbers = []
+    for number, label in enumerate(labels):
+        if left.get(label, 0):
+            left[label] -= 1
+            numbers.append(number)
+    return numbers
+
+
+def sheet_of(
+    images: UInt8[Tensor, "m 3 s s"], labels: Sequence[int], names: Sequence[str], grid: str | None, edit: Edit | None
+) -> Image:
+    """The sheet of the images that `shown` chose.
+
+    Args:
+        labels: their classes, -1 for none.
+        names: of the classes.
+        edit: the picture that they are edits of.
+    """
+    rows, columns = layout(grid)
+    if edit is None and any(label >= 0 for label in labels):
+        return pictures.class_sheet(images, torch.tensor(labels), names, per_class=columns, most_classes=rows)
+    lines = list(images.split(columns))
+    if edit is None:
+        return pictures.contact_sheet(lines)
+    captions = ["edits", *[""] * (len(lines) - 1)]
+    if any(label >= 0 for label in labels):
+        present, of = sorted(set(labels))[:rows], torch.tensor(labels)
+        lines = [images[of == label][:columns] for label in present]
+        captions = [f"edits: {names[label]}" for label in present]
+    gone = torch.where(edit.anew, GREY, edit.image)
+    above = ["original; grey is drawn anew"]
+    originals = torch.stack([edit.small(edit.image), edit.small(gone)])
+    return pictures.contact_sheet([originals, *lines], row_labels=above + captions)

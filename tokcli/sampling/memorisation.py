@@ -17,14 +17,12 @@ from torch import Tensor
 
 from tokcli import pictures
 from tokcli.artifact.opening import Artifact, locate
-from tokcli.data.pixels import unit
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource, evenly, limited, open_source, padded, sibling
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import evaluation_transform, unit
 from tokcli.errors import TokError
 from tokcli.measure.previews import read_samples
 from tokcli.pretrained import build_network
-from tokcli.pretrained.extract import Extractor
 
 log = logging.getLogger("tok")
 PIXELS = "pixels"
@@ -55,7 +53,9 @@ def features_of(name: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     """
     if name == PIXELS:
         return lambda images: torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 16).flatten(1)
-    extract: Extractor = build_network(name, None, role="extractor", weights_flag=None).to(device).pooled
+    extract: Callable[[Tensor], Tensor] = (
+        build_network(name, None, role="extractor", weights_flag=None).to(device).pooled
+    )
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:

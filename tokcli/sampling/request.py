@@ -1,8 +1,10 @@
-"""What is asked of `tok sample`: how many images of what, drawn how, or which picture is edited."""
+"""What `tok sample` is asked for: how many images of what, drawn how, for which captions, at which points of a sweep."""
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,20 @@ from tokcli import distributed, loading
 from tokcli.artifact.opening import Artifact
 from tokcli.command.inputs import load_recipe
 from tokcli.command.options import Options
-from tokcli.data.prompts import read_prompts
 from tokcli.data.randomness import generator
 from tokcli.data.sources.caption_files import fault_of
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.errors import Misuse, TokError
+from tokcli.limits import TooLarge, read_bytes
 from tokcli.pretrained import network_class
 from tokcli.proposals import Proposal, Sampling
+from tokcli.recipe.sample_options import SampleOptions, declared
+from tokcli.recipe.yaml import parse_set
 from tokcli.registry import nearest
 from tokcli.sampling import memorisation
 from tokcli.sampling.edits import Edit, read_edit
 from tokcli.sampling.generator import in_window
 from tokcli.sampling.sample_recipe import NUMBERS, SampleRecipe, sampling_of, with_defaults, without_replaced
-from tokcli.sampling.sweep import point_name
 
 log = logging.getLogger("tok")
 
@@ -230,3 +233,77 @@ def _for_edit(
         log.info("no --classes: the edit is drawn without class and guidance")
         settings, labels = dataclasses.replace(settings, cfg_scale=1.0), [-1] * len(labels)
     return settings, labels
+
+
+def sweep_points(sweeps: Sequence[str], sets: Container[str] = ()) -> list[dict[str, Any]]:
+    """Every combination of `("cfg_scale=1,1.5", "temperature=0.9,1")`, as recipe keys; one empty point without sweeps.
+
+    Args:
+        sets: recipe keys that other flags name.
+
+    Raises:
+        TokError: not KEY=VALUE,VALUE, or a key or a value given twice.
+        Misuse: another flag says a value too.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in sweeps:
+        key, sign, values = text.partition("=")
+        if not sign or not key.strip() or not values.strip():
+            raise TokError(
+                f"--sweep {text}", "expected KEY=VALUE,VALUE", next="Write for example --sweep cfg_scale=1,1.5,2"
+            )
+        key = key.strip()
+        key = key if "." in key or key == "seed" else f"sample.{key}"
+        if key in axes:
+            raise TokError(f"--sweep {text}", "is given twice", next="List all values behind one --sweep")
+        one = declared(SampleOptions).get(key.removeprefix("sample."))
+        if one and not one.sweeps:
+            known = ", ".join(key for key, one in declared(SampleOptions).items() if one.sweeps)
+            raise TokError(f"--sweep {text}", f"{key} changes no image", next=f"Sweep one of {known}, seed")
+        if key in sets:
+            raise Misuse(f"--sweep {text}", f"{key} is given by another flag too", next="Leave one of them out")
+        axes[key] = found = parse_set((f"{key}=[{values}]",), flag=f"--sweep {text}")[key]
+        if any(one in found[:i] for i, one in enumerate(found)):  # 1 and 1.0 are one
+            raise TokError(
+                f"--sweep {text}", "names a value twice, which would make the same images", next="Name it once"
+            )
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+    """A point of a sweep as a folder's name: `cfg_scale=1.5,temperature=0.9`."""
+    parts = [f"{key.removeprefix('sample.')}={value}" for key, value in point.items()]
+    return ",".join(parts).replace("/", "-").replace(" ", "")
+
+
+MOST_PROMPTS = 64 << 20  # bytes: of a million captions
+
+
+def read_prompts(source: str) -> list[str]:
+    """The captions in a file, or of standard input where `source` is `-`, without the white space around them.
+
+    Raises:
+        TokError: unreadable, not UTF-8, no line at all, or an empty one.
+    """
+    where = f"--prompts {source}"
+    try:
+        if source == "-" and sys.stdin is None:  # it is closed
+            raise TokError(where, "standard input is closed", next="Give a file, or write captions to it")
+        data = sys.stdin.buffer.read(MOST_PROMPTS + 1) if source == "-" else read_bytes(Path(source), MOST_PROMPTS)
+        if len(data) > MOST_PROMPTS:
+            raise TooLarge(f"has more than {MOST_PROMPTS:,} bytes")
+        lines = (
+            data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+        )  # splitlines also breaks at form feeds and the like
+        prompts = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+    except UnicodeDecodeError as error:
+        raise TokError(where, "is not UTF-8 text", why=str(error)) from None
+    except TooLarge as error:
+        raise TokError(where, str(error), next="Split it") from None
+    except OSError as error:
+        raise TokError(where, "cannot be read", why=error.strerror or str(error)) from None
+    if not prompts:
+        raise TokError(where, "holds no captions", next="Write one a line")
+    if "" in prompts:
+        raise TokError(where, f"line {prompts.index('') + 1} holds no caption", next="Write one caption a line")
+    return prompts

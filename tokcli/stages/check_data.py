@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokcli.data.sources import BadImage, ImageSource, open_source, sibling
-from tokcli.data.sources.split_names import NAMES
+from tokcli.data.sources.listing import NAMES
 from tokcli.data.sources.summary import class_counts, kinds, too_many
-from tokcli.device.cores import cores
+from tokcli.device import cores
 from tokcli.errors import TokError
 from tokcli.progress import bar
 from tokcli.terminal import printable

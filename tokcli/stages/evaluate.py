@@ -14,12 +14,10 @@ from tokcli import pictures
 from tokcli.artifact.opening import Artifact, examined, locate, scan
 from tokcli.artifact.plans import Plan, Planned, read_plan
 from tokcli.command import plan
-from tokcli.command.inputs import check_weights, load_recipe, named_data, open_input
+from tokcli.command.inputs import load_recipe, named_data, open_input, with_preset
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session
-from tokcli.command.weight_files import weights_read
+from tokcli.command.session import begin, reference, session
+from tokcli.command.weight_files import check_weights, weights_read
 from tokcli.data.sources import sibling
 from tokcli.data.sources.summary import left_out
 from tokcli.errors import NotFound, TokError
@@ -29,16 +27,14 @@ from tokcli.evaluation.cost import evaluation_cost
 from tokcli.evaluation.judge import Judge
 from tokcli.evaluation.records import SCHEMA, Measured
 from tokcli.evaluation.references import References
-from tokcli.evaluation.report_page import write_page
-from tokcli.evaluation.report_pictures import Sheets
+from tokcli.evaluation.report_page import Sheets, write_page
 from tokcli.evaluation.tables import build_tables, warning_of_small_sets
 from tokcli.files import write_text
 from tokcli.measure.extractors import check_extractors, expanded
 from tokcli.measure.predicting import MASK_RATIO
 from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import Pixels
-from tokcli.recipe.sections import Perturbed, Recipe, Section
+from tokcli.recipe.sections import Perturbed, Pixels, Recipe, Section
 
 log = logging.getLogger("tok")
 MEASURED = ("tokenizer", "decoder", "proposal", "samples")

@@ -12,8 +12,7 @@ from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import plan
 from tokcli.command.inputs import load_recipe
 from tokcli.command.options import Options, Preset
-from tokcli.command.output import begin
-from tokcli.command.session import session
+from tokcli.command.session import begin, session
 from tokcli.files import sha256, write_text
 from tokcli.methods import TokenizerRecipe, method_class, resolve
 from tokcli.models import Tokenizer
@@ -130,5 +129,5 @@ def _facts(
         "classes": [],
         "teacher": {"name": known["name"], "sha256": None, "feature_dim": form.feature_dim} if known else None,
         "imported": {"format": kind, "sha256": digest},
-        "parameters": {name: plan.parameter_count(part) for name, part in tokenizer.named_children()},
+        "parameters": {name: build.parameter_count(part) for name, part in tokenizer.named_children()},
     }

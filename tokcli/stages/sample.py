@@ -18,27 +18,22 @@ from tokcli.artifact.opening import Artifact, check_lineage
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
 from tokcli.command.bulk import Held, claimed, completed, finishing, left_to_another
-from tokcli.command.inputs import check_weights, choose, choose_decoder
+from tokcli.command.inputs import choose, choose_decoder, with_preset
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference, tokenizer_reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session, share_of
-from tokcli.command.weight_files import network_input, weights_read
+from tokcli.command.session import begin, reference, session, share_of, tokenizer_reference
+from tokcli.command.weight_files import check_weights, network_input, weights_read
 from tokcli.data import sample_store as store
 from tokcli.data.transforms import padding_kept
-from tokcli.device.meta import on_meta
+from tokcli.device import check_compiler, on_meta
 from tokcli.errors import TokError
 from tokcli.files import Behind
 from tokcli.measure.previews import LISTING, read_samples
 from tokcli.progress import bar
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe.check import resolved
-from tokcli.sampling import contact_sheet
-from tokcli.sampling.generator import Generator, in_window
+from tokcli.sampling.generator import Generator, in_window, sheet_of, shown_on_sheet
 from tokcli.sampling.memorisation import PIXELS, Beside, beside_of, compare
-from tokcli.sampling.request import Request, request_of, with_prompts
-from tokcli.sampling.sweep import sweep_points
-from tokcli.training.compiling import check_compiler
+from tokcli.sampling.request import Request, request_of, sweep_points, with_prompts
 from tokcli.training.signals import StopSignal
 
 log = logging.getLogger("tok")
@@ -251,9 +246,9 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
         facts = _facts(request, proposal) | {"labels": labels}
         made = Artifact(folder, {"facts": facts})
         rows = [i % len(prompts) for i in range(len(labels))] if prompts else labels
-        shown = contact_sheet.shown(rows, asked.grid)
+        shown = shown_on_sheet(rows, asked.grid)
         small = request.edit.small if request.edit else lambda image: image
-        sheet = contact_sheet.sheet(
+        sheet = sheet_of(
             torch.cat([small(read_samples(made, [number])[0])[None] for number in shown]),
             [rows[i] for i in shown],
             prompts or facts["classes"],

@@ -10,7 +10,7 @@ from tokcli.errors import TokError
 from tokcli.files import sha256
 from tokcli.progress import passing
 from tokcli.terminal import as_json, printable
-from tokcli.training.evidence import show_evidence
+from tokcli.training.finite import show_evidence
 
 
 def manifest(path: Path) -> dict[str, Any]:

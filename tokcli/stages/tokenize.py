@@ -18,30 +18,25 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
 from tokcli.command.bulk import Held, claimed, finishing, left_to_another
-from tokcli.command.inputs import choose, data_spec, load_recipe
+from tokcli.command.inputs import choose, data_spec, load_recipe, with_preset
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session, share_of
+from tokcli.command.session import begin, reference, session, share_of
 from tokcli.data import token_store
-from tokcli.data.pixels import unit
 from tokcli.data.reading import Found, read_all
 from tokcli.data.sources import BadImage, ImageSource, limited, open_source
 from tokcli.data.sources.summary import left_out, refuse_bad, say_problems
 from tokcli.data.token_store import merge, write_shard
-from tokcli.data.transforms import CropViews, padding_kept
-from tokcli.device.meta import on_meta
-from tokcli.device.precision import autocast, tell_if_emulated, tensor_cores
+from tokcli.data.transforms import CropViews, padding_kept, unit
+from tokcli.device import autocast, on_meta, tell_if_emulated, tensor_cores
 from tokcli.errors import Interrupted, TokError
 from tokcli.files import Behind
+from tokcli.measure.extractors import rebatch
 from tokcli.models import Tokenizer
-from tokcli.pretrained.extract import rebatch
 from tokcli.progress import Bar, bar
 from tokcli.proposals.protocol import Precision
 from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import Area, Pixels
-from tokcli.recipe.sections import Recipe, Section
+from tokcli.recipe.sections import Area, Pixels, Recipe, Section
 from tokcli.training.signals import StopSignal
 
 log = logging.getLogger("tok")

@@ -13,17 +13,14 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, Planned
 from tokcli.artifact.weights import load_strict, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import choose, data_spec, held_out_beside
+from tokcli.command.inputs import choose, data_spec, held_out_beside, with_preset
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session
+from tokcli.command.session import begin, reference, session
 from tokcli.command.weight_files import weights_inputs, weights_planned
 from tokcli.data.batches import Batch, TrainBatches
-from tokcli.data.pixels import unit
 from tokcli.data.sources import open_source, padded
-from tokcli.data.transforms import padding_kept
-from tokcli.device.meta import on_meta
+from tokcli.data.transforms import padding_kept, unit
+from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.measure.decoding import Judges, measure_decoder
@@ -94,8 +91,8 @@ def _facts(
         "losses": {name: dict(section) for name, section in recipe.loss.items()},
         "gan": recipe.gan.model_dump(mode="json") if recipe.gan else None,
         **({"drawn": drawn} if recipe.drawn else {}),
-        "trainable_parameters": plan.parameter_count(decoder),
-        "frozen_parameters": plan.parameter_count(tokenizer) if tokenizer else None,
+        "trainable_parameters": build.parameter_count(decoder),
+        "frozen_parameters": build.parameter_count(tokenizer) if tokenizer else None,
     }
 
 

@@ -16,25 +16,23 @@ from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.command import compute, plan
 from tokcli.command.inputs import (
     check_expected,
-    check_weights,
     choose,
     data_spec,
     load_recipe,
     open_input,
+    with_preset,
 )
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference, tokenizer_reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session
-from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
+from tokcli.command.session import begin, reference, session, tokenizer_reference
+from tokcli.command.weight_files import check_weights, weights_inputs, weights_planned, weights_read
 from tokcli.data.token_batches import TokenBatch, TokenBatches
 from tokcli.data.transforms import padding_kept
-from tokcli.device.meta import on_meta
+from tokcli.device import on_meta
 from tokcli.errors import Misuse, TokError
 from tokcli.files import write_text
 from tokcli.measure.predicting import MASK_RATIO, class_numbers, measure_proposal, stored_tokens
 from tokcli.models.blocks import Grid
-from tokcli.pretrained.text_cache import FeatureTable
+from tokcli.pretrained.feature_cache import FeatureTable
 from tokcli.proposals import CONDITIONS, PROPOSALS, ClassCondition, Condition, NoCondition, Proposal, TextCondition
 from tokcli.proposals.training_tokens import CaptionTables, captioned, check_captions, open_store, say_unread
 from tokcli.recipe.check import resolved
@@ -224,7 +222,7 @@ def _facts(recipe: ProposalRecipe, facts: Mapping[str, Any], network: Proposal) 
         "text_sha256": None,
         "classes": facts["classes"] if by_class else [],
         "class_counts": None if by_class else [],
-        "parameters": plan.parameter_count(network),
+        "parameters": build.parameter_count(network),
     }
 
 

@@ -14,22 +14,20 @@ from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import compute, plan
 from tokcli.command.inputs import (
     check_expected,
-    check_weights,
     data_spec,
     held_out_beside,
     load_recipe,
     method_of,
     open_input,
+    with_preset,
 )
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session
-from tokcli.command.weight_files import weights_inputs, weights_planned, weights_read
+from tokcli.command.session import begin, reference, session
+from tokcli.command.weight_files import check_weights, weights_inputs, weights_planned, weights_read
 from tokcli.data.batches import Batch, TrainBatches
-from tokcli.data.pixels import unit
 from tokcli.data.sources import ImageSource, open_source, padded
-from tokcli.device.meta import on_meta
+from tokcli.data.transforms import unit
+from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
@@ -167,7 +165,7 @@ def _facts(kind: type[Method], recipe: TokenizerRecipe, method: Method, classes:
         "transform": build.build_transform(recipe.data).describe(),
         **build.padding_fact(recipe.data),
         **method.facts(),
-        "parameters": {name: plan.parameter_count(part) for name, part in method.modules().items()},
+        "parameters": {name: build.parameter_count(part) for name, part in method.modules().items()},
     }
 
 

@@ -17,23 +17,19 @@ from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_n
 from tokcli.codebook.page import write_page
 from tokcli.codebook.view import Codebook, see, write_pictures
 from tokcli.command import plan
-from tokcli.command.inputs import choose, data_spec, load_recipe
+from tokcli.command.inputs import choose, data_spec, load_recipe, with_preset
 from tokcli.command.options import Options
-from tokcli.command.output import begin, reference
-from tokcli.command.presets import with_preset
-from tokcli.command.session import session
-from tokcli.data.pixels import filled, unit
+from tokcli.command.session import begin, reference, session
 from tokcli.data.reading import read_batches
 from tokcli.data.sources import ImageSource, evenly, open_source, padded
-from tokcli.data.transforms import evaluation_transform
+from tokcli.data.transforms import evaluation_transform, filled, unit
 from tokcli.errors import TokError
 from tokcli.metrics.code_usage import count_codes
 from tokcli.models import Tokenizer
 from tokcli.quantizers import Quantizer
 from tokcli.recipe import MAX_PIXELS
 from tokcli.recipe.check import resolved
-from tokcli.recipe.ranges import Pixels
-from tokcli.recipe.sections import Recipe, Section
+from tokcli.recipe.sections import Pixels, Recipe, Section
 
 log = logging.getLogger("tok")
 

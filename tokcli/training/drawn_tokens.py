@@ -19,8 +19,8 @@ from tokcli.data.batches import Batch
 from tokcli.data.randomness import seed_of
 from tokcli.data.sources import ImageSource
 from tokcli.measure.predicting import class_numbers
+from tokcli.pretrained.feature_cache import BytePairTable, FeatureTable
 from tokcli.pretrained.text import build_text_tower
-from tokcli.pretrained.text_cache import BytePairTable, FeatureTable
 from tokcli.proposals import Proposal, Sampling, TextCondition
 from tokcli.recipe.sections import Drawn, Train
 

@@ -11,14 +11,12 @@ import torch
 from tqdm import tqdm
 
 from tokcli import distributed
-from tokcli.device.precision import tensor_cores
+from tokcli.device import tensor_cores
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Train
-from tokcli.training.evidence import EVIDENCE, dropout_seed, write_evidence
-from tokcli.training.finite import NonFinite
-from tokcli.training.journal import RATE, Journal
+from tokcli.training.finite import EVIDENCE, NonFinite, dropout_seed, write_evidence
 from tokcli.training.signals import StopSignal
-from tokcli.training.state import Stateful, load_state, require_disk, save_state
+from tokcli.training.state import RATE, Journal, Stateful, load_state, require_disk, save_state
 from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokcli.device.precision import tell_if_emulated
+from tokcli.device import tell_if_emulated
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim
 

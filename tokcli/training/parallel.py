@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tokcli import distributed
+from tokcli.device import compile_module
 from tokcli.recipe.sections import Train
-from tokcli.training.compiling import compile_module
 
 Whole = contextlib.AbstractContextManager[None]
 

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tokcli import distributed
+from tokcli.device import keep_eager_parts
 from tokcli.recipe.sections import Train
-from tokcli.training.compiling import keep_eager_parts
 from tokcli.training.parallel import own, swapped
 
 INTERNAL = frozenset(vars(nn.Module()))

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tokcli import distributed
-from tokcli.device.precision import autocast, tell_if_emulated
+from tokcli.device import autocast, tell_if_emulated
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim, Train
-from tokcli.training.average import Average
 from tokcli.training.finite import Watch
 from tokcli.training.optimizers import build_optimizers
 from tokcli.training.parallel import Whole, network_of, own
@@ -212,3 +211,21 @@ def _empty(p: Tensor, entry: Any) -> Tensor:
     if entry.size == p.shape:
         return torch.zeros_like(p, dtype=entry.properties.dtype, requires_grad=False)
     return torch.zeros(entry.size, dtype=entry.properties.dtype, device=p.device)
+
+
+class Average:
+    """Exponential moving average of parameters by name, with a warm-up of the decay: min(decay, (1+t)/(10+t))."""
+
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.live = decay, dict(live)
+        self.shadow = {name: p.detach().clone() for name, p in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int, stopped: Tensor | None = None) -> None:
+        """Move the averages towards the live parameters, unless `stopped` holds a 1.0."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        shadow, live = list(self.shadow.values()), list(self.live.values())
+        if stopped is None:
+            torch._foreach_lerp_(shadow, live, weight)
+        else:
+            torch._foreach_lerp_(shadow, live, [weight * (1 - stopped)] * len(live))

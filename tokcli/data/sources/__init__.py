@@ -14,15 +14,12 @@ from tokcli.data.object_stores import STORES
 from tokcli.data.sources.coco import Coco
 from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.idx import FashionMnist, Idx
-from tokcli.data.sources.listing import is_url
+from tokcli.data.sources.listing import is_url, other_names, split_of, without_columns
 from tokcli.data.sources.openmoji import OpenMoji
-from tokcli.data.sources.padded import padded, padding_of
 from tokcli.data.sources.parquet import Parquet
-from tokcli.data.sources.parquet_files import split_of, without_columns
 from tokcli.data.sources.remote_tars import RemoteTars
 from tokcli.data.sources.samples import Samples
-from tokcli.data.sources.split_names import other_names
-from tokcli.data.sources.subset import evenly, limited
+from tokcli.data.sources.subset import evenly, limited, padded, padding_of
 from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import Misuse, NotFound, TokError

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tokcli.data.npy import NpyError, read_npy
-from tokcli.device.cores import cores
+from tokcli.device import cores
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, cache_dir
 from tokcli.progress import passing

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import check_bytes
+from tokcli.data.decode import BadImage, check_bytes, decode
 from tokcli.data.sources.caption_files import (
     METADATA,
     TABLE,
@@ -23,8 +22,15 @@ from tokcli.data.sources.caption_files import (
 )
 from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_labels
 from tokcli.data.sources.contents import CHUNK, digest_of, file_digests
-from tokcli.data.sources.listing import IMAGE_EXTENSIONS, Keys, bad_name, data_id, refuse_large, refuse_many
-from tokcli.data.sources.split_names import split_named
+from tokcli.data.sources.listing import (
+    IMAGE_EXTENSIONS,
+    Keys,
+    bad_name,
+    data_id,
+    refuse_large,
+    refuse_many,
+    split_named,
+)
 from tokcli.data.sources.summary import counted
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError

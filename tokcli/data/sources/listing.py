@@ -1,14 +1,14 @@
-"""What sources share before any image is decoded: names of files and how they are found, one id."""
+"""What sources share before any image is decoded: names of files and of splits, tables, one id."""
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from tokcli.data.image_files import FORMATS
+from tokcli.data.decode import FORMATS
 from tokcli.errors import TokError
 
 IMAGE_EXTENSIONS = (
@@ -129,3 +129,53 @@ def refuse_many(found: int, table: str, what: str = "images that are not there")
 def lines(text: str) -> list[str]:
     """Lines as editors count them: str.splitlines would also break at form feeds, U+0085 and U+2028."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+NUMBERED = re.compile(r"(?P<split>.+)-\d+-of-(?P<all>\d+)")
+ROLES = "image|label|caption"
+
+
+def without_columns(spec: str) -> tuple[str, str]:
+    """A spec and its columns: `photos/train:image=picture,label=kind` -> (`photos/train`, `image=picture,label=kind`)."""
+    found = re.fullmatch(rf"(?s)(.+?):((?:{ROLES})=.*)", spec)
+    return (found[1], found[2]) if found and not Path(spec).exists() else (spec, "")
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name says: `train-00000-of-00002.parquet` and `train.parquet` -> `train`; "" for none."""
+    if numbered := NUMBERED.fullmatch(path.stem):
+        return numbered["split"]
+    first = re.split(r"[-._]", path.stem)[0]
+    return first if split_named(first) else ""
+
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+
+
+_END = r"(?i:[ _-]?set)?(?:\d{4})?$"
+
+
+def split_named(name: str) -> str | None:
+    """Which of `train`, `val` and `test` a folder's name says; None for any other name."""
+    stem = re.sub(_END, "", name.lower())
+    return next((split for split, names in NAMES.items() if stem in names), None)
+
+
+def other_names(name: str, split: str) -> list[str]:
+    """What another split beside the split `name` may be called, the likeliest first; [] where `name` says no other split.
+
+    Case and end are those of `name`: `Train` -> `Val`, `train2017` -> `val2017`, `training_set` -> `val_set`.
+    """
+    if split_named(name) in (None, split):
+        return []
+    end = re.search(_END, name)[0]  # type: ignore[index]  # it may be empty
+    styled = [style(other) for other in NAMES[split] for style in (_like(name), str)]
+    return [other + end for other in dict.fromkeys(styled)]
+
+
+def _like(name: str) -> Callable[[str], str]:
+    return str.upper if name.isupper() else str.capitalize if name[:1].isupper() else str.lower

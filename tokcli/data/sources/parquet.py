@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import open_image, opened
+from tokcli.data.decode import BadImage, decode, open_image, opened
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.classes import class_name, class_numbers
 from tokcli.data.sources.contents import State, digest_of, state_of
 from tokcli.data.sources.folder import read_encoded
-from tokcli.data.sources.listing import data_id, is_url, refuse_labels
+from tokcli.data.sources.listing import data_id, is_url, refuse_labels, without_columns
 from tokcli.data.sources.parquet_columns import choose_columns
-from tokcli.data.sources.parquet_files import files_of, names_parquet, roles_of, without_columns
+from tokcli.data.sources.parquet_files import files_of, names_parquet, roles_of
 from tokcli.data.sources.parquet_rows import Damaged, Rows
 from tokcli.data.sources.tars import shard_names
 from tokcli.errors import TokError

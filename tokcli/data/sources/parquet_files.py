@@ -4,21 +4,12 @@ import os
 import re
 from pathlib import Path
 
-from tokcli.data.sources.listing import IMAGE_EXTENSIONS
-from tokcli.data.sources.split_names import split_named
+from tokcli.data.sources.listing import IMAGE_EXTENSIONS, NUMBERED, ROLES, split_of
 from tokcli.data.sources.tars import expand
 from tokcli.errors import NotFound, TokError
 
 END = ".parquet"
 FOLDERS = 2  # how many folders below the named one may hold files: config/split/0000.parquet
-_NUMBERED = re.compile(r"(?P<split>.+)-\d+-of-(?P<all>\d+)")
-_ROLES = "image|label|caption"
-
-
-def without_columns(spec: str) -> tuple[str, str]:
-    """A spec and its columns: `photos/train:image=picture,label=kind` -> (`photos/train`, `image=picture,label=kind`)."""
-    found = re.fullmatch(rf"(?s)(.+?):((?:{_ROLES})=.*)", spec)
-    return (found[1], found[2]) if found and not Path(spec).exists() else (spec, "")
 
 
 def roles_of(columns: str) -> dict[str, list[str]]:
@@ -28,21 +19,13 @@ def roles_of(columns: str) -> dict[str, list[str]]:
         TokError: it is of another form.
     """
     roles: dict[str, list[str]] = {}
-    for part in re.split(rf",(?=(?:{_ROLES})=)", columns) if columns else ():
+    for part in re.split(rf",(?=(?:{ROLES})=)", columns) if columns else ():
         role, _, name = part.partition("=")
         roles.setdefault(role, []).extend([name] if name else [])
     for role in ("image", "label"):
         if role in roles and len(roles[role]) != 1 and (role, roles[role]) != ("label", []):
             raise TokError(f"--columns {columns}", f"names no single column as {role}", next=f"Write {role}=NAME once")
     return roles
-
-
-def split_of(path: Path) -> str:
-    """The split that a file's name says: `train-00000-of-00002.parquet` and `train.parquet` -> `train`; "" for none."""
-    if numbered := _NUMBERED.fullmatch(path.stem):
-        return numbered["split"]
-    first = re.split(r"[-._]", path.stem)[0]
-    return first if split_named(first) else ""
 
 
 def layout(folder: Path) -> dict[str, list[Path]]:
@@ -116,7 +99,7 @@ def files_of(spec: str) -> tuple[str, list[Path]]:
 
 def _refuse_missing(spec: str, files: list[Path]) -> None:
     """Files that are numbered say how many they are."""
-    numbered = [found for file in files if (found := _NUMBERED.fullmatch(file.stem))]
+    numbered = [found for file in files if (found := NUMBERED.fullmatch(file.stem))]
     wanted = {int(found["all"]) for found in numbered}
     if wanted and (len(wanted) > 1 or max(wanted) != len(numbered)):
         pattern = files[0].parent / f"{split_of(files[0])}-*{END}"

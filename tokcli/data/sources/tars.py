@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import Part, check_bytes
+from tokcli.data.decode import BadImage, Part, check_bytes, decode
 from tokcli.data.sources.caption_files import captions_beside, usable
 from tokcli.data.sources.classes import class_numbers, known_numbers
 from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of

@@ -1,1 +1,0 @@
-"""Devices and precision: the meta device, exact float32, tensor cores."""
