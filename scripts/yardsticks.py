@@ -59,7 +59,11 @@ def main() -> None:
     train, size = artifact.inputs["data"]["path"], artifact.facts["use_size"]
     val = sibling(train, "val")
     if val is None:
-        raise TokError("TOKENIZER", f"{train}, which it learnt from, has no held-out part beside it")
+        raise TokError(
+            "TOKENIZER",
+            f"{train}, which it learnt from, has no held-out part beside it",
+            next="Choose a tokenizer of data with a val split",
+        )
     grid = tuple(artifact.facts["grid"])
     seen, held_out = (features_of(teacher, spec, size, grid, IMAGES) for spec in (train, val))
     own = loss_of(artifact, teacher, val)

@@ -184,9 +184,9 @@ def test_failure_leaves_no_folder_behind(tok: Callable[..., Answer], tmp_path: P
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (TokError("--x", "is wrong"), 1),
-        (Misuse("--x", "does not go with --y"), 2),
-        (Interrupted("a", "was interrupted"), 75),
+        (TokError("--x", "is wrong", next="Leave it out"), 1),
+        (Misuse("--x", "does not go with --y", next="Leave it out"), 2),
+        (Interrupted("a", "was interrupted", next="Repeat it"), 75),
         (MemoryError(), 1),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
     ],
@@ -327,7 +327,7 @@ def test_verify_passes_a_whole_artifact_and_names_a_damaged_file(
     made = make_artifact(tmp_path / "a")
     assert tok("verify", "a") == (0, f"{made.id}: manifest and 2 files are whole\n", "")
     (tmp_path / "a" / "log.jsonl").write_text("forged")
-    assert tok("verify", "a") == (1, "", "a: 1 of 2 files are damaged or missing. Got log.jsonl.\n")
+    assert tok("verify", "a") == (1, "", f"a: 1 of 2 files are damaged or missing. Got log.jsonl. {RESTORE}.\n")
 
 
 def test_recipes_lists_and_shows_what_is_shipped(tok: Callable[..., Answer]) -> None:

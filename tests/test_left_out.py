@@ -145,7 +145,7 @@ def test_a_folder_with_work_in_it_stays_when_the_command_is_refused(tmp_path: Pa
         (begun.path / "log.jsonl").write_text("")
         if made:
             (begun.path / made).write_text("work")
-        raise TokError("data", "is refused")
+        raise TokError("data", "is refused", next="Mend it")
     assert (tmp_path / "t").exists() == bool(made)
 
 

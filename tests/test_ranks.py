@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 def error_of_one() -> None:
     """Rank 1 fails while rank 0 waits for it in a collective."""
     if distributed.rank() == 1:
-        raise TokError("--data photos", "cannot be read on this machine")
+        raise TokError("--data photos", "cannot be read on this machine", next="Copy it")
     distributed.all_reduce_sum(torch.ones(2))
 
 
 def error_of_all() -> None:
-    raise Interrupted("run", "interrupted after step 3")
+    raise Interrupted("run", "interrupted after step 3", next="Repeat it")
 
 
 def loss_of_one() -> None:
@@ -50,7 +50,7 @@ def deaf() -> None:
     """Rank 0 would not hear of the end of rank 1, as in a collective of a GPU."""
     with distributed.watched():
         if distributed.rank() == 1:
-            raise TokError("step 3", "fails")
+            raise TokError("step 3", "fails", next="Repeat it")
         time.sleep(60)
 
 
@@ -119,12 +119,12 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 def test_an_error_of_one_rank_is_one_line_and_ends_the_other_silently(ends: dict[str, list[Any]]) -> None:
-    assert ends["error_of_one"] == [[1, ""], [1, "--data photos: cannot be read on this machine.\n"]]
+    assert ends["error_of_one"] == [[1, ""], [1, "--data photos: cannot be read on this machine. Copy it.\n"]]
 
 
 def test_an_error_of_all_ranks_is_said_once(ends: dict[str, list[Any]]) -> None:
     assert [code for code, _ in ends["error_of_all"]] == [75, 75]
-    assert sorted(text for _, text in ends["error_of_all"]) == ["", "run: interrupted after step 3.\n"]
+    assert sorted(text for _, text in ends["error_of_all"]) == ["", "run: interrupted after step 3. Repeat it.\n"]
 
 
 def test_a_rank_that_was_killed_is_one_line_of_the_other(ends: dict[str, list[Any]]) -> None:
@@ -140,7 +140,7 @@ def test_a_mistake_of_our_own_is_no_lost_connection(ends: dict[str, list[Any]]) 
 
 
 def test_a_rank_that_hears_nothing_is_ended(ends: dict[str, list[Any]]) -> None:
-    assert ends["deaf"] == [None, [1, "step 3: fails.\n"]]  # rank 0 had no time to write
+    assert ends["deaf"] == [None, [1, "step 3: fails. Repeat it.\n"]]  # rank 0 had no time to write
 
 
 def test_ranks_that_end_well_are_left_alone(ends: dict[str, list[Any]]) -> None:

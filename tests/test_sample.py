@@ -639,7 +639,7 @@ def test_what_neighbours_lack_is_said_before_anything_is_drawn(
     flags: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*_: Any) -> None:
-        raise TokError("extractor squeezenet", "weights not found")
+        raise TokError("extractor squeezenet", "weights not found", next="Fetch them")
 
     monkeypatch.setattr(memorisation, "features_of", missing)
     assert "weights not found" in refusal(*flags("nar"), "-n", 3, "--neighbours", "squeezenet")
@@ -653,7 +653,7 @@ def test_finished_neighbours_are_found_again_where_the_training_images_are_gone(
     first = made(*command)
 
     def gone(*_: Any, **__: Any) -> None:
-        raise TokError("--data photos", "no such folder")
+        raise TokError("--data photos", "no such folder", next="Copy it")
 
     monkeypatch.setattr(memorisation, "open_source", gone)
     assert made(*command) == first

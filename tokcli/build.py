@@ -46,7 +46,11 @@ def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any],
     try:
         return factory(*supplied, **checked)
     except ValueError as error:  # values that do not go together
-        raise TokError(f"{family} {section['name']}", str(error)) from None
+        raise TokError(
+            f"{family} {section['name']}",
+            str(error),
+            next=f"Change its keys: tok recipes --explain {family}.{section['name']} lists them",
+        ) from None
 
 
 def build_transform(data: Data) -> Transform:

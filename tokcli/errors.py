@@ -12,14 +12,14 @@ class TokError(Exception):
     Args:
         where: the flag, file and key, or step at fault (`--data photos`, `recipes/x.yaml: optim.lr`).
         what: what is wrong with it, as a short clause without a full stop.
+        next: what the user should do or type: a sentence that begins with a verb, or a question ("Did you mean 'vq'?").
         why: the cause, in the words of whatever refused it; it follows after a colon.
         got: the value that was found there, without the word "got".
-        next: what to do about it, beginning with a verb in capitals, or a question ("Did you mean 'vq'?").
     """
 
     exit_code = 1
 
-    def __init__(self, where: str, what: str, *, why: str = "", got: str = "", next: str = "") -> None:
+    def __init__(self, where: str, what: str, *, next: str, why: str = "", got: str = "") -> None:
         self.where, self.what, self.why, self.got, self.next = where, what, why, got, next
         said = [f"{what}: {why.strip()}" if why.strip() else what, f"Got {got.strip()}" if got.strip() else "", next]
         parts = [printable(part).strip() for part in said]

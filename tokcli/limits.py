@@ -76,14 +76,17 @@ def text_lines(path: Path, where: str) -> Iterator[str]:
             while line := file.readline(MOST_LINE + 1):
                 if len(line) > MOST_LINE:
                     raise TokError(
-                        f"{path}:{number}", f"is a line of more than {MOST_LINE:,} characters", got=line[:60]
+                        f"{path}:{number}",
+                        f"is a line of more than {MOST_LINE:,} characters",
+                        got=line[:60],
+                        next="Break it into shorter ones",
                     )
                 yield line.removesuffix("\n")
                 number += 1
     except FileNotFoundError:
-        raise TokError(where, "no such file", got=str(path)) from None
+        raise TokError(where, "no such file", got=str(path), next="Check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise TokError(where, "cannot be read as text", why=str(error)) from None
+        raise TokError(where, "cannot be read as text", why=str(error), next="Save it as UTF-8 text") from None
 
 
 def check_zip(path: Path) -> None:

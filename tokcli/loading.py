@@ -78,7 +78,12 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
 def _own_decoder(tokenizer: Tokenizer, artifact: Artifact) -> Any:
     """A tokenizer's pixel decoder, for the grid at which it is used."""
     if tokenizer.pixel_decoder is None:
-        raise TokError(str(artifact.path), "has no pixel decoder", got=f"has_decoder: {artifact.facts['has_decoder']}")
+        raise TokError(
+            str(artifact.path),
+            "has no pixel decoder",
+            got=f"has_decoder: {artifact.facts['has_decoder']}",
+            next=f"Train one: tok train-decoder --tokenizer {artifact.path}",
+        )
     tokenizer.pixel_decoder.grid = tuple(artifact.facts["grid"])
     return tokenizer.pixel_decoder
 

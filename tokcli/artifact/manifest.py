@@ -169,7 +169,7 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
     """
     file = path / MANIFEST
     if not path.is_dir():
-        raise TokError(where, "no such folder")
+        raise TokError(where, "no such folder", next="Give the path that the command which made the artifact printed")
     if not file.is_file():
         raise TokError(where, "is not an artifact (it holds no manifest.json)", next="Run tok show to list artifacts")
     try:
@@ -180,10 +180,15 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
         ) from None
     damaged = _damaged_key(manifest)
     if damaged:
-        raise TokError(str(file), f"is damaged: key '{damaged}' is missing, of a wrong type or out of range")
+        raise TokError(
+            str(file), f"is damaged: key '{damaged}' is missing, of a wrong type or out of range", next=RESTORE
+        )
     if manifest["schema"] not in (OLDER, SCHEMA):
         raise TokError(
-            str(file), f"is not of schema {SCHEMA}, which this tok reads", got=f"schema {manifest['schema']}"
+            str(file),
+            f"is not of schema {SCHEMA}, which this tok reads",
+            got=f"schema {manifest['schema']}",
+            next="Read it with the version of tok that made it, or make it again",
         )
     if manifest["schema"] == SCHEMA and seal(manifest) != manifest[SEAL]:
         raise TokError(str(file), "was changed since it was written: its SHA-256 is not the one in it", next=RESTORE)

@@ -104,10 +104,7 @@ class Artifact:
         path = self.path / name
         entry = self.manifest["files"].get(name)
         if entry is None:
-            raise TokError(
-                str(path),
-                f"is not part of this artifact of kind {self.kind}",
-            )
+            raise TokError(str(path), f"is not part of this artifact of kind {self.kind}", next=RESTORE)
         if name not in self._verified:
             if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 raise TokError(
@@ -153,7 +150,12 @@ def _read(path: Path, flag: str = "", kinds: tuple[str, ...] = KINDS) -> Artifac
     where = f"{flag} {path}".strip()
     manifest = read_manifest(path, where)
     if manifest["kind"] not in kinds:
-        raise TokError(where, f"is not of kind {' or '.join(kinds)}", got=manifest["kind"])
+        raise TokError(
+            where,
+            f"is not of kind {' or '.join(kinds)}",
+            got=manifest["kind"],
+            next="Name another: tok show says of which kind one is",
+        )
     if manifest["status"] != "complete":
         command = " ".join(manifest.get("provenance", {}).get("command", []))
         raise _Running(where, "is not complete yet", next=f"Repeat the command that makes it: {command}")

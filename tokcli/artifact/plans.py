@@ -67,6 +67,7 @@ class Planned(Artifact):
         raise TokError(
             str(self.path),
             f"is a plan and holds no {name}",
+            next="Run the command without --dry-run, and give what it prints",
         )
 
 
@@ -110,7 +111,10 @@ def read_plan(path: Path, flag: str, kinds: Iterable[str] = KINDS) -> Planned | 
         return None
     if document["plan"] != SCHEMA:
         raise TokError(
-            where, f"is not a plan of schema {SCHEMA}, which this tok reads", got=f"schema {document['plan']}"
+            where,
+            f"is not a plan of schema {SCHEMA}, which this tok reads",
+            got=f"schema {document['plan']}",
+            next=AGAIN,
         )
     wanted = {"kind": str, "id": str, "facts": dict, "recipe": dict, "inputs": dict}
     damaged = [key for key, kind in wanted.items() if not isinstance(document.get(key), kind)]
@@ -121,7 +125,9 @@ def read_plan(path: Path, flag: str, kinds: Iterable[str] = KINDS) -> Planned | 
     if damaged:
         raise TokError(where, f"is a damaged plan: key '{damaged[0]}' is missing or of a wrong type", next=AGAIN)
     if document["kind"] not in kinds:
-        raise TokError(where, f"is not of kind {' or '.join(kinds)}", got=document["kind"])
+        raise TokError(
+            where, f"is not of kind {' or '.join(kinds)}", got=document["kind"], next="Give the plan of another command"
+        )
     if plan_id(document) != document["id"]:
         raise TokError(where, "the plan was changed: its id does not match", got=document["id"], next=AGAIN)
     return Planned(path, document)

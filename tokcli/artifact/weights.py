@@ -115,7 +115,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
         with torch.serialization.safe_globals([*((_Inert, name) for name in FOREIGN), argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
     except FileNotFoundError:
-        raise TokError(str(path), "no such file") from None
+        raise TokError(str(path), "no such file", next="Check the path") from None
     except Exception as error:
         # torch opens with advice on its own arguments; what it met comes after that
         text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
@@ -130,7 +130,12 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> dict[str, Any]
             str(path), "cannot be read as weights", why=first, next="Check the download or use a .safetensors file"
         ) from None
     if not isinstance(loaded, dict):
-        raise TokError(str(path), "holds no dictionary of weights", got=type(loaded).__name__)
+        raise TokError(
+            str(path),
+            "holds no dictionary of weights",
+            got=type(loaded).__name__,
+            next="Give a checkpoint of weights by name, such as a state_dict",
+        )
     return loaded
 
 
@@ -161,9 +166,11 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
             )
         return load_file(path)
     except FileNotFoundError:
-        raise TokError(str(path), "no such file") from None
+        raise TokError(str(path), "no such file", next="Check the path") from None
     except (SafetensorError, OSError) as error:
-        raise TokError(str(path), "is not a whole safetensors file", why=str(error)) from None
+        raise TokError(
+            str(path), "is not a whole safetensors file", why=str(error), next="Copy or download it again"
+        ) from None
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -187,5 +194,5 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
             for what, names in parts
             if names
         )
-        raise TokError(where, "weights do not fit the network", why=found)
+        raise TokError(where, "weights do not fit the network", why=found, next="Give the weights of this very network")
     module.load_state_dict(dict(state), strict=True)

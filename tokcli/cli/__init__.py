@@ -35,7 +35,11 @@ class InOrder(click.Group):
             raise INTERRUPTED from None
         except OSError as error:
             name = error.filename if isinstance(error.filename, str) else "tok"
-            raise TokError(name[:200], error.strerror or str(error)) from error
+            raise TokError(
+                name[:200],
+                error.strerror or str(error),
+                next="Check the path, its permissions and the space on the disk",
+            ) from error
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from tokcli.codebook.patches import GAP, choose_patches, crop_patches, mosaic, tiles_of
-from tokcli.errors import TokError
 from tokcli.files import disk_error
 from tokcli.pictures.canvas import FONT_PX, blank, line_height, put_text, text_width
 from tokcli.progress import passing
@@ -66,7 +65,7 @@ def write_code_sheets(
         TokError: the disk is full or the folder cannot be written.
     """
     if indices.shape != (len(images), grid[0] * grid[1]):
-        raise TokError("code sheets", f"indices {tuple(indices.shape)} do not fit {len(images)} images, grid {grid}")
+        raise ValueError(f"code sheets: indices {tuple(indices.shape)} do not fit {len(images)} images, grid {grid}")
     counts = np.bincount(indices.reshape(-1).cpu().numpy(), minlength=codebook_size)
     places = choose_patches(indices, codebook_size, columns * columns)
     used = np.flatnonzero(counts)

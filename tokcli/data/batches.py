@@ -137,7 +137,9 @@ class TrainBatches:
                 self._bad.add(number)
                 self._note(*bad[number])
             if batch is None:
-                raise TokError(f"--data {self.source.name}", "no image in it can be read")
+                raise TokError(
+                    f"--data {self.source.name}", "no image in it can be read", next="Run tok data check to see why"
+                )
             yield batch
 
     def _note(self, key: str, why: str) -> None:

@@ -140,7 +140,9 @@ def _limit() -> int:
     except ValueError:
         limit = math.nan
     if not 0 < limit < math.inf:
-        raise TokError("TOK_CACHE_GB", "must be a number of gigabytes above 0", got=given)
+        raise TokError(
+            "TOK_CACHE_GB", "must be a number of gigabytes above 0", got=given, next="Set it to a number such as 50"
+        )
     return int(limit * 10**9)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tokcli.artifact.manifest import RESTORE
 from tokcli.errors import TokError
 
 BLOCK = 1 << 20  # numbers
@@ -20,6 +21,9 @@ BLOCK = 1 << 20  # numbers
 
 class NpyError(TokError):
     """A .npy file that is damaged, or holds Python objects."""
+
+    def __init__(self, where: str, what: str, *, next: str = RESTORE, why: str = "", got: str = "") -> None:
+        super().__init__(where, what, next=next, why=why, got=got)
 
 
 class NpyRows:

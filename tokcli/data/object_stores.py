@@ -141,7 +141,12 @@ class FileSystem(_Checked):
         except TokError:
             raise
         except Exception as error:  # each store raises its own
-            raise NotFound(f"--data {url}", "the store cannot be read", why=_line(error)) from None
+            raise NotFound(
+                f"--data {url}",
+                "the store cannot be read",
+                why=_line(error),
+                next="Check the address, and the credentials that the store needs",
+            ) from None
 
     def read(self, url: str, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start`."""
@@ -174,12 +179,20 @@ class CommandLine(_Checked):
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             if any(word in done.stderr for word in ("404", "Not Found", "NoSuchKey", "not found")):
                 raise _gone(url)
-            raise NotFound(f"--data {url}", f"{self.tool.describe[0]} cannot read it", why=why)
+            raise NotFound(
+                f"--data {url}",
+                f"{self.tool.describe[0]} cannot read it",
+                why=why,
+                next="Check the address, and the credentials that the store needs",
+            )
         try:
             return _remote(url, json.loads(done.stdout))
         except (ValueError, AttributeError):
             raise NotFound(
-                f"--data {url}", f"{self.tool.describe[0]} does not describe it", got=done.stdout[:60]
+                f"--data {url}",
+                f"{self.tool.describe[0]} does not describe it",
+                got=done.stdout[:60],
+                next=f"Update {self.tool.describe[0]}, or install fsspec: pip install 'tok[stores]'",
             ) from None
 
     def read(self, url: str, start: int) -> Iterator[bytes]:

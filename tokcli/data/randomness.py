@@ -30,14 +30,20 @@ class Order:
     Nothing is dropped and no epoch is padded: a batch may end one epoch and begin the next.
 
     Raises:
-        TokError: no samples, or a batch size that does not divide over the ranks.
+        ValueError: no samples.
+        TokError: a batch size that does not divide over the ranks.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, world: int = 1) -> None:
         if count < 1 or batch_size < 1:
-            raise TokError("batch_size", "there must be samples and a batch size", got=f"{count} and {batch_size}")
+            raise ValueError(f"batch_size: there must be samples and a batch size, not {count} and {batch_size}")
         if batch_size % world:
-            raise TokError("batch_size", f"does not divide over {world} processes", got=str(batch_size))
+            raise TokError(
+                "batch_size",
+                f"does not divide over {world} processes",
+                got=str(batch_size),
+                next="Choose a multiple of it: --set train.batch_size=N",
+            )
         self.count, self.batch_size, self.seed, self.world = count, batch_size, seed, world
         self._known: dict[int, np.ndarray] = {}
 

@@ -290,7 +290,9 @@ def read_batches(
     if images:
         yield numbers, torch.stack(images)
     if not good and bad:
-        raise TokError(f"--data {source.name}", f"none of {bad} images could be read")
+        raise TokError(
+            f"--data {source.name}", f"none of {bad} images could be read", next="Run tok data check to see why"
+        )
 
 
 def first_readable(

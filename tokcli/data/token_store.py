@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tokcli.artifact.manifest import RESTORE
 from tokcli.data.npy import NpyError, NpyRows, read_npy
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, write_text
@@ -100,6 +101,7 @@ def merge(folder: Path, shards: int) -> Counts:
         raise TokError(
             str(folder),
             f"{len(missing)} of {shards} shards are missing, the first {missing[0]}",
+            next="Repeat tok tokenize: it completes the folder",
         )
     try:
         parts = [json.loads(_sidecar(folder, i).read_text(encoding="utf-8")) for i in range(shards)]
@@ -142,7 +144,12 @@ class TokenStore:
         self.folder = folder
         numbers = sorted(present(folder))
         if not numbers or numbers != list(range(len(numbers))):
-            raise TokError(str(folder), "token shards are missing", got=f"{len(numbers)}")
+            raise TokError(
+                str(folder),
+                "token shards are missing",
+                got=f"{len(numbers)}",
+                next="Repeat tok tokenize: it completes the folder",
+            )
         try:
             self._shards = [NpyRows(_shard(folder, number)) for number in numbers]
             self.labels: np.ndarray = read_npy(folder / "labels.npy")
@@ -179,7 +186,9 @@ class TokenStore:
         }
         wrong = [f"{name}: {fact}, not {held}" for name, (fact, held) in said.items() if fact != held]
         if wrong:
-            raise TokError(str(self.folder), "its shards are not what its facts say", got="; ".join(wrong))
+            raise TokError(
+                str(self.folder), "its shards are not what its facts say", got="; ".join(wrong), next=RESTORE
+            )
         for name, arrays, least, most in (
             ("codes", (block for shard in self._shards for block in shard.blocks()), 0, facts["codebook_size"]),
             ("labels", iter([self.labels]), -1, len(facts["classes"])),
@@ -188,7 +197,7 @@ class TokenStore:
                 low, high = (int(array.min()), int(array.max())) if array.size else (least, least)
                 if low < least or high >= most:
                     what = f"holds {name} outside of {least} to {most - 1}, which its facts allow"
-                    raise TokError(str(self.folder), what, got=f"{low} to {high}")
+                    raise TokError(str(self.folder), what, got=f"{low} to {high}", next=RESTORE)
 
     @cached_property
     def keys(self) -> list[str]:
@@ -211,7 +220,7 @@ class TokenStore:
         try:
             found = [json.loads(line)["captions"] for line in self._text("captions.jsonl").split("\n")[:-1]]
         except (ValueError, KeyError, TypeError):
-            raise TokError(str(self.folder / "captions.jsonl"), "is damaged") from None
+            raise TokError(str(self.folder / "captions.jsonl"), "is damaged", next=RESTORE) from None
         return self._checked("captions.jsonl", found)
 
     @cached_property
@@ -223,11 +232,13 @@ class TokenStore:
         try:
             return (self.folder / name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TokError(str(self.folder / name), "cannot be read", why=str(error)) from None
+            raise TokError(str(self.folder / name), "cannot be read", why=str(error), next=RESTORE) from None
 
     def _checked(self, name: str, found: list) -> list:  # type: ignore[type-arg]
         if len(found) != self.rows:
-            raise TokError(str(self.folder / name), f"not one line for each of {self.rows} rows", got=str(len(found)))
+            raise TokError(
+                str(self.folder / name), f"not one line for each of {self.rows} rows", got=str(len(found)), next=RESTORE
+            )
         return found
 
     def batch(self, rows: Int[Tensor, " b"] | np.ndarray, views: Int[Tensor, " b"] | np.ndarray) -> Int[Tensor, "b n"]:

@@ -136,4 +136,9 @@ def _open(url: str, method: str = "GET", start: int = 0, tag: str = "") -> Any:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", "") or error
         kind = Busy if isinstance(reason, TimeoutError | ConnectionResetError | http.client.HTTPException) else NotFound
-        raise kind(f"--data {url}", "the server cannot be reached", why=str(reason) or type(error).__name__) from None
+        raise kind(
+            f"--data {url}",
+            "the server cannot be reached",
+            why=str(reason) or type(error).__name__,
+            next="Check the address and the network, then repeat the command",
+        ) from None

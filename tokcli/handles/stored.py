@@ -37,7 +37,12 @@ class TokensHandle(Handle):
         """
         if not 0 <= view < self.store.views or any(not 0 <= row < len(self) or row != int(row) for row in rows):
             held = f"rows 0 to {len(self) - 1} and views 0 to {self.store.views - 1}"
-            raise TokError("indices", f"there are {held}", got=f"rows {list(rows)[:8]}, view {view}")
+            raise TokError(
+                "indices",
+                f"there are {held}",
+                got=f"rows {list(rows)[:8]}, view {view}",
+                next="Ask for rows and a view among these",
+            )
         return self.store.batch(np.asarray(rows), np.full(len(rows), view))
 
 

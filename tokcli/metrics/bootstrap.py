@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tokcli.errors import TokError
 from tokcli.metrics.fid import Gaussian, Moments, factor_of
 from tokcli.progress import passing
 
@@ -29,13 +28,13 @@ def bootstrap_error(
         seed: of the resampling.
 
     Raises:
-        TokError: fewer than 2 replicates or images, or features of another width than the reference's.
+        ValueError: fewer than 2 replicates or images, or features of another width than the reference's.
     """
     known = reference.gaussian() if isinstance(reference, Moments) else reference
     if replicates < 2 or len(features) < 2:
-        raise TokError("bootstrap", "needs at least 2 images and 2 replicates", got=f"{len(features)}, {replicates}")
+        raise ValueError(f"bootstrap: needs at least 2 images and 2 replicates: {len(features)}, {replicates}")
     if features.shape[1] != len(known.mean):
-        raise TokError("bootstrap", "features differ in width", got=f"{features.shape[1]} and {len(known.mean)}")
+        raise ValueError(f"bootstrap: features differ in width: {features.shape[1]} and {len(known.mean)}")
     x = features.cpu().to(torch.float64)
     centre = x.mean(0)
     x, gap = x - centre, centre - torch.from_numpy(np.array(known.mean, dtype=np.float64))

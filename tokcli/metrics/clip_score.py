@@ -14,10 +14,11 @@ def clip_score(images: Float[Tensor, "b d"], captions: Float[Tensor, "b e"]) -> 
         images, captions: embeddings in CLIP's shared space.
 
     Raises:
-        TokError: embeddings of different width, or not finite.
+        ValueError: embeddings of different width.
+        TokError: embeddings that are not finite.
     """
     if images.shape != captions.shape:
-        raise TokError("clip score", "embeddings differ", got=f"{tuple(images.shape)} and {tuple(captions.shape)}")
+        raise ValueError(f"clip score: embeddings differ: {tuple(images.shape)} and {tuple(captions.shape)}")
     if not (images.isfinite().all() and captions.isfinite().all()):
         raise TokError("clip score", "embeddings are not finite", next="Check the weights")
     alike = (F.normalize(images.double(), dim=-1) * F.normalize(captions.double(), dim=-1)).sum(-1)

@@ -18,10 +18,11 @@ def feature_loss(predicted: Float[Tensor, "b n d"], target: Float[Tensor, "b n d
     """Mean over an image's n features of 1 - cosine(predicted, target), in [0, 2], one value per image.
 
     Raises:
-        TokError: the shapes differ, or a feature is not finite.
+        ValueError: the shapes differ.
+        TokError: a feature is not finite.
     """
     if predicted.shape != target.shape:
-        raise TokError("features", "shapes differ", got=f"{tuple(predicted.shape)} and {tuple(target.shape)}")
+        raise ValueError(f"features: shapes differ: {tuple(predicted.shape)} and {tuple(target.shape)}")
     for name, features in (("predicted", predicted), ("target", target)):
         if not features.isfinite().all():
             raise TokError(f"{name} features", "are not finite", next="Check the weights behind them")
@@ -44,11 +45,11 @@ def centroid_loss(features: Float[Tensor, "b n d"], centroids: Float[Tensor, "k 
     codes can do one feature at a time.
 
     Raises:
-        TokError: the dimensions differ.
+        ValueError: the dimensions differ.
     """
     if features.shape[-1] != centroids.shape[-1]:
         got = f"{centroids.shape[-1]} and {features.shape[-1]}"
-        raise TokError("centroids", "their width is not the features'", got=got)
+        raise ValueError(f"centroids: their width is not the features': {got}")
     directions = _unit(centroids)
     rows = features.reshape(-1, features.shape[-1])
     best = [(_unit(chunk) @ directions.T).amax(dim=-1) for chunk in rows.split(CHUNK_ROWS)]

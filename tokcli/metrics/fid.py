@@ -59,10 +59,11 @@ class Moments:
         """Add the features of b images.
 
         Raises:
-            TokError: a feature is NaN or infinite, or the width differs from that of the batches before.
+            TokError: a feature is NaN or infinite.
+            ValueError: the width differs from that of the batches before.
         """
         if features.ndim != 2:
-            raise TokError(self.name, "features must be (images, features)", got=f"{tuple(features.shape)}")
+            raise ValueError(f"{self.name}: features must be (images, features), not {tuple(features.shape)}")
         # GPUs sum where the features are; Apple's has no float64
         device = features.device if features.device.type in ("cpu", "cuda") else torch.device("cpu")
         x = features.detach().to(device=device).to(torch.float64)
@@ -81,7 +82,7 @@ class Moments:
             self.mean = torch.zeros_like(mean)
             self.scatter = mean.new_zeros(len(mean), len(mean))
         if len(mean) != self.dim:
-            raise TokError(self.name, "features change width", got=f"{len(mean)} after {self.dim}")
+            raise ValueError(f"{self.name}: features change width: {len(mean)} after {self.dim}")
         total = self.count + len(x)
         gap = mean.to(self.mean) - self.mean
         between = gap * (self.count * len(x) / total) ** 0.5
@@ -111,7 +112,12 @@ class Moments:
 def _checked(given: Moments | Gaussian) -> Gaussian:
     g = given.gaussian() if isinstance(given, Moments) else given
     if g.mean.ndim != 1 or g.covariance.shape != (len(g.mean), len(g.mean)):
-        raise TokError(g.name, "statistics do not fit together", got=f"{g.mean.shape}, {g.covariance.shape}")
+        raise TokError(
+            g.name,
+            "statistics do not fit together",
+            got=f"{g.mean.shape}, {g.covariance.shape}",
+            next="Make them again",
+        )
     if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
         raise TokError(g.name, "statistics are not finite", next="Make them again")
     return replace(g, mean=g.mean.astype(np.float64), covariance=g.covariance.astype(np.float64))

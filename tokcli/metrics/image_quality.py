@@ -27,10 +27,8 @@ def _unit(images: Tensor) -> Float64[Tensor, "b c h w"]:
 
 def _pair(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if images.shape != targets.shape or images.ndim != 4:
-        raise TokError(
-            "images",
-            "must have the shape of their targets",
-            got=f"{tuple(images.shape)} and {tuple(targets.shape)}",
+        raise ValueError(
+            f"images: must have the shape of their targets, not {tuple(images.shape)} and {tuple(targets.shape)}"
         )
     return _unit(images), _unit(targets)
 
@@ -39,7 +37,7 @@ def l1(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) ->
     """Mean absolute error of each image, in [0, 1].
 
     Raises:
-        TokError: the shapes differ.
+        ValueError: the shapes differ.
     """
     x, y = _pair(images, targets)
     return (x - y).abs().mean(dim=(1, 2, 3))
@@ -49,7 +47,7 @@ def psnr(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) 
     """Peak signal-to-noise ratio of each image in dB, over all its pixels and channels, at most 100.
 
     Raises:
-        TokError: the shapes differ.
+        ValueError: the shapes differ.
     """
     x, y = _pair(images, targets)
     return (-10 * (x - y).square().mean(dim=(1, 2, 3)).log10()).clamp(max=PSNR_CAP)
@@ -63,7 +61,7 @@ def sharpness(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h 
     not say that edges are in their places.
 
     Raises:
-        TokError: the shapes differ.
+        ValueError: the shapes differ.
     """
     x, y = (_edges(side) for side in _pair(images, targets))
     return torch.where(y < FLATTEST, torch.nan, (x + FLAT) / (y + FLAT))
@@ -96,7 +94,8 @@ def ssim(images: Shaped[Tensor, "b c h w"], targets: Shaped[Tensor, "b c h w"]) 
     what scikit-image computes for `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.
 
     Raises:
-        TokError: the shapes differ, or a side is under 11 px.
+        ValueError: the shapes differ.
+        TokError: a side is under 11 px.
     """
     x, y = _pair(images, targets)
     if min(x.shape[-2:]) < WINDOW:

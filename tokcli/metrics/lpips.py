@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tokcli.errors import TokError
-
 TINY = 1e-10  # beside the norm, as the package lpips has it
 
 
@@ -31,12 +29,12 @@ def lpips(
         heads: non-negative channel weights (1, c, 1, 1) by layer.
 
     Raises:
-        TokError: as many maps as heads are wanted, of equal shapes.
+        ValueError: as many maps as heads are wanted, of equal shapes.
     """
     if not len(images) == len(targets) == len(heads) or any(
         a.shape != b.shape or h.shape[1] != a.shape[1] for a, b, h in zip(images, targets, heads, strict=False)
     ):
-        raise TokError("lpips", "maps and heads do not fit together", got=f"{len(images)} maps, {len(heads)} heads")
+        raise ValueError(f"lpips: maps and heads do not fit together: {len(images)} maps, {len(heads)} heads")
     total = torch.zeros(len(images[0]), dtype=torch.float64)
     for a, b, head in zip(images, targets, heads, strict=True):
         squares = (_unit(a) - _unit(b)).square() * head.to(torch.float64)

@@ -139,15 +139,15 @@ def contact_sheet(
         scale: whole factor of enlargement; None: the largest that keeps a tile within 128 px.
 
     Raises:
-        TokError: no images, images of several sizes, or labels that do not match.
+        ValueError: no images, images of several sizes, or labels that do not match.
     """
     sizes = {tuple(row.shape[1:]) for row in rows}
     columns = max((len(row) for row in rows), default=0)
     if not columns or len(sizes) != 1:
-        raise TokError("contact sheet", "needs images of one size", got=f"sizes {sorted(sizes)}")
+        raise ValueError(f"contact sheet: needs images of one size: sizes {sorted(sizes)}")
     for what, labels, expected in (("rows", row_labels, len(rows)), ("columns", column_labels, columns)):
         if labels is not None and len(labels) != expected:
-            raise TokError("contact sheet", f"{expected} {what} but {len(labels)} labels")
+            raise ValueError(f"contact sheet: {expected} {what} but {len(labels)} labels")
     _, height, width = next(iter(sizes))
     factor = scale or enlargement(max(height, width))
     height, width = height * factor, width * factor

@@ -120,7 +120,9 @@ class OpenCLIP(Network):
                 x, indices=numbers, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
             )
         except AssertionError as error:  # how timm refuses image sizes
-            raise TokError(self.name, "cannot take these images", why=str(error)) from None
+            raise TokError(
+                self.name, "cannot take these images", why=str(error), next="Choose another image_size for it"
+            ) from None
 
     def _pooled(self, x: Tensor) -> Tensor:
         embedding = self.body(x)

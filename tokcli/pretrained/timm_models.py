@@ -101,7 +101,9 @@ class Timm(Network):
                 intermediates_only=True,
             )
         except AssertionError as error:  # how timm refuses image sizes
-            raise TokError(self.name, "cannot take these images", why=str(error)) from None
+            raise TokError(
+                self.name, "cannot take these images", why=str(error), next="Choose another image_size for it"
+            ) from None
         return {self.layer_names[n]: m for n, m in zip(numbers, maps, strict=True)}
 
     def _pooled(self, x: Tensor) -> Tensor:

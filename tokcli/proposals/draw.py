@@ -77,7 +77,12 @@ class Sampling(SamplerOptions):
         for key, one in declared(type(self)).items():
             fault = one.fault(getattr(self, key))
             if fault:
-                raise TokError(f"sample.{key}", f"must be {fault}", got=str(getattr(self, key)))
+                raise TokError(
+                    f"sample.{key}",
+                    f"must be {fault}",
+                    got=str(getattr(self, key)),
+                    next=f"Choose a value in its range: --set sample.{key}=VALUE",
+                )
 
     @property
     def guided(self) -> bool:

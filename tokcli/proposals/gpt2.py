@@ -79,7 +79,12 @@ class GPT2Proposal(AutoregressiveProposal):
         positions, needed = state.get("wpe.weight"), self.prefix + self.tokens
         if positions is None or len(positions) < needed:
             got = "none" if positions is None else str(len(positions))
-            raise TokError(where, f"holds no {needed} position embeddings of a GPT-2", got=got)
+            raise TokError(
+                where,
+                f"holds no {needed} position embeddings of a GPT-2",
+                got=got,
+                next="Give the weights of a GPT-2, or train on fewer tokens and a shorter condition",
+            )
         found = {"position": positions[:needed]}
         for name, t in state.items():
             pieces = name.split(".")

@@ -73,7 +73,9 @@ def decoding_counts(n: int, steps: int) -> list[int]:
         TokError: more steps than tokens.
     """
     if steps > n:
-        raise TokError("sample.steps", f"more steps than the {n} tokens of an image", got=f"{steps}")
+        raise TokError(
+            "sample.steps", f"more steps than the {n} tokens of an image", got=f"{steps}", next=f"Take at most {n}"
+        )
     counts, masked = [], n  # 1e-9: a third of the way the cosine is 1/2, which float64 rounds down
     for t in range(1, steps):
         masked = max(1, min(masked - 1, math.floor(math.cos(math.pi * t / (2 * steps)) * n + 1e-9)))

@@ -89,7 +89,12 @@ class TransformerProposal(Proposal):
     ) -> None:
         super().__init__(codebook_size, grid, classes, text, label_drop=label_drop)
         if width % heads:
-            raise TokError("proposal.heads", f"must divide the width {width}", got=f"{heads}")
+            raise TokError(
+                "proposal.heads",
+                f"must divide the width {width}",
+                got=f"{heads}",
+                next="Choose heads that do: --set proposal.heads=N",
+            )
         embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         shares = {"dropout": dropout, "embedding_dropout": embedding_dropout, "attention_dropout": attention_dropout}
         learned, _, rotary = position.rpartition("+") if "rope" in position else (position, "", "")
@@ -99,6 +104,7 @@ class TransformerProposal(Proposal):
                 "proposal.heads",
                 f"width / heads must be a multiple of {of} for position {position}",
                 got=f"{width} / {heads}",
+                next="Change one: --set proposal.heads=N or --set proposal.width=N",
             )
         self.width, self.depth, self.heads = width, depth, heads
         self.null_row = codebook_size + self.classes

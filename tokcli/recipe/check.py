@@ -27,7 +27,7 @@ class InvalidRecipe(TokError):
     """All faults of one recipe, a line each."""
 
     def __init__(self, lines: list[str]) -> None:
-        super().__init__("recipe", "invalid")
+        super().__init__("recipe", "is not valid", next="Mend these keys")
         self.args = ("\n".join(dict.fromkeys(map(printable, lines))),)
 
 
@@ -136,7 +136,7 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key. {_unknown_key(model, item['loc'])}")
         elif item["type"] == "missing":
-            lines.append(f"{path}: this key is missing.")
+            lines.append(f"{path}: this key is missing. Set it: --set {path}=VALUE.")
         elif item["type"] == "value_error":  # a validator of ours: its own words
             lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
         else:

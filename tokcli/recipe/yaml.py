@@ -176,17 +176,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise TokError(str(path), "is too large for a recipe", got=f"{path.stat().st_size} bytes")
+            raise TokError(
+                str(path),
+                "is too large for a recipe",
+                got=f"{path.stat().st_size} bytes",
+                next="Give a recipe: tok recipes lists them",
+            )
         loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TokError(str(path), "cannot be read", why=error.strerror or str(error)) from None
+        raise TokError(
+            str(path), "cannot be read", why=error.strerror or str(error), next="Check the path and its permissions"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise TokError(where, "is not a valid recipe", why=problem) from None
+        raise TokError(where, "is not a valid recipe", why=problem, next="Mend that line") from None
     if not isinstance(loaded, dict):
-        raise TokError(str(path), "is not a mapping of recipe keys", got=type(loaded).__name__)
+        raise TokError(
+            str(path),
+            "is not a mapping of recipe keys",
+            got=type(loaded).__name__,
+            next="Write it as KEY: VALUE lines; tok recipes shows one",
+        )
     return loaded
 
 

@@ -117,7 +117,9 @@ def read_edit(
     """
     where = f"--mask {mask}"
     if (mask is None) == (keep_top is None):
-        raise Misuse("--edit", "needs --mask or --keep-top", got="both" if mask else "neither")
+        raise Misuse(
+            "--edit", "needs --mask or --keep-top", got="both" if mask else "neither", next="Give one of the two"
+        )
     if mask is not None and mode == "ar":
         next_step = "Complete a picture with --keep-top, or fill masks with --mode nar"
         raise TokError(where, "an autoregressive network draws after what it knows, not between", next=next_step)
@@ -129,7 +131,7 @@ def read_edit(
     light = _pixels("--mask", mask)
     if light.shape != photo.shape:
         got = f"{light.shape[2]}x{light.shape[1]}, and {photo.shape[2]}x{photo.shape[1]}"
-        raise TokError(where, f"is not of the size of {image}", got=got)
+        raise TokError(where, f"is not of the size of {image}", got=got, next="Resize the mask to it")
     inputs["mask"] = {"id": f"image-{sha256(mask)[:12]}", "path": str(mask.resolve())}
     anew = light.sum(0, dtype=torch.int16) > 3 * LIGHT
     if not anew.any():
@@ -260,4 +262,4 @@ def _pixels(flag: str, path: Path) -> UInt8[Tensor, "3 h w"]:
     try:
         return decode(path)
     except BadImage as bad:
-        raise TokError(f"{flag} {path}", bad.why) from None
+        raise TokError(f"{flag} {path}", bad.why, next="Give a picture that can be read, such as a PNG") from None

@@ -297,11 +297,13 @@ def read_prompts(source: str) -> list[str]:
         )  # splitlines also breaks at form feeds and the like
         prompts = [line.strip() for line in (lines if lines[-1] else lines[:-1])]
     except UnicodeDecodeError as error:
-        raise TokError(where, "is not UTF-8 text", why=str(error)) from None
+        raise TokError(where, "is not UTF-8 text", why=str(error), next="Save it as UTF-8 text") from None
     except TooLarge as error:
         raise TokError(where, str(error), next="Split it") from None
     except OSError as error:
-        raise TokError(where, "cannot be read", why=error.strerror or str(error)) from None
+        raise TokError(
+            where, "cannot be read", why=error.strerror or str(error), next="Check the path and its permissions"
+        ) from None
     if not prompts:
         raise TokError(where, "holds no captions", next="Write one a line")
     if "" in prompts:

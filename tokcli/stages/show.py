@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokcli.artifact.manifest import OLDER, read_manifest
+from tokcli.artifact.manifest import OLDER, RESTORE, read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact, scan
 from tokcli.errors import TokError
 from tokcli.files import sha256
@@ -80,7 +80,9 @@ def verify(path: Path) -> str:
         damaged += _differing(artifact, listed)
     if damaged:
         shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
-        raise TokError(str(path), f"{len(damaged)} of {len(expected)} files are damaged or missing", got=shown)
+        raise TokError(
+            str(path), f"{len(damaged)} of {len(expected)} files are damaged or missing", got=shown, next=RESTORE
+        )
     if artifact.older:
         return f"{artifact.id}: {len(expected)} files are whole; of the older kind: nothing covers its metrics and provenance"
     return f"{artifact.id}: manifest and {len(expected)} files are whole"

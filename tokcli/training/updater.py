@@ -51,6 +51,7 @@ class Updater:
                 "train.batch_size",
                 f"cannot be divided by {distributed.world_size()} ranks x {train.accumulate} micro-batches",
                 got=str(train.batch_size),
+                next="Choose a multiple of their product: --set train.batch_size=N",
             )
         if train.precision == "bfloat16":
             tell_if_emulated("train.precision", device)

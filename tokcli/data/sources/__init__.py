@@ -136,7 +136,7 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
     where = f"--data {spec}"
     bare, columns = without_columns(spec)
     if columns and _kind(bare) is not None:
-        raise TokError(f"--columns {columns}", f"goes with Parquet, not with {bare}")
+        raise TokError(f"--columns {columns}", f"goes with Parquet, not with {bare}", next="Leave it out")
     if is_url(spec):
         kinds = f"{', '.join(STORES)} and https addresses"
         raise TokError(where, f"only tars at {kinds} are read, and no pipes", next="Download the data first")

@@ -125,7 +125,9 @@ def _table(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     try:
         yield from ((table.line_num, str(row)[:MOST_CAPTION], row) for row in table)
     except csv.Error as error:
-        raise TokError(f"{path}:{table.line_num}", "is no CSV", why=str(error)) from None
+        raise TokError(
+            f"{path}:{table.line_num}", "is no CSV", why=str(error), next="Mend the table, or write captions.jsonl"
+        ) from None
 
 
 def _objects(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -56,7 +56,12 @@ def class_numbers(names: Sequence[str | None], where: str) -> tuple[np.ndarray, 
     if known and all(_is_number(name) for name in known):
         numbers = {name: int(name) for name in known}
         if max(numbers.values()) >= MOST_CLASSES:
-            raise TokError(where, "class numbers must be under a million", got=str(max(numbers.values())))
+            raise TokError(
+                where,
+                "class numbers must be under a million",
+                got=str(max(numbers.values())),
+                next="Give classes by name, or count them from 0",
+            )
         classes = [str(i) for i in range(max(numbers.values()) + 1)]
         return _numbered(names, numbers), classes
     return ranks(names)
@@ -79,7 +84,11 @@ def known_numbers(
     classes = list(next(iter(listed)))
     numbers = {name: i for i, name in enumerate(classes)}
     if len(listed) > 1 or not {*names} <= {None, *numbers}:
-        raise TokError(where, "its shards come from different packs: their lists of classes differ")
+        raise TokError(
+            where,
+            "its shards come from different packs: their lists of classes differ",
+            next="Give the shards of one pack, or pack all images at once: tok data pack",
+        )
     return _numbered(names, numbers), classes
 
 
@@ -133,7 +142,12 @@ def read_labels(path: Path, where: str, find: Callable[[str], str | None]) -> La
             said.absent.append(key)
             refuse_many(len(said.absent), str(path))
         elif said.classes.setdefault(image, name) != name:
-            raise TokError(f"{path}:{number}", f"{key} has two classes", got=f"{said.classes[image]} and {name}")
+            raise TokError(
+                f"{path}:{number}",
+                f"{key} has two classes",
+                got=f"{said.classes[image]} and {name}",
+                next="Keep one of the two lines",
+            )
     return said
 
 

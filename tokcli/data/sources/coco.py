@@ -86,7 +86,11 @@ class Coco:
             self._captions.append(usable(texts.get(number, [])))
             states.append(state)
         if not self.keys:
-            raise TokError(f"--data {folder}", f"holds none of the {len(names)} images in {captions}")
+            raise TokError(
+                f"--data {folder}",
+                f"holds none of the {len(names)} images in {captions}",
+                next="Unpack the images there",
+            )
         said = json.dumps(self._captions)
         images = digest_of([self.root / key for key in self.keys], states, self.name)
         self.id = data_id("coco", "2", self.keys, np.full(len(self.keys), -1), images, said)
@@ -139,9 +143,16 @@ def _read(path: Path, most: int) -> tuple[dict[int, str], dict[int, list[str]]]:
         for row in table["annotations"]:
             texts.setdefault(int(row["image_id"]), []).extend(captions_of(row) or [])
     except OSError as error:
-        raise TokError(str(path), "cannot be read", why=error.strerror or str(error)) from None
+        raise TokError(
+            str(path), "cannot be read", why=error.strerror or str(error), next="Check its permissions"
+        ) from None
     except TooLarge as error:
         raise TokError(str(path), str(error), next="Write the captions as captions.jsonl beside the images") from None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise TokError(str(path), "not COCO's captions", why=f"{type(error).__name__}: {error}") from None
+        raise TokError(
+            str(path),
+            "not COCO's captions",
+            why=f"{type(error).__name__}: {error}",
+            next="Download the annotations again",
+        ) from None
     return names, texts

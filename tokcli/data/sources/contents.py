@@ -58,9 +58,13 @@ def known_sha256(path: Path) -> str:
         state = np.array([state_of(path.stat())], dtype=np.int64)
         (found,) = file_digests([path], state, f"sha256 of {path.resolve()}", make=hashlib.sha256)
     except OSError as error:
-        raise TokError(str(path), error.strerror.lower() if error.strerror else str(error)) from None
+        raise TokError(
+            str(path),
+            error.strerror.lower() if error.strerror else str(error),
+            next="Check the file and its permissions",
+        ) from None
     if not found.any():
-        raise TokError(str(path), "cannot be read")
+        raise TokError(str(path), "cannot be read", next="Check the file and its permissions")
     return found.astype("<i8").tobytes().hex()
 
 

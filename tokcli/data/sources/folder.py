@@ -128,7 +128,9 @@ class Folder:
                 where,
                 f"no images found ({looked})",
                 got=", ".join(got),
-                next="Give the folder in which the tars lie" if ".tar" in self.ignored else "",
+                next="Give the folder in which the tars lie"
+                if ".tar" in self.ignored
+                else "Give the folder that holds the images",
             )
         return keys
 
@@ -185,6 +187,7 @@ class Folder:
                 f"--labels {labels}",
                 f"names none of the images in {self.root}",
                 got=f"{said.first}, where {keys[0]} lies there",
+                next="Write paths as they are below that folder",
             )
         self.problems += said.faults
         self.problems += [(name, f"in {labels.name}, but no such image") for name in sorted({*said.absent})]

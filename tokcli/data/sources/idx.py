@@ -73,9 +73,12 @@ class Idx:
                 f"--data {self.name}",
                 "images and labels differ in number",
                 got=f"{self._shape[0]} and {len(self.labels)}",
+                next="Give the two files of one split",
             )
         if 0 in self._shape:
-            raise TokError(f"--data {self.name}", "holds no images", got=f"shape {self._shape}")
+            raise TokError(
+                f"--data {self.name}", "holds no images", got=f"shape {self._shape}", next="Name another data set"
+            )
         digest = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest()[:16]
         most = int(self.labels.max(initial=-1)) + 1
         self.classes = list(_FASHION_CLASSES) if digest in _FASHION.values() else [str(i) for i in range(most)]
@@ -102,7 +105,9 @@ class Idx:
         stem = f"{FILES[self.split]}-{part}-ubyte"
         path = _file(self.folder, stem)
         if path is None:
-            raise TokError(f"--data {self.name}", f"no {stem}[.gz] in {self.folder}")
+            raise TokError(
+                f"--data {self.name}", f"no {stem}[.gz] in {self.folder}", next="Download the missing file there"
+            )
         return path
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,10 +163,10 @@ def _header(file: Any, path: Path, dims: int) -> tuple[int, ...]:
     try:
         head = file.read(4 + 4 * dims)
     except (OSError, EOFError) as error:
-        raise TokError(str(path), "cannot be read", why=str(error)) from None
+        raise TokError(str(path), "cannot be read", why=str(error), next="Copy or download it again") from None
     shape = tuple(int(x) for x in np.frombuffer(head[4:], dtype=">u4")) if len(head) == 4 + 4 * dims else ()
     if head[:4] != bytes([0, 0, 8, dims]) or len(shape) != dims:  # 8: unsigned bytes
-        raise TokError(str(path), f"not an idx file of bytes in {dims} dimensions")
+        raise TokError(str(path), f"not an idx file of bytes in {dims} dimensions", next="Copy or download it again")
     if np.prod(shape, dtype=object) > MOST_BYTES:
         raise TokError(
             str(path),
@@ -178,7 +183,12 @@ def _read(path: Path, dims: int) -> np.ndarray:
         try:
             data = file.read(int(np.prod(shape)))
         except (OSError, EOFError) as error:
-            raise TokError(str(path), "cannot be read", why=str(error)) from None
+            raise TokError(str(path), "cannot be read", why=str(error), next="Copy or download it again") from None
     if len(data) != int(np.prod(shape)):
-        raise TokError(str(path), f"its header claims {int(np.prod(shape)):,} bytes", got=f"{len(data):,}")
+        raise TokError(
+            str(path),
+            f"its header claims {int(np.prod(shape)):,} bytes",
+            got=f"{len(data):,}",
+            next="Copy or download it again",
+        )
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

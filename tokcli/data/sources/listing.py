@@ -62,7 +62,7 @@ def refuse_labels(labels: Path | None, spec: str) -> None:
         TokError: there is a labels file.
     """
     if labels is not None:
-        raise TokError("--labels", f"goes with a folder of images, not with {spec}")
+        raise TokError("--labels", f"goes with a folder of images, not with {spec}", next="Leave it out")
 
 
 def bad_name(key: str) -> str:

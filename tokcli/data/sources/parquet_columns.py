@@ -59,7 +59,10 @@ def choose_columns(schema: Any, roles: Mapping[str, list[str]], where: str) -> C
                 raise TokError(f"{where}: --columns {role}={name}", "no such column", next=nearest(name, schema.names))
             if not _FITS[role](schema.field(name).type):
                 raise TokError(
-                    f"{where}: --columns {role}={name}", f"is no column of {role}s", got=str(schema.field(name).type)
+                    f"{where}: --columns {role}={name}",
+                    f"is no column of {role}s",
+                    got=str(schema.field(name).type),
+                    next=f"Name a column of {role}s: --columns {role}=NAME",
                 )
     fitting = {role: [name for name in schema.names if _FITS[role](schema.field(name).type)] for role in _FITS}
     images = roles.get("image") or _guess(
@@ -95,7 +98,9 @@ def choose_columns(schema: Any, roles: Mapping[str, list[str]], where: str) -> C
     said = features.get(label, {}).get("names")
     names = said if isinstance(said, list) and all(isinstance(name, str) for name in said) else []
     if len(set(names)) < len(names):
-        raise TokError(f"{where}: column {label}", "two classes have one name")
+        raise TokError(
+            f"{where}: column {label}", "two classes have one name", next="Name another column: --columns label=NAME"
+        )
     return Columns(images[0], label, tuple(captions), tuple(names))
 
 

@@ -92,7 +92,7 @@ def files_of(spec: str) -> tuple[str, list[Path]]:
         raise TokError(f"--data {spec}", "holds splits or several data sets", next=f"Give {' or '.join(sorted(found))}")
     files = next(iter(found.values()), _split(path))
     if not files:
-        raise NotFound(f"--data {spec}", "holds no Parquet files")
+        raise NotFound(f"--data {spec}", "holds no Parquet files", next="Name a folder or files that do")
     _refuse_missing(spec, files)
     return os.path.abspath(files[0].parent / split_of(files[0])), files
 

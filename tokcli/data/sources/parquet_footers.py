@@ -33,7 +33,9 @@ def footers(paths: list[Path]) -> list[dict[str, Any]]:
     found = {path: kept for path, state in states.items() if (kept := _kept(path, state)) is not None}
     for path, said in _ask([path for path in paths if path not in found]):
         if "error" in said:
-            raise TokError(f"--data {path}", "is damaged or not Parquet", why=said["error"])
+            raise TokError(
+                f"--data {path}", "is damaged or not Parquet", why=said["error"], next="Copy or download it again"
+            )
         found[path] = said
         _keep(path, states[path], said)
     buffers = [pyarrow.py_buffer(base64.b64decode(found[path]["schema"])) for path in paths]
@@ -61,7 +63,7 @@ def _state(path: Path) -> State:
     try:
         return state_of(path.stat())
     except FileNotFoundError:
-        raise NotFound(f"--data {path}", "no such file") from None
+        raise NotFound(f"--data {path}", "no such file", next="Check the path") from None
 
 
 def _file(path: Path, state: State) -> Path:

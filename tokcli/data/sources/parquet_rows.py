@@ -78,7 +78,12 @@ class Rows:
                 theirs = schema.field(name).type if name in schema.names else "none"
                 if theirs != self.schema.field(name).type:
                     wanted = f"column {name} is {self.schema.field(name).type} in {self.paths[0].name}"
-                    raise TokError(f"--data {path}", f"differs from the other files: {wanted}", got=str(theirs))
+                    raise TokError(
+                        f"--data {path}",
+                        f"differs from the other files: {wanted}",
+                        got=str(theirs),
+                        next="Name files of one schema",
+                    )
 
     def file(self, row: int) -> tuple[int, int]:
         """Which file a row is in, and its number there."""

@@ -43,7 +43,9 @@ class RemoteTars(Tars):
         self.name = pattern
         urls = list(itertools.islice(braces(pattern), MOST_SHARDS + 1))
         if len(urls) > MOST_SHARDS:
-            raise TokError(f"--data {pattern}", f"stands for more than {MOST_SHARDS:,} files")
+            raise TokError(
+                f"--data {pattern}", f"stands for more than {MOST_SHARDS:,} files", next="Narrow the pattern"
+            )
         with ThreadPoolExecutor(AT_ONCE) as pool:
             self._remote: list[Remote] = list(pool.map(look, urls))
         self.shards = [Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)) for url in urls]

@@ -67,7 +67,7 @@ def index_tar(path: Path, *, contents: bool = False, where: str = "") -> TarInde
     try:
         state = path.stat()
     except OSError:
-        raise NotFound(where, "no such file") from None
+        raise NotFound(where, "no such file", next="Check the path") from None
     with contextlib.suppress(OSError, limits.TooLarge):
         packed = parse_index(
             limits.read_bytes(packed_index(path), max(limits.MOST_JSON, state.st_size)),

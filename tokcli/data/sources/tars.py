@@ -32,7 +32,12 @@ def braces(pattern: str) -> Iterator[str]:
     try:
         yield from braceexpand(pattern)
     except ValueError as error:
-        raise TokError(f"--data {pattern}", "the braces do not match", why=str(error)) from None
+        raise TokError(
+            f"--data {pattern}",
+            "the braces do not match",
+            why=str(error),
+            next="Write them like shards-{000..099}.tar, within quotes",
+        ) from None
 
 
 def expand(pattern: str) -> list[Path]:
@@ -50,10 +55,10 @@ def expand(pattern: str) -> list[Path]:
     for one in patterns:
         fitting = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
         if not fitting:
-            raise NotFound(where, f"no file is named like {one}")
+            raise NotFound(where, f"no file is named like {one}", next="Check the folder and the pattern")
         paths += fitting
     if len(paths) > MOST_SHARDS:
-        raise TokError(where, f"stands for more than {MOST_SHARDS:,} files")
+        raise TokError(where, f"stands for more than {MOST_SHARDS:,} files", next="Narrow the pattern")
     return [Path(path) for path in paths]
 
 
