@@ -14,7 +14,7 @@ from tokcli.data.token_batches import TokenBatches
 from tokcli.data.transforms import TRANSFORMS, unit
 from tokcli.losses import LOSSES
 from tokcli.methods.clustering import ClusterLoss
-from tokcli.methods.method import PixelLoss, Reconstruction, TokenizerLoss
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction, TokenizerLoss
 from tokcli.models import DECODERS, ENCODERS, FeatureDecoder, Tokenizer
 from tokcli.proposals import PROPOSALS
 from tokcli.quantizers import QUANTIZERS

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokcli.losses import LOSSES
 from tokcli.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
-from tokcli.methods.method import PixelLoss, Reconstruction, TokenizerLoss
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction, TokenizerLoss
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, Tokenizer
 from tokcli.quantizers import QUANTIZERS
 from tokcli.recipe.sections import GAN, Component, Optim, Train

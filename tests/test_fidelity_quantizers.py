@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.linalg import expm
 from torch import Tensor
 
-from tokcli.methods.method import TokenizerLoss
+from tokcli.methods.reconstruction import TokenizerLoss
 from tokcli.models import FeatureDecoder, Tokenizer, ViTEncoder
 from tokcli.quantizers.fsq import FSQ
 from tokcli.quantizers.kmeans import kmeans

@@ -12,7 +12,7 @@ from torch import nn
 import tokcli
 from tokcli.command.inputs import decoder_among
 from tokcli.errors import TokError
-from tokcli.methods.method import TokenizerLoss
+from tokcli.methods.reconstruction import TokenizerLoss
 from tokcli.proposals.protocol import Proposal
 from tokcli.quantizers.quantizer import Quantized
 from tokcli.sampling.generator import Generator

@@ -18,7 +18,7 @@ from tokcli.losses import PerceptualLoss
 from tokcli.losses.adversarial import LeCam
 from tokcli.methods import pixel_decoder
 from tokcli.methods.autoencoder import Pixels
-from tokcli.methods.method import PixelLoss, Reconstruction
+from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.recipe.check import check, resolved
 from tokcli.recipe.yaml import read_yaml, recipes_root
 from tokcli.training.adversary import Adversary

@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
 
-from tokcli import build
-from tokcli.data.batches import Batch
-from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS
 from tokcli.errors import TokError
 from tokcli.losses import LOSSES
-from tokcli.measure.decoding import Judges, measure_decoder
-from tokcli.measure.previews import decoder_preview
-from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.method import Families, Method, PixelLoss, ReconstructingRecipe, TokenizerLoss
+from tokcli.methods.method import Families
+from tokcli.methods.reconstruction import Reconstructing, ReconstructingRecipe
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS
 from tokcli.quantizers import QUANTIZERS
-from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import GAN, Component, ReconstructedTrain
-from tokcli.training.adversary import Adversary
 
 
 class PixelRecipe(ReconstructingRecipe):
@@ -46,10 +37,11 @@ class PixelRecipe(ReconstructingRecipe):
     loss: dict[str, dict[str, Any]] = Field(min_length=1)
     gan: GAN | None = None
     train: ReconstructedTrain
+    reconstructed: ClassVar[Any] = (0.0, 1.0)
 
 
-class Pixels(Method):
-    """Encoder, quantizer and pixel decoder under reconstruction, perceptual and adversarial losses; see `Method`."""
+class Pixels(Reconstructing):
+    """Encoder, quantizer and pixel decoder under reconstruction, perceptual and adversarial losses; see `Reconstructing`."""
 
     recipe_model = PixelRecipe
     families: ClassVar[Families] = {
@@ -62,45 +54,10 @@ class Pixels(Method):
     }
 
     def __init__(self, recipe: PixelRecipe, weights: Mapping[str, Path] | None, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        self.tokenizer = build.build_tokenizer(resolved(recipe), None, weights).to(device)
+        super().__init__(recipe, weights, device)
         if not self.tokenizer.quantizer.discrete:
             raise TokError(
                 "quantizer none",
                 f"{recipe.method} needs codes",
                 next="Choose another quantizer; vqkd can do without one, as a yardstick",
             )
-        self.losses = build.build_losses(recipe.loss, weights, device)
-        self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights) if recipe.gan else None
-        self.objective = TokenizerLoss(self.tokenizer, PixelLoss(self.losses, self.adversary))
-        self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
-
-    def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
-        """The images."""
-        return [images]
-
-    def trial(self, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
-        """The images."""
-        return [images]
-
-    def measure(self, source: ImageSource, size: int) -> dict[str, float]:
-        """Codebook use, and how close reconstructions are."""
-        found = measure_tokenizer(self.tokenizer, source, self.device, size=size)
-        decoder = self.tokenizer.pixel_decoder
-        assert decoder is not None
-        found |= measure_decoder(self.tokenizer, decoder, source, self.device, size=size, judges=self.judges)
-        return found
-
-    def preview(self, source: ImageSource, size: int, path: Path) -> None:
-        """Images and their reconstructions."""
-        assert self.tokenizer.pixel_decoder is not None
-        decoder_preview(self.tokenizer, self.tokenizer.pixel_decoder, source, self.device, size, path)
-
-    def facts(self) -> dict[str, Any]:
-        """The losses; the artifact holds its pixel decoder."""
-        recipe = resolved(self.recipe)
-        return {"has_decoder": True, "teacher": None, "losses": recipe["loss"], "gan": recipe["gan"]}
-
-    def modules(self) -> dict[str, nn.Module | None]:
-        """The tokenizer's parts, the losses' networks and the discriminator."""
-        return super().modules() | {name: loss for name, _, loss in self.losses}

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from tokcli import build
 from tokcli.data.batches import Batch
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import TRANSFORMS, Transform, unit
+from tokcli.data.transforms import TRANSFORMS, unit
 from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.measure.previews import tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
-from tokcli.methods.distillation import FeatureData, TeacherFeatures, short, teacher_facts
-from tokcli.methods.method import Families, Method, TokenizerRecipe
+from tokcli.methods.method import Families, FeatureData, Method, TeacherFeatures, TokenizerRecipe, teacher_facts
 from tokcli.models import TeacherEncoder
 from tokcli.pretrained.teacher import TEACHERS, teacher_weights
 from tokcli.progress import passing
@@ -75,6 +74,7 @@ class Clustering(Method):
     """A codebook over a frozen teacher's features; see `Method`."""
 
     recipe_model = ClusterRecipe
+    targets: TeacherFeatures
     families: ClassVar[Families] = {
         "data.transform": TRANSFORMS,
         "teacher": TEACHERS,
@@ -101,20 +101,6 @@ class Clustering(Method):
             width = build.build_clustering(resolved(recipe), "random").quantizer.code_dim
         codes = recipe.quantizer.model_copy(update={"code_dim": width})
         return recipe.model_copy(update={"quantizer": codes})
-
-    @staticmethod
-    def label(recipe: ClusterRecipe) -> str:
-        """The method and its teacher."""
-        return f"{recipe.method}-{short(recipe.teacher.name)}"
-
-    def once(self, images: int) -> float:
-        """Seconds that the teacher's features take where they are kept."""
-        return self.targets.seconds(images, self.recipe.data.size) if self.recipe.data.cache_features else 0.0
-
-    def begin(self, source: ImageSource, transform: Transform) -> None:
-        """Compute the teacher's features once where the recipe asks for it."""
-        if self.recipe.data.cache_features:
-            self.targets.fill(source, transform)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """k-means of the first batch, then mini-batch k-means over `init_batches` batches."""

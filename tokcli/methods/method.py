@@ -1,5 +1,6 @@
-"""What a method of training a tokenizer is, and what trainings minimise that reconstruct pixels, a teacher's features, or both."""
+"""What a method of training a tokenizer is, its recipe, and the teacher's features that it may learn from."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,21 +8,23 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tokcli import build
 from tokcli.data.batches import Batch
 from tokcli.data.sources import ImageSource
 from tokcli.data.transforms import TRANSFORMS, Transform, unit
 from tokcli.device import autocast
-from tokcli.losses import cosine
-from tokcli.losses.features import Alignment
-from tokcli.models import ConvDecoder, MaskGITDecoder, Tokenizer, ViTDecoder
-from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Perturb, Recipe
+from tokcli.models import Tokenizer
+from tokcli.pretrained.feature_cache import TeacherCache
+from tokcli.pretrained.teacher import Teacher
+from tokcli.recipe.sections import Data, Expects, MeasuredTrain, Optim, Recipe
 from tokcli.training.adversary import Adversary, update
 from tokcli.training.updater import Updater
 
 Families = Mapping[str, Mapping[str, Callable[..., Any]]]
+TRIED = 8  # images by which the time of features is reckoned
 
 
 class TokenizerData(Data):
@@ -32,6 +35,24 @@ class TokenizerData(Data):
     """
 
     use_size: int | None = Field(None, ge=1)
+
+
+class FeatureData(TokenizerData):
+    """How images become training samples, where a teacher reads them too.
+
+    Args:
+        cache_features: (methods with a teacher) compute its features once an image and keep them; only where the transform is
+            not random.
+    """
+
+    cache_features: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "FeatureData":
+        known = self.transform.name in TRANSFORMS  # an unknown one is a fault of its own
+        if known and self.cache_features and not build.build_transform(self).deterministic:
+            raise ValueError("cache_features needs a transform that is not random (such as center-crop without flip)")
+        return self
 
 
 class TokenizerRecipe(Recipe):
@@ -57,14 +78,54 @@ class TokenizerRecipe(Recipe):
     expects: Expects = Expects()
 
 
-class ReconstructingRecipe(TokenizerRecipe):
-    """What recipes share whose decoder is trained with the tokenizer.
+class TeacherFeatures:
+    """A teacher's features of training batches on one grid, read from a cache where the recipe asks for one."""
 
-    Args:
-        perturb: see `perturb`; null: tokens stay as they are.
-    """
+    def __init__(self, teacher: Teacher, grid: tuple[int, int], precision: str, device: torch.device) -> None:
+        self.teacher, self.grid, self.precision, self.device = teacher, grid, precision, device
+        self.cache: TeacherCache | None = None
+        self._read: Tensor | None = None
 
-    perturb: Perturb | None = None
+    def fill(self, source: ImageSource, transform: Transform) -> None:
+        """Compute the features of a whole data set once."""
+        self.cache = TeacherCache(self.teacher, source, transform, self.grid, self.precision)
+        self.cache.fill(self.device)
+
+    def of(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """Features of images in [0, 1]."""
+        with autocast(self.device, self.precision):
+            return self.teacher(images, self.grid)
+
+    def seconds(self, images: int, size: int) -> float:
+        """How long the features of so many images of `size` pixels take, reckoned from a few."""
+        some = torch.rand(TRIED, 3, size, size, device=self.device)
+        self.of(some).cpu()  # picks kernels
+        started = time.perf_counter()
+        self.of(some).cpu()
+        return (time.perf_counter() - started) / TRIED * images
+
+    def trial(self, images: Float[Tensor, "b 3 s s"], cached: bool) -> Float[Tensor, "b n d"]:
+        """Features of images that belong to no data set; with `cached` computed at the first call alone, as if read after it."""
+        if self._read is None or len(self._read) != len(images) or not cached:
+            self._read = self.of(images)
+        return self._read
+
+    def __call__(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """Features of a batch."""
+        return self.cache.rows(batch.indices).to(self.device) if self.cache else self.of(images)
+
+
+def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+    """What a manifest says of a teacher."""
+    return {
+        "name": teacher.name,
+        "sha256": teacher.sha256,
+        "image_size": teacher.image_size,
+        "layers": teacher.layers,
+        "norm": teacher.norm,
+        "projection": teacher.projection,
+        "feature_dim": teacher.feature_dim,
+    }
 
 
 class Method(ABC):
@@ -83,6 +144,7 @@ class Method(ABC):
     recipe: Any
     device: torch.device
     tokenizer: Tokenizer
+    targets: TeacherFeatures | None = None  # what it learns of a teacher
     objective: nn.Module  # forward(*inputs) -> terms; see `Updater`
     adversary: Adversary | None = None
 
@@ -96,15 +158,20 @@ class Method(ABC):
 
     @staticmethod
     def label(recipe: Any) -> str:
-        """The tokenizer's name, such as `vqkd-clip`."""
-        return str(recipe.method)
+        """The tokenizer's name, such as `vqkd-clip`: the method, and its teacher where it has one."""
+        teacher = getattr(recipe, "teacher", None)
+        return f"{recipe.method}-{teacher.name.replace(':', '-').replace('/', '-')}" if teacher else str(recipe.method)
 
     def once(self, images: int) -> float:
         """Seconds that `begin` takes for so many images, reckoned from a few."""
+        if self.targets and self.recipe.data.cache_features:
+            return self.targets.seconds(images, self.recipe.data.size)
         return 0.0
 
-    def begin(self, source: ImageSource, transform: Transform) -> None:  # noqa: B027  most have nothing to prepare
-        """Prepare training on a data set; all ranks call it."""
+    def begin(self, source: ImageSource, transform: Transform) -> None:
+        """Prepare training on a data set: compute the teacher's features once where the recipe asks for it; all ranks call it."""
+        if self.targets and self.recipe.data.cache_features:
+            self.targets.fill(source, transform)
 
     @abstractmethod
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
@@ -149,93 +216,3 @@ class Method(ABC):
         if self.adversary is not None:
             found["discriminator"] = self.adversary.discriminator
         return {name.replace("_", " "): part for name, part in found.items()}
-
-
-class PixelLoss:
-    """Terms between decoded and real images; no module, so that frozen networks are no part of the trained state.
-
-    Args:
-        losses: (name, weight, frozen module) of each reconstruction term.
-        adversary: the discriminator's side; None: without a GAN.
-    """
-
-    def __init__(self, losses: list[tuple[str, float, nn.Module]], adversary: Adversary | None) -> None:
-        self.losses, self.adversary = tuple(losses), adversary
-
-    def __call__(
-        self, decoded: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"], last_layer: Tensor
-    ) -> dict[str, Tensor]:
-        """Terms by name, each with its weight applied; "decoded" are the images, for the discriminator.
-
-        Args:
-            decoded: in about [0, 1], with a gradient.
-            images: in [0, 1].
-            last_layer: the weight of the decoder's last layer.
-        """
-        terms = {name: weight * loss(decoded, images) for name, weight, loss in self.losses}
-        total = torch.stack(list(terms.values())).sum()
-        if self.adversary is not None:
-            told = self.adversary.term(decoded, total, last_layer)
-            terms |= told
-            total = total + told["gan"] if told else total
-        return {"loss": total, **terms, "decoded": decoded.detach()}
-
-
-class Reconstruction(nn.Module):
-    """What `tok train-decoder` minimises: a decoder of frozen codes under a `PixelLoss`."""
-
-    decoder: ConvDecoder | MaskGITDecoder | ViTDecoder
-
-    def __init__(self, decoder: ConvDecoder | MaskGITDecoder | ViTDecoder, loss: PixelLoss) -> None:
-        super().__init__()
-        self.decoder, self.loss = decoder, loss
-
-    def forward(self, codes: Float[Tensor, "b n d"], images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
-        """Terms of a batch; images in [0, 1]."""
-        return self.loss(self.decoder(codes), images, self.decoder.last_layer)
-
-
-class TokenizerLoss(nn.Module):
-    """What the methods minimise whose decoders are trained with the tokenizer: its reconstructions, and the quantizer's own terms.
-
-    Args:
-        tokenizer: with a feature decoder, a pixel decoder, or both.
-        pixels: distance of images; needed where there is a pixel decoder.
-        alignment: distance of features.
-        feature_weight, pixel_weight: of the two distances.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        pixels: PixelLoss | None = None,
-        alignment: Alignment = cosine,
-        *,
-        feature_weight: float = 1.0,
-        pixel_weight: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.tokenizer, self.pixels, self.alignment = tokenizer, pixels, alignment
-        self.feature_weight, self.pixel_weight = feature_weight, pixel_weight
-
-    def forward(
-        self,
-        images: Float[Tensor, "b 3 s s"],
-        targets: Float[Tensor, "b n d"] | None = None,
-        counted: Bool[Tensor, "b n"] | None = None,
-    ) -> dict[str, Tensor]:
-        """Terms of a batch: images in [0, 1], the teacher's features, the patches that the codebook learns from."""
-        quantized = self.tokenizer(images, counted)
-        terms: dict[str, Tensor] = {}
-        total: list[Tensor] = []
-        if self.tokenizer.feature_decoder is not None:
-            assert targets is not None
-            predicted = self.tokenizer.feature_decoder(quantized.z_q)
-            terms["feature_loss"] = self.alignment(predicted.float(), targets)
-            total.append(self.feature_weight * terms["feature_loss"])
-        if (decoder := self.tokenizer.pixel_decoder) is not None:
-            assert self.pixels is not None
-            found = self.pixels(decoder(quantized.z_q), images, decoder.last_layer)
-            total.append(self.pixel_weight * found.pop("loss"))
-            terms |= found
-        return {"loss": torch.stack([*total, *quantized.losses.values()]).sum(), **terms, **quantized.losses}

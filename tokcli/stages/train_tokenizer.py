@@ -31,7 +31,7 @@ from tokcli.device import on_meta
 from tokcli.errors import TokError
 from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
-from tokcli.methods.distillation import FeatureData
+from tokcli.methods.method import FeatureData
 from tokcli.models import Tokenizer
 from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
