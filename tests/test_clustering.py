@@ -103,10 +103,7 @@ def batches() -> Iterator[Any]:
         yield SimpleNamespace(images=torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=random))
 
 
-@pytest.mark.parametrize(
-    "name",
-    some(["timm:test_vit", *(name for name in WIDTHS if name != "dinov2-b")], 1),
-)
+@pytest.mark.parametrize("name", some(["timm:test_vit", *(name for name in WIDTHS if name != "dinov2-b")], 1))
 def test_codes_learn_from_any_teacher(name: str) -> None:
     method = Clustering(recipe_of(**SMALL, teacher__name=name), None, torch.device("cpu"))
     codes = method.tokenizer.quantizer

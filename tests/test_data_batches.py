@@ -121,9 +121,7 @@ def test_loading_draws_nothing_from_the_global_generator(workers: int) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_bad_image_is_replaced_by_the_next_good_one_and_named_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_bad_image_is_replaced_by_the_next_good_one_and_named_once(caplog: pytest.LogCaptureFixture) -> None:
     batches = TrainBatches(Numbers(5, bad=(3, 4)), RANDOM, batch_size=5, seed=0, max_bad=0.4)
     with caplog.at_level(logging.WARNING, "tok"):
         seen = [batch.indices.tolist() for batch in take(iter(batches), 3)]

@@ -32,11 +32,7 @@ def test_an_image_of_as_many_pixels_as_are_allowed_is_read_and_one_of_a_row_more
 
 @pytest.mark.parametrize(
     ("form", "options", "needed", "kind"),
-    [
-        ("WEBP", {}, 240, "WEBP"),
-        ("AVIF", {}, 240, "AVIF"),
-        ("JPEG", {"progressive": True}, 150, "progressive JPEG"),
-    ],
+    [("WEBP", {}, 240, "WEBP"), ("AVIF", {}, 240, "AVIF"), ("JPEG", {"progressive": True}, 150, "progressive JPEG")],
 )
 def test_formats_whose_decoders_hold_several_copies_have_a_share(
     form: str, options: dict[str, Any], needed: int, kind: str

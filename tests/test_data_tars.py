@@ -40,11 +40,7 @@ def write(path: Path, members: dict[str, bytes]) -> Path:
 def shard(path: Path, first: int, count: int) -> Path:
     members: dict[str, bytes] = {}
     for i in range(first, first + count):
-        members |= {
-            f"{i:03d}.png": picture(i),
-            f"{i:03d}.cls": str(i % 3).encode(),
-            f"{i:03d}.txt": b"number %d" % i,
-        }
+        members |= {f"{i:03d}.png": picture(i), f"{i:03d}.cls": str(i % 3).encode(), f"{i:03d}.txt": b"number %d" % i}
     return write(path, members)
 
 
@@ -159,10 +155,7 @@ def test_doubles_and_texts_without_an_image_are_problems(tmp_path: Path) -> None
             tar.addfile(info, io.BytesIO(data))
     source = open_source(str(tmp_path / "a.tar"), size=8)
     assert len(source) == 1 and source.image(0).unique().tolist() == [1]
-    assert source.problems == [
-        ("a.tar/1", "a second 1.png is not read"),
-        ("a.tar/2", "no image beside its texts"),
-    ]
+    assert source.problems == [("a.tar/1", "a second 1.png is not read"), ("a.tar/2", "no image beside its texts")]
 
 
 def test_the_index_is_cached_until_the_tar_changes(

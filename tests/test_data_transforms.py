@@ -8,14 +8,7 @@ from torchvision.transforms import CenterCrop as TorchvisionCrop
 from torchvision.transforms import InterpolationMode, Resize, TenCrop
 
 from tokcli.data.randomness import generator
-from tokcli.data.transforms import (
-    TRANSFORMS,
-    CenterCrop,
-    CropViews,
-    RandomResizedCrop,
-    resize,
-    resize_short_side,
-)
+from tokcli.data.transforms import TRANSFORMS, CenterCrop, CropViews, RandomResizedCrop, resize, resize_short_side
 
 
 def noise(height: int, width: int) -> torch.Tensor:

@@ -285,10 +285,7 @@ def test_a_full_disk_is_one_line_and_the_repeat_resumes(
 
 def test_a_moved_input_is_found_by_its_id(family: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("tokenizer", "decoder", "proposal"):
-        forge(
-            copy(family[kind], tmp_path / kind),
-            lambda m: m["inputs"].get("tokenizer", {}).update(path="/gone"),
-        )
+        forge(copy(family[kind], tmp_path / kind), lambda m: m["inputs"].get("tokenizer", {}).update(path="/gone"))
     flags = ["sample", "--recipe", "toy/sample-ar", "-n", 1, "--workspace", tmp_path]
     assert made(*flags).is_dir()
     shutil.rmtree(tmp_path / "tokenizer")

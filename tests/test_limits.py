@@ -59,8 +59,7 @@ def test_a_line_of_a_table_ends_somewhere(photos: Path, name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("name", "row"),
-    [("captions.jsonl", '{"key": "x%d", "captions": []}'), ("labels", "x%d 3"), ("labels", "x%d 0.5")],
+    ("name", "row"), [("captions.jsonl", '{"key": "x%d", "captions": []}'), ("labels", "x%d 3"), ("labels", "x%d 0.5")]
 )
 def test_a_table_of_other_images_stops(photos: Path, name: str, row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "MOST_FAULTS", 3)

@@ -90,10 +90,7 @@ def test_cosine_of_bfloat16_features_is_computed_in_float32():
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_flow_to_the_prediction_only(name):
     loss = LOSSES[name]("random") if name == "perceptual" else LOSSES[name]()
-    prediction, target = (
-        torch.rand(1, 3, 64, 64, requires_grad=True),
-        torch.rand(1, 3, 64, 64, requires_grad=True),
-    )
+    prediction, target = (torch.rand(1, 3, 64, 64, requires_grad=True), torch.rand(1, 3, 64, 64, requires_grad=True))
     value = loss(prediction, target)
     value.backward()
     assert value.shape == () and value.dtype == torch.float32

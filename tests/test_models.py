@@ -203,10 +203,7 @@ def test_conv_decoder_keeps_channels_last_through_its_stages() -> None:
     [
         (lambda: encoder().grid(18), "encoder.patch_size: must divide the image size"),
         (lambda: encoder(heads=3), "heads: must divide the width"),
-        (
-            lambda: ConvDecoder(4, (4, 4), 32, widths=[8, 8]),
-            "decoder.widths: 2 stages turn a 4x4 grid into 8x8",
-        ),
+        (lambda: ConvDecoder(4, (4, 4), 32, widths=[8, 8]), "decoder.widths: 2 stages turn a 4x4 grid into 8x8"),
         (lambda: ViTDecoder(4, (4, 4), (16, 32), **SMALL), "does not cut the image into square patches"),
     ],
 )
@@ -246,10 +243,7 @@ def test_one_training_step_reaches_every_parameter() -> None:
 @pytest.mark.parametrize("keys", [{}, {"metric": "euclidean"}, {"learning": "gradient"}])
 def test_exported_state_holds_the_codebook_and_no_training_records(keys: dict[str, Any]) -> None:
     exported = tokenizer(**keys).export_state()
-    assert {k for k in exported if k.startswith("quantizer.")} == {
-        "quantizer.codebook",
-        "quantizer.initialised",
-    }
+    assert {k for k in exported if k.startswith("quantizer.")} == {"quantizer.codebook", "quantizer.initialised"}
 
 
 @pytest.mark.parametrize("keys", [{}, {"metric": "euclidean"}])

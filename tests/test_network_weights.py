@@ -94,12 +94,7 @@ def test_an_unreachable_hub_fails_within_seconds_and_without_noise(tmp_path):
         "import time; time.sleep = lambda seconds: print('asleep', seconds)\n"
         "from tokcli.pretrained import build_network; build_network('timm:test_vit', role='teacher')"
     )
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "TOK_CACHE": str(tmp_path),
-        "HF_HOME": str(tmp_path),
-    }
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "TOK_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
     env.pop("HF_HUB_OFFLINE")
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert sum(float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("asleep")) < 5

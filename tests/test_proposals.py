@@ -12,10 +12,7 @@ from tokcli.proposals.transformer_proposal import TransformerProposal
 K, N, CLASSES = 16, 9, 3
 MODES = [name for name, one in sorted(PROPOSALS.items()) if issubclass(one, TransformerProposal)]
 SIZES = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24}
-WARM = {
-    "plain": Sampling(steps=4),
-    "guided": Sampling(steps=4, cfg_scale=2.0, top_k=9, top_p=0.9, temperature=0.8),
-}
+WARM = {"plain": Sampling(steps=4), "guided": Sampling(steps=4, cfg_scale=2.0, top_k=9, top_p=0.9, temperature=0.8)}
 
 
 def build(mode: str, classes: int = CLASSES, **keys: float) -> Proposal:

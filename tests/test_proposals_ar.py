@@ -48,12 +48,7 @@ def test_published_size_counts_the_published_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        Sampling(),
-        Sampling(cfg_scale=1.75, top_k=9, top_p=0.92),
-        Sampling(temperature=0.0, cfg_scale=3.0),
-    ],
+    "settings", [Sampling(), Sampling(cfg_scale=1.75, top_k=9, top_p=0.92), Sampling(temperature=0.0, cfg_scale=3.0)]
 )
 def test_cache_equals_no_cache_token_for_token(network: AutoregressiveProposal, settings: Sampling) -> None:
     _, labels, seeds = _batch(50)

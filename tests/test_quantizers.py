@@ -40,13 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vq-euclidean-gradient": (
         "vq",
-        {
-            "codebook_size": 16,
-            "code_dim": 4,
-            "metric": "euclidean",
-            "learning": "gradient",
-            "init": "uniform",
-        },
+        {"codebook_size": 16, "code_dim": 4, "metric": "euclidean", "learning": "gradient", "init": "uniform"},
     ),
     "vq-anchors": (
         "vq",

@@ -85,10 +85,7 @@ def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    splits: dict[str, Split] = {
-        "shared": lambda z: z[rank::2],
-        "empty": lambda z: z if rank == 0 else z[:0],
-    }
+    splits: dict[str, Split] = {"shared": lambda z: z[rank::2], "empty": lambda z: z if rank == 0 else z[:0]}
     results = {f"{name} {split}": learn(KEYS[name], splits[split]) for name in KEYS for split in splits}
     results |= {name: gradients(make(), splits["shared"]) for name, make in LEARNT.items()}
     reduce = distributed.all_reduce_sum

@@ -486,9 +486,7 @@ def test_the_top_of_a_picture_is_completed(family: dict[str, Path], flags: Any, 
 def test_edits_for_several_prompts_stand_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        generator.pictures,
-        "contact_sheet",
-        lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True)),
+        generator.pictures, "contact_sheet", lambda rows, row_labels: seen.update(zip(row_labels, rows, strict=True))
     )
     picture = torch.full((3, 4, 4), 7, dtype=torch.uint8)
     edit = Edit(picture, torch.eye(4, dtype=torch.bool), [], {})

@@ -18,14 +18,7 @@ from tokcli.recipe.explain import keys
 from tokcli.recipe.sample_options import SampleOptions, at_least, charted, declared, keys_of, option
 from tokcli.sampling import request, sample_recipe
 from tokcli.sampling.request import sweep_points
-from tokcli.sampling.sample_recipe import (
-    Sample,
-    SampleRecipe,
-    sampling_of,
-    section_of,
-    with_defaults,
-    without_replaced,
-)
+from tokcli.sampling.sample_recipe import Sample, SampleRecipe, sampling_of, section_of, with_defaults, without_replaced
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,7 @@ from tokcli.pretrained import READY, build_network, feature_cache
 from tokcli.pretrained.feature_cache import TeacherCache
 from tokcli.pretrained.teacher import TEACHERS, Teacher, build_teacher
 
-IMAGENET = (
-    torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1),
-    torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1),
-)
+IMAGENET = (torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
 
 
 def with_random_weights(build: Callable[[], nn.Module]) -> nn.Module:

@@ -9,7 +9,7 @@ import pytest
 from test_faults import SMALL, draw, made, refusal
 
 from tokcli.artifact.opening import open_artifact
-from tokcli.command.weight_files import UNKNOWN, weights_inputs, weights_planned, weights_read
+from tokcli.command.weight_files import UNKNOWN, weights_inputs, weights_read
 from tokcli.data.sources import contents
 from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
@@ -35,8 +35,8 @@ def test_another_file_is_another_input_and_the_same_bytes_are_the_same(tmp_path:
     a, b, c = (weights_inputs(recipe, {flag: tmp_path / name})[f"weights-{role}"] for name in "abc")
     assert a["id"] == c["id"] != b["id"] and a["path"] == str(tmp_path / "a")
     assert flag in weights_read(recipe)
-    assert weights_planned(recipe, {flag: tmp_path / "a"}) == {f"weights-{role}": a}
-    assert weights_planned(recipe, {})[f"weights-{role}"]["id"] == UNKNOWN
+    assert weights_inputs(recipe, {flag: tmp_path / "a"}, planned=True) == {f"weights-{role}": a}
+    assert weights_inputs(recipe, {}, planned=True)[f"weights-{role}"]["id"] == UNKNOWN
 
 
 def test_weights_of_packages_and_of_the_cache_are_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

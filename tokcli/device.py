@@ -121,15 +121,7 @@ def _switched(switches: Sequence[Any], wanted: str) -> Iterator[None]:
 
 
 META = torch.device("meta")
-FILLS = (
-    "normal_",
-    "uniform_",
-    "trunc_normal_",
-    "kaiming_normal_",
-    "kaiming_uniform_",
-    "xavier_normal_",
-    "xavier_uniform_",
-)
+FILLS = tuple("normal_ uniform_ trunc_normal_ kaiming_normal_ kaiming_uniform_ xavier_normal_ xavier_uniform_".split())
 
 
 class _Unfilled(TorchFunctionMode):

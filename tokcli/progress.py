@@ -23,9 +23,15 @@ def bar(total: int | None, *, unit: str, desc: str) -> Bar:
         desc: what is done, in a few words.
     """
     return tqdm(
-        total=total, unit=unit, desc=desc, file=sys.stderr, delay=DELAY, leave=False, dynamic_ncols=True,
+        total=total,
+        unit=unit,
+        desc=desc,
+        file=sys.stderr,
+        delay=DELAY,
+        leave=False,
+        dynamic_ncols=True,
         disable=None if distributed.is_main() else True,
-    )  # fmt: skip
+    )
 
 
 def passing(

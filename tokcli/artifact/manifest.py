@@ -70,18 +70,8 @@ def identity(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 
 # Sections of recipes that commands build upon.
-SECTIONS = (
-    "condition",
-    "decoder",
-    "encoder",
-    "feature_decoder",
-    "gan",
-    "loss",
-    "objective",
-    "proposal",
-    "quantizer",
-    "sample",
-    "teacher",
+SECTIONS = tuple(
+    "condition decoder encoder feature_decoder gan loss objective proposal quantizer sample teacher".split()
 )
 
 

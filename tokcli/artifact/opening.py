@@ -107,11 +107,7 @@ class Artifact:
             raise TokError(str(path), f"is not part of this artifact of kind {self.kind}", next=RESTORE)
         if name not in self._verified:
             if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-                raise TokError(
-                    str(path),
-                    "is damaged: its SHA-256 is not the one in the manifest",
-                    next=RESTORE,
-                )
+                raise TokError(str(path), "is damaged: its SHA-256 is not the one in the manifest", next=RESTORE)
             self._verified.add(name)
         return path
 

@@ -98,7 +98,10 @@ def main() -> None:
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
-            click.echo(f"tok: out of memory. {str(error).splitlines()[0][:120] if str(error) else ''} Lower train.batch_size, "
-                       "or raise train.accumulate.", err=True)  # fmt: skip
+            click.echo(
+                f"tok: out of memory. {str(error).splitlines()[0][:120] if str(error) else ''} Lower train.batch_size, "
+                "or raise train.accumulate.",
+                err=True,
+            )
             sys.exit(1)
         raise

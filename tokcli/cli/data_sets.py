@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from tokcli import terminal
-from tokcli.cli.flags import COLUMNS, PATH, quiet_stdout, with_columns, with_options
+from tokcli.cli.flags import COLUMNS, PATH, flag, quiet_stdout, switch, with_columns, with_options
 from tokcli.recipe import MAX_PIXELS
 
 
@@ -17,15 +17,25 @@ def _number(context: click.Context, option: click.Parameter, value: float) -> fl
 
 SPEC = click.argument("spec", metavar="SET/SPLIT|DIR|TAR")
 SHARED = [
-    click.option("--labels", type=PATH, metavar="FILE", help="A file of lines `path class`."),
+    flag("--labels", "A file of lines `path class`.", "FILE", PATH),
     COLUMNS,
-    click.option("--size", type=click.IntRange(1), default=256, show_default=True, metavar="PIXELS",
-                 help="Side of the images that will be trained on."),
-    click.option("--max-bad", type=click.FloatRange(0, 1), callback=_number, default=0.01, show_default=True, metavar="SHARE",
-                 help="Share of images that may be left out."),
-    click.option("--max-pixels", type=click.IntRange(1, 2**30), default=MAX_PIXELS, show_default=True, metavar="N",
-                 help="Largest number of pixels of an image that is decoded."),
-]  # fmt: skip
+    flag("--size", "Side of the images that will be trained on.", "PIXELS", click.IntRange(1), default=256),
+    flag(
+        "--max-bad",
+        "Share of images that may be left out.",
+        "SHARE",
+        click.FloatRange(0, 1),
+        callback=_number,
+        default=0.01,
+    ),
+    flag(
+        "--max-pixels",
+        "Largest number of pixels of an image that is decoded.",
+        "N",
+        click.IntRange(1, 2**30),
+        default=MAX_PIXELS,
+    ),
+]
 
 
 @click.group(short_help="check a data set, pack it into shards")
@@ -36,7 +46,7 @@ def data() -> None:
 @data.command()
 @SPEC
 @with_options(SHARED)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@switch("--json as_json", "Print everything as JSON.")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -65,10 +75,8 @@ def check(
 @data.command()
 @SPEC
 @with_options(SHARED)
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Folder to write.")
-@click.option(
-    "--shard-megabytes", type=click.IntRange(1), default=1000, show_default=True, metavar="N", help="Size of a shard."
-)
+@flag("--out", "Folder to write.", "DIR", PATH, required=True)
+@flag("--shard-megabytes", "Size of a shard.", "N", click.IntRange(1), default=1000)
 def pack(
     spec: str,
     out: Path,

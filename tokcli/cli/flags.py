@@ -45,48 +45,71 @@ class _Name(click.ParamType):
 
 PATH, NAME = _Path(path_type=Path), _Name()
 
+
+def flag(names: str, help: str, metavar: str | None = None, type: Any = NAME, **more: Any) -> Any:
+    """A flag with a value; after its name may stand that of the parameter."""
+    return click.option(*names.split(), help=help, metavar=metavar, type=type, show_default="default" in more, **more)
+
+
+def switch(names: str, help: str, **more: Any) -> Any:
+    """A flag without a value."""
+    return click.option(*names.split(), help=help, **({"is_flag": True} | more))
+
+
 COMMON = [
-    click.option("--recipe", type=NAME, metavar="NAME|FILE", help="Use another recipe: a name that `tok recipes` lists, or a YAML file."),
-    click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change a recipe key, such as optim.lr=1e-4. Repeatable."),
-    click.option("--workspace", type=PATH, envvar="TOK_WORKSPACE", default=Path("artifacts"), show_default=True,
-                 metavar="DIR", help="Folder in which artifacts are found and written."),
-    click.option("--out", type=PATH, metavar="DIR", help="Folder to write. Default: a readable name in the workspace."),
-    click.option("--device", type=NAME, metavar="cpu|cuda[:N]", help="Device to compute on. Default: a GPU if there is one."),
-    click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads. Default: all cores."),
-    click.option("--seed", type=click.IntRange(0), metavar="N", help="Random seed; short for --set seed=N."),
-    click.option("--dry-run", is_flag=True, help="Print the resolved recipe, inputs, parameters and memory, and write nothing."),
-    click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the path (eval: the metrics; dry run: the plan)."),
-]  # fmt: skip
-COLUMNS = click.option("--columns", type=NAME, metavar="image=A,label=B,caption=C", help="Columns of Parquet files to read. Default: by their "
-                       "features or usual names.")  # fmt: skip
-WORKERS = click.option(
-    "--workers", type=click.IntRange(0), metavar="N",
-    help="Number of processes that read images, and of threads that write them; 0: none beside the main process. Default: the cores that tok may use; "
-    "for the batches of a training data.workers.",
-)  # fmt: skip
+    flag("--recipe", "Use another recipe: a name that `tok recipes` lists, or a YAML file.", "NAME|FILE"),
+    flag("--set sets", "Change a recipe key, such as optim.lr=1e-4. Repeatable.", "KEY=VALUE", str, multiple=True),
+    flag(
+        "--workspace",
+        "Folder in which artifacts are found and written.",
+        "DIR",
+        PATH,
+        envvar="TOK_WORKSPACE",
+        default=Path("artifacts"),
+    ),
+    flag("--out", "Folder to write. Default: a readable name in the workspace.", "DIR", PATH),
+    flag("--device", "Device to compute on. Default: a GPU if there is one.", "cpu|cuda[:N]"),
+    flag("--threads", "Number of CPU threads. Default: all cores.", "N", click.IntRange(1)),
+    flag("--seed", "Random seed; short for --set seed=N.", "N", click.IntRange(0)),
+    switch("--dry-run", "Print the resolved recipe, inputs, parameters and memory, and write nothing."),
+    switch("--json as_json", "Print the manifest instead of the path (eval: the metrics; dry run: the plan)."),
+]
+COLUMNS = flag(
+    "--columns",
+    "Columns of Parquet files to read. Default: by their features or usual names.",
+    "image=A,label=B,caption=C",
+)
+WORKERS = flag(
+    "--workers",
+    "Number of processes that read images, and of threads that write them; 0: none beside the main process. Default: the cores that tok may use; for the batches of a training data.workers.",
+    "N",
+    click.IntRange(0),
+)
 DATA = [
-    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Images: openmoji/train, fashion-mnist/train, a folder, or "
-                 "shards-{000..099}.tar. Default: the data that the input was made from, else $TOK_DATA, else openmoji/train."),
-    click.option("--labels", type=PATH, metavar="FILE", help="File with a line `path class` for each image. Default: sub-folders are classes."),
+    flag(
+        "--data",
+        "Images: openmoji/train, fashion-mnist/train, a folder, or shards-{000..099}.tar. Default: the data that the input was made from, else $TOK_DATA, else openmoji/train.",
+        "SET/SPLIT|DIR|TAR",
+        str,
+    ),
+    flag("--labels", "File with a line `path class` for each image. Default: sub-folders are classes.", "FILE", PATH),
     COLUMNS,
     WORKERS,
-]  # fmt: skip
+]
 HELD_OUT = [
-    click.option("--data", metavar="SET/SPLIT|DIR|TAR", help="Held-out images. Default: the val split beside the training data."),
+    flag("--data", "Held-out images. Default: the val split beside the training data.", "SET/SPLIT|DIR|TAR", str),
     *DATA[1:],
-]  # fmt: skip
-TEACHER_WEIGHTS = click.option(
-    "--teacher-weights", type=NAME, multiple=True, metavar="[NAME=]FILE",
-    help="A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is read for teacher clip alone.",
-)  # fmt: skip
-VGG_WEIGHTS = click.option("--vgg-weights", type=PATH, metavar="FILE", help="torchvision's VGG16 weights, for LPIPS.")
-INCEPTION_WEIGHTS = click.option(
-    "--inception-weights", type=PATH, metavar="FILE", help="pytorch-fid's Inception weights, which FID needs."
+]
+TEACHER_WEIGHTS = flag(
+    "--teacher-weights",
+    "A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is read for teacher clip alone.",
+    "[NAME=]FILE",
+    multiple=True,
 )
+VGG_WEIGHTS = flag("--vgg-weights", "torchvision's VGG16 weights, for LPIPS.", "FILE", PATH)
+INCEPTION_WEIGHTS = flag("--inception-weights", "pytorch-fid's Inception weights, which FID needs.", "FILE", PATH)
 
-TEXT_WEIGHTS = click.option(
-    "--text-weights", type=PATH, metavar="FILE", help="The text tower's weights, if no hub can be reached."
-)
+TEXT_WEIGHTS = flag("--text-weights", "The text tower's weights, if no hub can be reached.", "FILE", PATH)
 
 
 class _Text(click.ParamType):

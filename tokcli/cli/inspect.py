@@ -6,22 +6,16 @@ from typing import Any
 import click
 
 from tokcli import terminal
-from tokcli.cli.flags import COMMON, NAME, PATH, options_of, run_stage, with_options
+from tokcli.cli.flags import COMMON, NAME, PATH, flag, options_of, run_stage, switch, with_options
 from tokcli.errors import Misuse
 
 
 @click.command(short_help="facts, lineage and metrics of artifacts")
 @click.argument("artifact", required=False, type=PATH)
-@click.option(
-    "--workspace",
-    type=PATH,
-    envvar="TOK_WORKSPACE",
-    default=Path("artifacts"),
-    show_default=True,
-    metavar="DIR",
-    help="Folder whose artifacts are listed.",
+@flag(
+    "--workspace", "Folder whose artifacts are listed.", "DIR", PATH, envvar="TOK_WORKSPACE", default=Path("artifacts")
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@switch("--json as_json", "Print the manifest.")
 def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
     """Show one artifact, or list the artifacts of the workspace."""
     from tokcli.stages import show as stage
@@ -36,10 +30,8 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
 
 @click.command(short_help="list, show, check and explain recipes")
 @click.argument("name", required=False, type=NAME)
-@click.option("--check", is_flag=True, help="Check the named recipe, or all of them, against the code.")
-@click.option(
-    "--explain", is_flag=True, help="Explain the keys of a section or component; without NAME, list what there is."
-)
+@switch("--check", "Check the named recipe, or all of them, against the code.")
+@switch("--explain", "Explain the keys of a section or component; without NAME, list what there is.")
 def recipes(name: str | None, check: bool, explain: bool) -> None:
     """List the recipes that come with tok, or show one; its header says command, cost and score.
 
@@ -67,10 +59,11 @@ def verify(artifact: Path) -> None:
 @click.command("import", short_help="published checkpoint -> tokenizer")
 @click.argument("kind", metavar="FORMAT")
 @click.argument("file", type=PATH)
-@click.option(
+@flag(
     "--data",
-    metavar="SET/SPLIT|DIR|TAR",
-    help="Images that the tokenizer was trained on; later commands read them. Default: imagenet/train.",
+    "Images that the tokenizer was trained on; later commands read them. Default: imagenet/train.",
+    "SET/SPLIT|DIR|TAR",
+    str,
 )
 @with_options(COMMON)
 def import_tokenizer(kind: str, file: Path, as_json: bool, **flags: Any) -> None:

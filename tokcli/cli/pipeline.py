@@ -10,45 +10,32 @@ from tokcli.cli.flags import (
     DATA,
     HELD_OUT,
     INCEPTION_WEIGHTS,
-    NAME,
     PATH,
     TEACHER_WEIGHTS,
     TEXT_WEIGHTS,
     VGG_WEIGHTS,
     WORKERS,
+    flag,
     flags_of,
     options_of,
     run_stage,
+    switch,
     with_options,
 )
 from tokcli.recipe.sample_options import SampleOptions, declared
 
-TOKENIZER = click.option(
-    "--tokenizer", type=PATH, metavar="DIR", help="Tokenizer to use. Default: the only one in the workspace."
-)
-DECODER = click.option(
-    "--decoder", type=PATH, metavar="DIR", help="Decoder to use. Default: the only one in the workspace that fits."
-)
+TOKENIZER = flag("--tokenizer", "Tokenizer to use. Default: the only one in the workspace.", "DIR", PATH)
+DECODER = flag("--decoder", "Decoder to use. Default: the only one in the workspace that fits.", "DIR", PATH)
 SHARDS = [
-    click.option("--shard-index", type=click.IntRange(0), metavar="I", help="Index of this job, from 0, if --num-shards jobs share the work."),
-    click.option("--num-shards", type=click.IntRange(1), metavar="N", help="Number of jobs that share the work."),
-]  # fmt: skip
+    flag("--shard-index", "Index of this job, from 0, if --num-shards jobs share the work.", "I", click.IntRange(0)),
+    flag("--num-shards", "Number of jobs that share the work.", "N", click.IntRange(1)),
+]
 
 
 @click.command("train-tokenizer", short_help="images -> tokenizer")
-@click.option(
-    "--teacher",
-    type=NAME,
-    metavar="NAME",
-    help="Teacher: efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.",
-)
-@click.option(
-    "--method",
-    type=NAME,
-    metavar="NAME",
-    help="Training method: vqkd (default), cluster, vqgan, fsq, cvq, llamagen or joint.",
-)
-@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another tokenizer.")
+@flag("--teacher", "Teacher: efflite0, vits14, clip, vit, dino, mae, timm:NAME or open_clip:NAME/PRETRAINED.", "NAME")
+@flag("--method", "Training method: vqkd (default), cluster, vqgan, fsq, cvq, llamagen or joint.", "NAME")
+@flag("--init", "Start from the weights of another tokenizer.", "DIR", PATH)
 @with_options(DATA, TEACHER_WEIGHTS, VGG_WEIGHTS, INCEPTION_WEIGHTS, COMMON)
 def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, as_json: bool, **flags: Any) -> None:
     """Train an image tokenizer on a teacher's features (VQ-KD, Cluster) or on pixels (VQGAN and others)."""
@@ -59,17 +46,12 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
 
 
 @click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
-@click.option(
-    "--init",
-    type=PATH,
-    metavar="DIR",
-    help="Start from the weights of another decoder, or of a tokenizer's own; of the same sizes.",
-)
-@click.option(
+@flag("--init", "Start from the weights of another decoder, or of a tokenizer's own; of the same sizes.", "DIR", PATH)
+@flag(
     "--proposal",
-    type=PATH,
-    metavar="DIR",
-    help="Proposal network that draws some of the tokens, where the recipe has a section `drawn`. Default: the only one in the workspace that fits.",
+    "Proposal network that draws some of the tokens, where the recipe has a section `drawn`. Default: the only one in the workspace that fits.",
+    "DIR",
+    PATH,
 )
 @with_options(TOKENIZER, DATA, VGG_WEIGHTS, INCEPTION_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def train_decoder(
@@ -83,20 +65,18 @@ def train_decoder(
 
 
 @click.command(short_help="tokenizer, images -> token shards")
-@click.option(
-    "--crops",
-    type=click.IntRange(1),
-    metavar="K",
-    help="Number of crops of each image; short for --set tokens.crops=K.",
-)
-@click.option(
-    "--flip/--no-flip", default=None, help="Also write the mirror image of each crop; short for --set tokens.flip=true."
-)
+@flag("--crops", "Number of crops of each image; short for --set tokens.crops=K.", "K", click.IntRange(1))
+@switch("--flip/--no-flip", "Also write the mirror image of each crop; short for --set tokens.flip=true.", default=None)
 @with_options(SHARDS, TOKENIZER, DATA, COMMON)
 def tokenize(
-    crops: int | None, flip: bool | None, shard_index: int | None, num_shards: int | None, tokenizer: Path | None,
-    as_json: bool, **flags: Any,
-) -> None:  # fmt: skip
+    crops: int | None,
+    flip: bool | None,
+    shard_index: int | None,
+    num_shards: int | None,
+    tokenizer: Path | None,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Turn images into token shards, on which proposal networks are trained."""
     share = _share(shard_index, num_shards)  # before the seconds that importing torch takes
     from tokcli.stages import tokenize as stage
@@ -106,22 +86,18 @@ def tokenize(
 
 
 @click.command("train-proposal", short_help="token shards -> proposal network")
-@click.option(
-    "--mode",
-    type=click.Choice(["ar", "nar"]),
-    help="Autoregressive or masked network. Default: as in the recipe, else ar.",
+@flag(
+    "--mode", "Autoregressive or masked network. Default: as in the recipe, else ar.", type=click.Choice(["ar", "nar"])
 )
-@click.option("--tokens", type=PATH, metavar="DIR", help="Tokens to train on. Default: the only ones in the workspace.")
-@click.option(
+@flag("--tokens", "Tokens to train on. Default: the only ones in the workspace.", "DIR", PATH)
+@flag(
     "--val",
-    type=PATH,
-    metavar="DIR",
-    help="Tokens of held-out images; the network is measured on them at the end and every train.eval_every steps.",
+    "Tokens of held-out images; the network is measured on them at the end and every train.eval_every steps.",
+    "DIR",
+    PATH,
 )
-@click.option("--init", type=PATH, metavar="DIR", help="Start from the weights of another proposal network.")
-@click.option(
-    "--language-weights", type=PATH, metavar="FILE", help="Weights of a GPT-2, for recipes that start from one."
-)
+@flag("--init", "Start from the weights of another proposal network.", "DIR", PATH)
+@flag("--language-weights", "Weights of a GPT-2, for recipes that start from one.", "FILE", PATH)
 @with_options(TEXT_WEIGHTS, COMMON)
 def train_proposal(
     mode: str | None, tokens: Path | None, val: Path | None, init: Path | None, as_json: bool, **flags: Any
@@ -137,44 +113,25 @@ def train_proposal(
 
 @click.command(short_help="proposal network, decoder -> images")
 @with_options(flags_of(SampleOptions))
-@click.option(
-    "--mode", type=click.Choice(["ar", "nar"]), help="Which proposal network to use if the workspace holds both."
-)
-@click.option(
-    "--prompts",
-    type=NAME,
-    metavar="FILE|-",
-    help="Captions for a text-conditional network, one per line; - reads standard input.",
-)
-@click.option(
+@flag("--mode", "Which proposal network to use if the workspace holds both.", type=click.Choice(["ar", "nar"]))
+@flag("--prompts", "Captions for a text-conditional network, one per line; - reads standard input.", "FILE|-")
+@flag(
     "--sweep",
+    "Draw samples for each value of a key of section sample, and print one path per line. Repeat it for every combination of keys.",
+    "KEY=A,B,...",
+    str,
     multiple=True,
-    metavar="KEY=A,B,...",
-    help="Draw samples for each value of a key of section sample, and print one path per line. Repeat it for every combination of keys.",
 )
-@click.option(
-    "--edit",
-    type=PATH,
-    metavar="IMAGE",
-    help="Redraw part of this photo, which keeps its size; --mask or --keep-top says which part.",
-)
-@click.option(
+@flag("--edit", "Redraw part of this photo, which keeps its size; --mask or --keep-top says which part.", "IMAGE", PATH)
+@flag(
     "--mask",
-    type=PATH,
-    metavar="IMAGE",
-    help="Mask of the same size as the edited photo; a masked network redraws the light parts, each in a window around it.",
+    "Mask of the same size as the edited photo; a masked network redraws the light parts, each in a window around it.",
+    "IMAGE",
+    PATH,
 )
-@click.option(
-    "--proposal",
-    type=PATH,
-    metavar="DIR",
-    help="Proposal network to use. Default: the only one in the workspace (of that mode).",
-)
+@flag("--proposal", "Proposal network to use. Default: the only one in the workspace (of that mode).", "DIR", PATH)
 @with_options(DECODER, SHARDS, WORKERS, TEXT_WEIGHTS, COMMON)
-def sample(
-    mode: str | None, proposal: Path | None, decoder: Path | None, shard_index: int | None, num_shards: int | None,
-    prompts: str | None, sweep: tuple[str, ...], edit: Path | None, mask: Path | None, as_json: bool, **flags: Any,
-) -> None:  # fmt: skip
+def sample(shard_index: int | None, num_shards: int | None, prompts: str | None, as_json: bool, **flags: Any) -> None:
     """Generate images: draw tokens from a proposal network and decode them to pixels."""
     share = _share(shard_index, num_shards)
     shorthands = {f"sample.{key}": flags.pop(key) for key, one in declared(SampleOptions).items() if one.flags}
@@ -184,15 +141,19 @@ def sample(
         raise click.UsageError("-n and --per-class both say how many images.")
     from tokcli.stages import sample as stage
 
-    inputs: dict[str, Any] = {"mode": mode, "proposal": proposal, "decoder": decoder, "share": share}
-    inputs |= {"prompts": prompts, "sweep": sweep, "edit": edit, "mask": mask}
+    inputs = {key: flags.pop(key) for key in ("mode", "proposal", "decoder", "sweep", "edit", "mask")}
+    inputs |= {"share": share, "prompts": prompts}
     run_stage(lambda o: stage.main(o, **inputs), options_of(flags, shorthands), as_json)
 
 
 @click.command("eval", short_help="artifacts -> metrics, the paper's table")
 @click.argument("artifacts", nargs=-1, type=PATH, metavar="ARTIFACT...")
-@click.option("--reference", "references", multiple=True, type=NAME, metavar="SET|DIR|TAR|NPZ|STATISTICS", help="What samples are compared "
-              "with: real images, a published .npz, or a statistics artifact. Repeatable. Default: the held-out images.")  # fmt: skip
+@flag(
+    "--reference references",
+    "What samples are compared with: real images, a published .npz, or a statistics artifact. Repeatable. Default: the held-out images.",
+    "SET|DIR|TAR|NPZ|STATISTICS",
+    multiple=True,
+)
 @with_options(HELD_OUT, INCEPTION_WEIGHTS, VGG_WEIGHTS, TEACHER_WEIGHTS, TEXT_WEIGHTS, COMMON)
 def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Measure artifacts on held-out images and print the paper's table.
@@ -205,9 +166,7 @@ def evaluate(artifacts: tuple[Path, ...], references: tuple[str, ...], as_json: 
 
 
 @click.command("viz-codebook", short_help="tokenizer, images -> pictures of the codebook")
-@click.option(
-    "--against", type=PATH, metavar="DIR", help="Another tokenizer, shown beside the first on the same images."
-)
+@flag("--against", "Another tokenizer, shown beside the first on the same images.", "DIR", PATH)
 @with_options(TOKENIZER, DATA, COMMON)
 def viz_codebook(tokenizer: Path | None, against: Path | None, as_json: bool, **flags: Any) -> None:
     """Show what each code means: its patches, usage, places and purity, an atlas, a map of codes and features."""

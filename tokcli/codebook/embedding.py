@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Ten colours that stay apart for colour-blind eyes (Petroff 2021, arXiv 2107.02270); shapes repeat what they say.
-COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
+COLOURS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())
 SHAPES = ("o", "^", "s", "D", "v")
 OTHERS = "#c9c9ce"
 NAME_LETTERS = 26

@@ -27,11 +27,7 @@ class Held(dict[int, contextlib.ExitStack]):
 
 
 def claimed(
-    folder: Path,
-    todo: Sequence[int],
-    present: Callable[[], set[int]],
-    stop: StopSignal,
-    held: Held,
+    folder: Path, todo: Sequence[int], present: Callable[[], set[int]], stop: StopSignal, held: Held
 ) -> Iterator[int]:
     """The shards of a bulk command that this process should write: neither there yet nor claimed by another process.
 

@@ -294,7 +294,13 @@ def with_preset(options: Options, spec: str, made_by: Artifact | None = None) ->
         source = _images(options, spec)
         found = choose_preset(source, on_gpu=_on_gpu(options), cores=options.threads or cores())
         others = ", ".join(f"--recipe {name} ({about})" for name, about in ABOUT.items() if name != found.name)
-        log.info("recipe: %s (%s), for %s. Otherwise: %s, or another that tok recipes lists", found.name, ABOUT[found.name], found.why, others)  # fmt: skip
+        log.info(
+            "recipe: %s (%s), for %s. Otherwise: %s, or another that tok recipes lists",
+            found.name,
+            ABOUT[found.name],
+            found.why,
+            others,
+        )
     return dataclasses.replace(options, preset=found), source
 
 

@@ -78,12 +78,7 @@ def session(options: Options) -> Iterator[torch.device]:
         torch.set_num_threads(options.threads)
     _allow_many_files()
     device = device_of(options)
-    with (
-        distributed.joined(device),
-        float32_proper(),
-        reading.processes(options.workers),
-        removed_if_refused(),
-    ):
+    with distributed.joined(device), float32_proper(), reading.processes(options.workers), removed_if_refused():
         yield device
 
 

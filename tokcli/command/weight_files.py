@@ -96,46 +96,33 @@ def weights_read(recipe: Mapping[str, Any]) -> set[str]:
     return {flag for one in _read(recipe) for flag in one.flags} | ({"inception"} & {*judges})
 
 
+def _entry(one: _Read, given: Mapping[str, Path], planned: bool) -> dict[str, str]:
+    if planned and not any(flag in given for flag in one.flags):
+        return {"id": UNKNOWN, "path": ""}
+    return weights_entry(one.files(given))
+
+
 def weights_inputs(
-    recipe: Mapping[str, Any], given: Mapping[str, Path], *, unread: Collection[str] = ()
+    recipe: Mapping[str, Any], given: Mapping[str, Path], *, planned: bool = False, unread: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:
     """The inputs `weights-ROLE` of a training, each file hashed once and again only when it changes.
 
     Args:
         recipe: checked and resolved.
         given: `Options.weights`.
+        planned: for a dry run, which reads no weights but those that are given.
         unread: roles whose files are not read all the same.
 
     Raises:
         TokError: weights are found nowhere, or cannot be read.
     """
-    return {f"weights-{one.role}": weights_entry(one.files(given)) for one in _read(recipe) if one.role not in unread}
+    return {f"weights-{one.role}": _entry(one, given, planned) for one in _read(recipe) if one.role not in unread}
 
 
 def network_input(name: str, *, planned: bool = False) -> dict[str, str]:
-    """The input that an extractor is, which is found without a flag; of a plan, which does not look for it, without its id.
-
-    Raises:
-        TokError: weights are found nowhere.
-    """
-    return (
-        {"id": UNKNOWN, "path": ""}
-        if planned
-        else weights_entry([network_file(name, None, role="extractor", flag=None)])
-    )
-
-
-def weights_planned(
-    recipe: Mapping[str, Any], given: Mapping[str, Path], *, unread: Collection[str] = ()
-) -> dict[str, dict[str, str]]:
-    """The same for a dry run, which reads no weights but those that are given."""
-    return {
-        f"weights-{one.role}": weights_entry(one.files(given))
-        if any(flag in given for flag in one.flags)
-        else {"id": UNKNOWN, "path": ""}
-        for one in _read(recipe)
-        if one.role not in unread
-    }
+    """The input that an extractor is, which is found without a flag; arguments and errors as above."""
+    extractor = _Read("extractor", (), lambda _: [network_file(name, None, role="extractor", flag=None)])
+    return _entry(extractor, {}, planned)
 
 
 def check_weights(options: Options, read: Collection[str]) -> None:

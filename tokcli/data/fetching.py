@@ -123,9 +123,12 @@ def _download(remote: Remote, out: IO[bytes]) -> None:
         except Broken as error:
             why = str(error)
     raise TokError(
-        f"--data {remote.url}", f"did not arrive whole in {TRIES} tries", why=why,
-        got=f"{out.tell():,} of {remote.bytes:,} bytes", next="Repeat the command: whole shards stay in the cache",
-    )  # fmt: skip
+        f"--data {remote.url}",
+        f"did not arrive whole in {TRIES} tries",
+        why=why,
+        got=f"{out.tell():,} of {remote.bytes:,} bytes",
+        next="Repeat the command: whole shards stay in the cache",
+    )
 
 
 def _limit() -> int:

@@ -11,18 +11,7 @@ from tokcli.data.web_files import CHUNK, Broken, Gone, Remote, Web, changed
 from tokcli.errors import NotFound, TokError
 
 # What tells one content of a file from another, the surest first; a store says some of them.
-TAGS = (
-    "etag",
-    "generation",
-    "md5hash",
-    "crc32c",
-    "crc32c_hash",
-    "blob_id",
-    "lastmodified",
-    "last_modified",
-    "mtime",
-    "created",
-)
+TAGS = tuple("etag generation md5hash crc32c crc32c_hash blob_id lastmodified last_modified mtime created".split())
 BLOCK = 16 << 20  # bytes that are asked for at once
 
 
@@ -51,14 +40,22 @@ class Store(NamedTuple):
 
 
 STORES = {
-    "s3": Store("s3fs", Tool(
-        ("aws", "s3api", "head-object", "--bucket={bucket}", "--key={key}", "--output=json"), ("aws", "s3", "cp", "--quiet", "{url}", "-"),
-    )),
-    "gs": Store("gcsfs", Tool(
-        ("gcloud", "storage", "objects", "describe", "{url}", "--format=json"), ("gcloud", "storage", "cat", "{url}"),
-    )),
+    "s3": Store(
+        "s3fs",
+        Tool(
+            ("aws", "s3api", "head-object", "--bucket={bucket}", "--key={key}", "--output=json"),
+            ("aws", "s3", "cp", "--quiet", "{url}", "-"),
+        ),
+    ),
+    "gs": Store(
+        "gcsfs",
+        Tool(
+            ("gcloud", "storage", "objects", "describe", "{url}", "--format=json"),
+            ("gcloud", "storage", "cat", "{url}"),
+        ),
+    ),
     "hf": Store("huggingface_hub", None),
-}  # fmt: skip
+}
 SCHEMES = ("https", "http", *STORES)
 
 

@@ -258,11 +258,7 @@ BATCH = 64  # images at a time; one shape for all, so that numbers do not depend
 
 
 def read_batches(
-    source: ImageSource,
-    transform: Any,
-    indices: Sequence[int] | None = None,
-    *,
-    desc: str = "images",
+    source: ImageSource, transform: Any, indices: Sequence[int] | None = None, *, desc: str = "images"
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "b 3 s s"]]]:
     """Batches of (sample numbers, images) in order; unreadable images are left out and named once.
 

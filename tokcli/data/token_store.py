@@ -54,12 +54,7 @@ def write_shard(
         raise ValueError(f"{array.shape} indices, {len(labels)} labels, {len(keys)} keys, {len(captions)} captions")
     if array.size and (array.min() < 0 or array.max() >= codebook_size):
         raise ValueError(f"indices from {array.min()} to {array.max()}, outside a codebook of {codebook_size}")
-    rows = {
-        "labels": list(map(int, labels)),
-        "keys": list(keys),
-        "captions": list(captions),
-        "skipped": list(skipped),
-    }
+    rows = {"labels": list(map(int, labels)), "keys": list(keys), "captions": list(captions), "skipped": list(skipped)}
     write_text(_sidecar(folder, number), json.dumps(rows, ensure_ascii=False) + "\n")
     dtype = np.uint16 if codebook_size <= 1 << 16 else np.uint32
     _save(_shard(folder, number), np.ascontiguousarray(array, dtype=dtype))

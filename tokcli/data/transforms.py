@@ -125,12 +125,7 @@ class RandomResizedCrop:
     deterministic = False
 
     def __init__(
-        self,
-        size: int,
-        *,
-        scale: Area = (0.8, 1.0),
-        ratio: Aspect = (3 / 4, 4 / 3),
-        flip: bool = True,
+        self, size: int, *, scale: Area = (0.8, 1.0), ratio: Aspect = (3 / 4, 4 / 3), flip: bool = True
     ) -> None:
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 

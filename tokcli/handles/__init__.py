@@ -47,7 +47,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     artifact = open_artifact(path, "load")
     if artifact.kind not in HANDLES:
         raise TokError(
-            str(path), f"an artifact of kind {artifact.kind} holds pictures and pages, nothing to compute with",
+            str(path),
+            f"an artifact of kind {artifact.kind} holds pictures and pages, nothing to compute with",
             next=f"Open {Path(path) / 'index.html'} in a browser",
-        )  # fmt: skip
+        )
     return HANDLES[artifact.kind](artifact, where)

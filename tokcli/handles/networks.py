@@ -81,8 +81,9 @@ def _of_tensor(found: Tensor, channels_last: bool) -> Iterable[Tensor]:
     if batch.is_floating_point():
         low, high = float(batch.min()), float(batch.max())
         if not (low >= 0 and high <= 1):  # NaN is neither
-            raise TokError(WHERE, "floats must lie in [0, 1]", got=f"{low:g} to {high:g}",
-                           next="Divide them by 255, or give uint8")  # fmt: skip
+            raise TokError(
+                WHERE, "floats must lie in [0, 1]", got=f"{low:g} to {high:g}", next="Divide them by 255, or give uint8"
+            )
         batch = (batch.float() * 255).round().to(torch.uint8)
     elif batch.dtype != torch.uint8:
         raise TokError(

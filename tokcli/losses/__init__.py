@@ -20,8 +20,4 @@ class Loss(Protocol):
         ...
 
 
-LOSSES: dict[str, type[L1Loss | L2Loss | PerceptualLoss]] = {
-    "l1": L1Loss,
-    "l2": L2Loss,
-    "perceptual": PerceptualLoss,
-}
+LOSSES: dict[str, type[L1Loss | L2Loss | PerceptualLoss]] = {"l1": L1Loss, "l2": L2Loss, "perceptual": PerceptualLoss}

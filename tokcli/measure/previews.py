@@ -55,12 +55,7 @@ def colours_of(
 
 
 def tokenizer_preview(
-    network: Tokenizer,
-    source: ImageSource,
-    device: torch.device,
-    size: int,
-    teacher: Teacher,
-    path: Path,
+    network: Tokenizer, source: ImageSource, device: torch.device, size: int, teacher: Teacher, path: Path
 ) -> None:
     """A sheet of originals, the teacher's features, what codes predict of them, and the codes themselves, in false colours."""
     chosen = evenly(len(source), COLUMNS)
@@ -85,12 +80,7 @@ def tokenizer_preview(
 
 
 def decoder_preview(
-    network: Tokenizer,
-    pixel_decoder: nn.Module,
-    source: ImageSource,
-    device: torch.device,
-    size: int,
-    path: Path,
+    network: Tokenizer, pixel_decoder: nn.Module, source: ImageSource, device: torch.device, size: int, path: Path
 ) -> None:
     """A sheet of originals and their reconstructions."""
     chosen = evenly(len(source), COLUMNS)

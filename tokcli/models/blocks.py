@@ -78,14 +78,7 @@ class Trunk(nn.Module):
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float,
-        dropout: float,
-        class_token: bool,
+        self, grid: Grid, width: int, depth: int, heads: int, mlp_ratio: float, dropout: float, class_token: bool
     ) -> None:
         super().__init__()
         self.grid = grid

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
-from tokcli.models.conv import (
-    PositionAttention,
-    ResidualBlock,
-    Upsample,
-    check_doubling,
-    group_norm,
-    training_layout,
-)
+from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, check_doubling, group_norm, training_layout
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.recipe.sections import Share, Widths
 

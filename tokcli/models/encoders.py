@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
-from tokcli.models.conv import (
-    Downsample,
-    PositionAttention,
-    ResidualBlock,
-    group_norm,
-    halved,
-    training_layout,
-)
+from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, group_norm, halved, training_layout
 from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.pretrained import usual
 from tokcli.pretrained.teacher import Teacher

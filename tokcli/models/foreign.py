@@ -59,15 +59,8 @@ LAYOUTS = {
 }
 RESIDUAL = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"shortcut": "nin_shortcut"}
 # what training left beside the tokenizer
-IGNORED = (
-    "loss.",
-    "quantize.codebook_used",
-    "quantize.cluster_size",
-    "quantize.embedding.cluster_size",
-    "quantize.embedding.embed_avg",
-    "quantize.embedding.initted",
-    "scaling_layer.",
-    "teacher_model.",
+IGNORED = tuple(
+    "loss. quantize.codebook_used quantize.cluster_size quantize.embedding.cluster_size quantize.embedding.embed_avg quantize.embedding.initted scaling_layer. teacher_model.".split()
 )
 Pair = tuple[str, tuple[str, ...]]  # our tensor, and theirs that make it when joined
 

@@ -13,14 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.models.blocks import Grid
-from tokcli.models.conv import (
-    ResidualBlock,
-    Upsample,
-    check_doubling,
-    group_norm,
-    halved,
-    training_layout,
-)
+from tokcli.models.conv import ResidualBlock, Upsample, check_doubling, group_norm, halved, training_layout
 from tokcli.recipe.sections import Widths
 
 

@@ -182,10 +182,7 @@ def contact_sheet(
 
 
 def comparison_sheet(
-    rows: Mapping[str, UInt8[Tensor, "_ 3 _ _"]],
-    *,
-    column_labels: Sequence[str] | None = None,
-    title: str = "",
+    rows: Mapping[str, UInt8[Tensor, "_ 3 _ _"]], *, column_labels: Sequence[str] | None = None, title: str = ""
 ) -> Image.Image:
     """Captioned rows: original, reconstruction, AR sample, NAR sample; arguments as for `contact_sheet`."""
     return contact_sheet(list(rows.values()), row_labels=list(rows), column_labels=column_labels, title=title)

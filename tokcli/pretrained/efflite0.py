@@ -16,13 +16,7 @@ from tokcli.pretrained.network import Network, library
 from tokcli.pretrained.published_weights import Source
 
 STAGE_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the package numbers them flat
-OUTER = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
+OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 EXPANDED = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

@@ -114,12 +114,7 @@ class Network(Frozen):
     std: Tensor
 
     def __init__(
-        self,
-        name: str,
-        body: nn.Module,
-        *,
-        mean: tuple[float, ...] = IMAGENET[0],
-        std: tuple[float, ...] = IMAGENET[1],
+        self, name: str, body: nn.Module, *, mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]
     ) -> None:
         if self.channels_last:
             body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -62,9 +62,7 @@ class OpenCLIP(Network):
         model, slash, tag = (cls.model or name.removeprefix("open_clip:")).rpartition("/")
         if not slash:
             raise TokError(
-                name,
-                "names no weights",
-                next="Write open_clip:NAME/PRETRAINED, as in ViT-B-16/laion2b_s34b_b88k",
+                name, "names no weights", next="Write open_clip:NAME/PRETRAINED, as in ViT-B-16/laion2b_s34b_b88k"
             )
         config = open_clip.get_model_config(model)
         if config is None:

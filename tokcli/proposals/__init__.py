@@ -7,11 +7,7 @@ from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.nar import MaskedProposal
 from tokcli.proposals.protocol import Proposal
 
-PROPOSALS: dict[str, type[Proposal]] = {
-    "ar": AutoregressiveProposal,
-    "gpt2": GPT2Proposal,
-    "nar": MaskedProposal,
-}
+PROPOSALS: dict[str, type[Proposal]] = {"ar": AutoregressiveProposal, "gpt2": GPT2Proposal, "nar": MaskedProposal}
 
 __all__ = [
     "CONDITIONS",

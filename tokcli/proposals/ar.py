@@ -172,13 +172,7 @@ class AutoregressiveProposal(TransformerProposal):
         return indices
 
     def redraw_tokens(
-        self,
-        indices: Tensor,
-        mask: Tensor,
-        condition: Tensor,
-        seeds: Tensor,
-        sampling: Sampling,
-        context: DrawnContext,
+        self, indices: Tensor, mask: Tensor, condition: Tensor, seeds: Tensor, sampling: Sampling, context: DrawnContext
     ) -> Tensor:
         """In one pass over the image's own tokens, or one token after the other with those that stay in between."""
         if context == "drawn":

@@ -165,13 +165,7 @@ class MaskedProposal(TransformerProposal):
         return indices
 
     def redraw_tokens(
-        self,
-        indices: Tensor,
-        mask: Tensor,
-        condition: Tensor,
-        seeds: Tensor,
-        sampling: Sampling,
-        context: DrawnContext,
+        self, indices: Tensor, mask: Tensor, condition: Tensor, seeds: Tensor, sampling: Sampling, context: DrawnContext
     ) -> Tensor:
         """All at once given those that stay, or by confidence in steps."""
         steps = 1 if context == "real" else min(sampling.steps, int(mask[0].sum()))

@@ -69,7 +69,11 @@ def say_unread(condition: Condition, tokens: Artifact) -> None:
     """Say of images that have captions and no classes, that a network of classes is conditioned on nothing."""
     if isinstance(condition, ClassCondition) and not tokens.facts["classes"] and captioned(tokens):
         how = "--set 'condition={name: text, tower: minilm, length: 32}'"
-        log.info("%s: its images have captions and no classes: the network will be conditioned on nothing. To condition it on captions: %s", tokens.path, how)  # fmt: skip
+        log.info(
+            "%s: its images have captions and no classes: the network will be conditioned on nothing. To condition it on captions: %s",
+            tokens.path,
+            how,
+        )
 
 
 class CaptionTables:

@@ -153,11 +153,7 @@ class RequestOptions:
 
     number: int | None = option(None, "Number of images.", "-n", "--number", metavar="N", range=between(1, 10_000_000))
     per_class: int | None = option(
-        None,
-        "Number of images of each class, instead of -n.",
-        "--per-class",
-        metavar="N",
-        range=between(1, 1_000_000),
+        None, "Number of images of each class, instead of -n.", "--per-class", metavar="N", range=between(1, 1_000_000)
     )
     classes: list[int | str] | Literal["data"] | None = option(
         None,

@@ -45,9 +45,11 @@ def main(
     changed = [name for name in source.classes if _read_back(name) != name]
     if changed:
         raise TokError(
-            f"class '{changed[0]}'", "would be read from a shard as another class", got=f"{_read_back(changed[0])}",
+            f"class '{changed[0]}'",
+            "would be read from a shard as another class",
+            got=f"{_read_back(changed[0])}",
             next="Rename it: a name may not be a number below 0 or with a point, nor begin or end with a space",
-        )  # fmt: skip
+        )
     write_text(out / BEGUN, json.dumps({"source": {"id": source.id}}) + "\n")
     for stale in out.glob("shard-*"):  # of a pack that was interrupted
         stale.unlink()

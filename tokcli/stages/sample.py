@@ -206,13 +206,7 @@ def _sample(
 
 
 def _write(
-    folder: Path,
-    batch: int,
-    numbers: range,
-    tokens: torch.Tensor,
-    networks: Generator,
-    request: Request,
-    held: Held,
+    folder: Path, batch: int, numbers: range, tokens: torch.Tensor, networks: Generator, request: Request, held: Held
 ) -> None:
     with held.pop(batch):  # only now may another job look for it
         edit, images = request.edit, networks.pixels(tokens.unflatten(1, (-1, networks.proposal.tokens)).flatten(0, 1))

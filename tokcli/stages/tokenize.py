@@ -127,9 +127,14 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
 def _views(recipe: TokensRecipe, made_by: Artifact) -> CropViews:
     asked, crops = recipe.tokens, recipe.tokens.crops - 1  # beside the centre
     return CropViews(
-        made_by.facts["use_size"], crops=crops, flip=asked.flip, scale=asked.scale, corners=asked.corners,
-        padding=made_by.facts.get("padding"), seed=recipe.seed,
-    )  # fmt: skip
+        made_by.facts["use_size"],
+        crops=crops,
+        flip=asked.flip,
+        scale=asked.scale,
+        corners=asked.corners,
+        padding=made_by.facts.get("padding"),
+        seed=recipe.seed,
+    )
 
 
 def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) -> Plan:
@@ -143,9 +148,15 @@ def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) 
         tokenizer = loading.tokenizer_of(made_by)
     flop = compute.encoding(tokenizer, made_by.recipe["quantizer"], made_by.facts["use_size"]) * len(facts["views"])
     return plan.describe(
-        options, recipe, {}, reads={"data": spec, "tokenizer": made_by}, writes="tokens", inputs=inputs,
-        facts=facts | {"captions": images.captioned()}, compute=compute.bulk("image", flop, rows, compute.ON_GPUS[recipe.tokens.precision]),
-    )  # fmt: skip
+        options,
+        recipe,
+        {},
+        reads={"data": spec, "tokenizer": made_by},
+        writes="tokens",
+        inputs=inputs,
+        facts=facts | {"captions": images.captioned()},
+        compute=compute.bulk("image", flop, rows, compute.ON_GPUS[recipe.tokens.precision]),
+    )
 
 
 def _facts(
@@ -252,11 +263,15 @@ def _write(
     found = torch.cat(tokens) if tokens else torch.empty(0, h * w, dtype=torch.int64)
     with held.pop(part.number):  # only now may another job look for it
         write_shard(
-            folder, part.number, found.cpu().view(len(kept), len(views.names), h * w).numpy(),
+            folder,
+            part.number,
+            found.cpu().view(len(kept), len(views.names), h * w).numpy(),
             codebook_size=tokenizer.quantizer.codebook_size,
-            labels=[source.label(i) for i in kept], keys=[source.key(i) for i in kept],
-            captions=[source.captions(i) for i in kept], skipped=part.skipped,
-        )  # fmt: skip
+            labels=[source.label(i) for i in kept],
+            keys=[source.key(i) for i in kept],
+            captions=[source.captions(i) for i in kept],
+            skipped=part.skipped,
+        )
 
 
 def _finish(

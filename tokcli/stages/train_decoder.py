@@ -16,7 +16,7 @@ from tokcli.command import compute, plan
 from tokcli.command.inputs import choose, data_spec, held_out_beside, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
-from tokcli.command.weight_files import weights_inputs, weights_planned
+from tokcli.command.weight_files import weights_inputs
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.sources import open_source, padded
 from tokcli.data.transforms import padding_kept, unit
@@ -149,7 +149,8 @@ def _plan(
         writes="decoder",
         reads={"data": spec, "tokenizer": tokenizer or "(as the recipe expects)", **unnamed, **beside},
         facts=_facts(recipe, facts, decoder, frozen, drawer),
-        inputs=_inputs(images.entry, tokenizer, beside) | weights_planned(resolved(recipe), options.weights),
+        inputs=_inputs(images.entry, tokenizer, beside)
+        | weights_inputs(resolved(recipe), options.weights, planned=True),
         seconds=seconds if tokenizer and not any(isinstance(a, Planned) for a in (tokenizer, drawer)) else str,
         compute=counted[0] if counted else None,
         activations=counted[1] if counted else None,

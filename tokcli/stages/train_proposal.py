@@ -14,17 +14,10 @@ from tokcli.artifact.opening import Artifact, check_lineage
 from tokcli.artifact.plans import Plan, Planned
 from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import (
-    check_expected,
-    choose,
-    data_spec,
-    load_recipe,
-    open_input,
-    with_preset,
-)
+from tokcli.command.inputs import check_expected, choose, data_spec, load_recipe, open_input, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session, tokenizer_reference
-from tokcli.command.weight_files import check_weights, weights_inputs, weights_planned, weights_read
+from tokcli.command.weight_files import check_weights, weights_inputs, weights_read
 from tokcli.data.token_batches import TokenBatch, TokenBatches
 from tokcli.data.transforms import padding_kept
 from tokcli.device import on_meta
@@ -192,7 +185,7 @@ def _plan(options: Options, recipe: ProposalRecipe, tokens: Artifact | None, sta
         reads={"tokens": tokens or "(as the recipe expects)"} | ({"init": start} if start else {}),
         facts=_facts(recipe, facts, network),
         inputs=_inputs(tokens, start)
-        | weights_planned(resolved(recipe), options.weights, unread=["language"] if start else []),
+        | weights_inputs(resolved(recipe), options.weights, planned=True, unread=["language"] if start else []),
         seconds=str if tokens is None or isinstance(tokens, Planned) else seconds,
         compute=computed,
         activations=step.activations,

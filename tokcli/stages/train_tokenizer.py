@@ -23,7 +23,7 @@ from tokcli.command.inputs import (
 )
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
-from tokcli.command.weight_files import check_weights, weights_inputs, weights_planned, weights_read
+from tokcli.command.weight_files import check_weights, weights_inputs, weights_read
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.sources import ImageSource, open_source, padded
 from tokcli.data.transforms import unit
@@ -113,7 +113,7 @@ def _plan(
         reads={"data": spec} | ({"init": start} if start else {}),
         writes="tokenizer",
         facts=facts,
-        inputs=_inputs(images.entry, start) | weights_planned(resolved(recipe), options.weights),
+        inputs=_inputs(images.entry, start) | weights_inputs(resolved(recipe), options.weights, planned=True),
         compute=computed,
         activations=activations,
         seconds=seconds if options.data is not None and images.source is not None else str,

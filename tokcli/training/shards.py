@@ -21,9 +21,15 @@ from tokcli.files import atomic_write, not_saved, sha256, sync_folder, write_tex
 
 CONTENTS = "contents.pt"
 TRUSTED: list[Any] = [
-    kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.TensorProperties, kinds.ChunkStorageMetadata,
-    kinds._MEM_FORMAT_ENCODING, _StorageInfo, torch.Size,
-]  # fmt: skip
+    kinds.Metadata,
+    kinds.MetadataIndex,
+    kinds.TensorStorageMetadata,
+    kinds.TensorProperties,
+    kinds.ChunkStorageMetadata,
+    kinds._MEM_FORMAT_ENCODING,
+    _StorageInfo,
+    torch.Size,
+]
 
 
 class _Reader(dcp.FileSystemReader):

@@ -174,8 +174,12 @@ def require_disk(folder: Path, parts: Mapping[str, Stateful], keep: int) -> None
     need = (keep + 1) * sum(sizes) + sum(size // 3 for size in sizes)  # weights are less than a third of a state
     log.info(
         "%s: takes up to %s of disk: %d saved states of %s, and the weights; %s are free",
-        folder, _size(need), keep + 1, _size(sum(sizes)), _size(shutil.disk_usage(folder).free),
-    )  # fmt: skip
+        folder,
+        _size(need),
+        keep + 1,
+        _size(sum(sizes)),
+        _size(shutil.disk_usage(folder).free),
+    )
     if need > present:
         how = "Free some space, lower train.keep, or choose another --out"
         require_space(folder, need - present, "train.keep", next=how)

@@ -109,10 +109,7 @@ def file_digests(
 
 
 def _read_all(
-    paths: Sequence[Path | str],
-    look: Callable[[int, bytes], bool] | None,
-    numbers: np.ndarray,
-    make: Callable[[], Any],
+    paths: Sequence[Path | str], look: Callable[[int, bytes], bool] | None, numbers: np.ndarray, make: Callable[[], Any]
 ) -> Iterator[tuple[np.ndarray, bool]]:
     def one(at: int) -> tuple[np.ndarray, bool]:
         digest, keep = make(), None

@@ -23,9 +23,7 @@ PACKAGED = Path("usr/share/datasets/fashion-mnist")  # inside the Debian package
 
 # Known by their labels, wherever the files lie: sha256 of the label bytes, shortened.
 _FASHION = {"train": "657fbd221bfc9f41", "val": "3d0e6c6ea990b53b"}
-_FASHION_CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
-)  # fmt: skip
+_FASHION_CLASSES = tuple("t-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot".split(", "))
 
 
 def idx_splits(folder: Path) -> list[str]:

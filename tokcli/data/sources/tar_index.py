@@ -180,10 +180,7 @@ def _build(path: Path, contents: bool, where: str) -> TarIndex:
                 _end(tar, path, index)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # numbers in a header that are none
             raise TokError(
-                where,
-                "not a plain tar",
-                why=str(error),
-                next="Decompress it: samples are read in place",
+                where, "not a plain tar", why=str(error), next="Decompress it: samples are read in place"
             ) from None
         for key, parts in samples.items():
             _add(index, path, file.fileno(), key, parts)
