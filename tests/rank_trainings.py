@@ -125,7 +125,7 @@ def adversarial_training(train: Train, adaptive: bool = False) -> Training:
             quantizer.after_step(number)
         return values
 
-    return Training(updater, photo_batches(train), step, {"adversary": adversary})
+    return Training(updater, photo_batches(train), step, {"adversary": adversary.updater})
 
 
 def gradient_training(train: Train) -> Training:

@@ -10,7 +10,7 @@ from test_faults import draw, family, made, refusal  # noqa: F401  the fixture
 
 from tokcli.artifact.weights import load_tensors
 from tokcli.quantizers import QUANTIZERS, Quantized
-from tokcli.quantizers.perturbing import Perturber, replaced
+from tokcli.quantizers.perturbing import Perturber, all_codes, replaced
 
 
 def quantizer(k: int = 16, d: int = 3, **keys: Any) -> Any:
@@ -27,7 +27,7 @@ def test_tokens_are_replaced_by_one_of_the_nearest_other_codes() -> None:
     codes = vq.codes(torch.arange(16))
     indices = torch.randint(0, 16, (64, 50), generator=torch.Generator().manual_seed(1))
     noise = torch.rand(64, 50, 2, generator=torch.Generator().manual_seed(2))
-    found = replaced(indices, vq, share=0.25, near=3, noise=noise)
+    found = replaced(indices, all_codes(vq), share=0.25, near=3, noise=noise)
     moved = noise[..., 0] < 0.25
     assert torch.equal(found[~moved], indices[~moved]) and not (found == indices)[moved].any()
     distances = (codes[:, None] - codes).norm(dim=-1).fill_diagonal_(torch.inf)
@@ -41,14 +41,14 @@ def test_tokens_are_replaced_by_one_of_the_nearest_other_codes() -> None:
 def test_more_near_codes_than_there_are_is_all_others() -> None:
     vq = quantizer(k=4)
     indices = torch.zeros(1, 4000, dtype=torch.int64)
-    found = replaced(indices, vq, share=1.0, near=99, noise=torch.rand(1, 4000, 2))
+    found = replaced(indices, all_codes(vq), share=1.0, near=99, noise=torch.rand(1, 4000, 2))
     assert set(found.unique().tolist()) == {1, 2, 3}
 
 
 def test_fsq_has_near_codes_too() -> None:
     fsq = QUANTIZERS["fsq"](levels=[5, 5])
     indices = torch.full((1, 400), 12)  # the middle of the grid
-    found = replaced(indices, fsq, share=1.0, near=4, noise=torch.rand(1, 400, 2))
+    found = replaced(indices, all_codes(fsq), share=1.0, near=4, noise=torch.rand(1, 400, 2))
     assert set(found.unique().tolist()) == {7, 11, 13, 17}
 
 
@@ -62,7 +62,7 @@ def test_the_share_falls_linearly_and_some_images_are_spared() -> None:
     perturb.begin(0)
     torch.manual_seed(0)
     vq, indices = quantizer(), torch.randint(0, 16, (400, 40))
-    changed = (perturb.indices(indices, vq) != indices).float().mean(1)
+    changed = (perturb.indices(indices, all_codes(vq)) != indices).float().mean(1)
     assert float((changed > 0).float().mean()) == pytest.approx(0.5, abs=0.08)
     assert float(changed[changed > 0].mean()) == pytest.approx(0.8, abs=0.02)
 

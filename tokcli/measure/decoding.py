@@ -17,7 +17,7 @@ from tokcli.measure import evaluating
 from tokcli.measure.extractors import Extractor, Seen, check_extractors, load_extractors, look
 from tokcli.metrics.reported import PerImage, Reported, ask
 from tokcli.models import Tokenizer
-from tokcli.quantizers.perturbing import replaced
+from tokcli.quantizers.perturbing import all_codes, replaced
 
 
 def reconstruct(
@@ -43,7 +43,7 @@ def reconstruct_perturbed(
     with evaluating(network, decoder):
         indices = network.encode(unit(images, device))
         noise = torch.stack([torch.rand(indices.shape[1], 2, generator=generator(0, "perturb", n)) for n in numbers])
-        changed = replaced(indices, network.quantizer, share=share, near=near, noise=noise.to(device))
+        changed = replaced(indices, all_codes(network.quantizer), share=share, near=near, noise=noise.to(device))
         decoded: Tensor = decoder(network.codes(changed))
     return pictures.to_uint8(decoded).cpu()
 

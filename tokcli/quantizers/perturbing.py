@@ -10,9 +10,16 @@ from tokcli.quantizers.search import rows_at_once
 
 
 @torch.no_grad()
+def all_codes(quantizer: Quantizer) -> Float[Tensor, "k d"]:
+    """Every code, float32."""
+    numbers = torch.arange(quantizer.codebook_size, device=quantizer.initialised.device)
+    return quantizer.codes(numbers).float()
+
+
+@torch.no_grad()
 def replaced(
     indices: Int64[Tensor, "b n"],
-    quantizer: Quantizer,
+    codes: Float[Tensor, "k d"],
     *,
     share: float,
     near: int,
@@ -22,7 +29,7 @@ def replaced(
 
     Args:
         indices: in [0, k).
-        quantizer: whose codes they are.
+        codes: all that there are, as `all_codes` gives them.
         share: of tokens replaced, in [0, 1].
         near: how many of the nearest other codes a token is replaced by one of, by Euclidean distance; at most k - 1.
         noise: uniform in [0, 1): the first number of a token decides whether, the second by which.
@@ -30,7 +37,6 @@ def replaced(
     places = (noise[..., 0] < share).flatten().nonzero()[:, 0]  # the one answer that a GPU is waited for
     if not len(places):
         return indices
-    codes = quantizer.codes(torch.arange(quantizer.codebook_size, device=indices.device)).float()
     near = min(near, len(codes) - 1)
     mine, which = indices.flatten()[places], (noise[..., 1].flatten()[places] * near).long().clamp(max=near - 1)
     found, rows = torch.empty_like(mine), rows_at_once(codes)
@@ -64,17 +70,15 @@ class Perturber:
         """Set the share for a step, from 0."""
         self.now = self.share + (self.end_share - self.share) * step / max(1, self.steps - 1)
 
-    def indices(self, indices: Int64[Tensor, "b n"], quantizer: Quantizer) -> Int64[Tensor, "b n"]:
-        """Tokens of a batch, some replaced; randomness is torch's, which a training seeds by step."""
+    def indices(self, indices: Int64[Tensor, "b n"], codes: Float[Tensor, "k d"]) -> Int64[Tensor, "b n"]:
+        """Tokens of a batch, some replaced by others of those codes; randomness is torch's, which a training seeds by step."""
         noise = torch.rand(*indices.shape, 2, device=indices.device)
         spared = torch.rand(len(indices), device=indices.device) >= self.images
         noise[spared] = 1.0
-        return replaced(indices, quantizer, share=self.now, near=self.near, noise=noise)
+        return replaced(indices, codes, share=self.now, near=self.near, noise=noise)
 
     def __call__(self, quantized: Quantized, quantizer: Quantizer) -> Quantized:
         """What the decoders read: `z_q` of tokens replaced; indices and loss terms stay those of the image."""
-        changed = self.indices(quantized.indices, quantizer)
-        with torch.no_grad():
-            moved = quantizer.codes(changed).float() - quantizer.codes(quantized.indices).float()
-            moved[changed == quantized.indices] = 0  # exactly
+        codes, before = all_codes(quantizer), quantized.indices
+        moved = codes[self.indices(before, codes)] - codes[before]  # exactly 0 where nothing is replaced
         return quantized._replace(z_q=quantized.z_q + moved)

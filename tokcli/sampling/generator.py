@@ -50,6 +50,7 @@ class Generator:
         self.encode = loading.load_caption_encoder(proposal, text_weights, device)
         self.device = device
         self._captions: dict[str, Tensor] = {}
+        self._known: list[tuple[Window, Tensor]] = []
         self.proposal.to_precision(precision)
         if precision == "bfloat16":
             tell_if_emulated("sample.precision", device)
@@ -103,9 +104,13 @@ class Generator:
 
     @torch.no_grad()
     def known(self, window: Window) -> Int64[Tensor, "1 n"]:
-        """The tokens of a window that stay, -1 where one is drawn."""
+        """The tokens of a window that stay, -1 where one is drawn; encoded once for all batches."""
+        for earlier, tokens in self._known:
+            if earlier is window:
+                return tokens
         indices = self.tokenizer.encode(unit(window.image[None], self.device))
-        return torch.where(window.drawn.to(self.device), -1, indices)
+        self._known.append((window, torch.where(window.drawn.to(self.device), -1, indices)))
+        return self._known[-1][1]
 
     @torch.inference_mode()
     @tensor_cores()

@@ -30,14 +30,14 @@ from tokcli.methods.pixel_decoder import DecoderRecipe, check_files, open_drawer
 from tokcli.methods.reconstruction import PixelLoss, Reconstruction
 from tokcli.models import Tokenizer
 from tokcli.proposals import Proposal
-from tokcli.quantizers.perturbing import Perturber
+from tokcli.quantizers.perturbing import Perturber, all_codes
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
 from tokcli.training.drawn_tokens import DrawnTokens, open_drawn, sampling_of
 from tokcli.training.optimizers import muon_matrices
-from tokcli.training.state import Stateful, complete
+from tokcli.training.state import complete
 from tokcli.training.updater import Updater
 
 Losses = list[tuple[str, float, nn.Module]]
@@ -276,15 +276,16 @@ def _train(
         weights = options.weights.get("text")
         drawn = open_drawn(drawer, recipe.drawn, recipe.train, source, weights, device, recipe.seed)
     perturb = Perturber(**recipe.perturb.keys(), steps=recipe.train.steps) if recipe.perturb else None
+    codes = all_codes(tokenizer.quantizer) if perturb else None
 
     def step(number: int, batch: Batch) -> dict[str, Any]:
         images = unit(batch.images, device)
         indices = encode(batch, images)
         if drawn is not None:
             indices = drawn(number, batch, indices)
-        if perturb is not None:
+        if perturb is not None and codes is not None:
             perturb.begin(number)
-            indices = perturb.indices(indices, tokenizer.quantizer)
+            indices = perturb.indices(indices, codes)
         return update(updater, adversary, number, [tokenizer.codes(indices), images], images)
 
     held_out = held_out_beside(source, size, recipe.train.eval_images)
@@ -295,7 +296,7 @@ def _train(
         with updater.weights():
             return measure_decoder(tokenizer, decoder, shown, device, size=size, judges=judges)
 
-    parts: dict[str, Stateful] = {"updater": updater} | ({"adversary": adversary} if adversary else {})
+    parts = {"updater": updater} | ({"adversary": adversary.updater} if adversary else {})
     seconds = loop.run(
         draft.path,
         recipe.train,

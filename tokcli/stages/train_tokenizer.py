@@ -38,7 +38,7 @@ from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
 from tokcli.training.optimizers import muon_matrices
-from tokcli.training.state import Stateful, complete
+from tokcli.training.state import complete
 from tokcli.training.updater import Updater
 
 log = logging.getLogger("tok")
@@ -242,9 +242,9 @@ def _train(
         with updater.weights():
             return method.measure(padded(held_out or source, size, facts.get("padding")), size)
 
-    parts: dict[str, Stateful] = {"updater": updater}
+    parts = {"updater": updater}
     if method.adversary is not None:
-        parts["adversary"] = method.adversary
+        parts["adversary"] = method.adversary.updater
     seconds = loop.run(
         draft.path,
         recipe.train,

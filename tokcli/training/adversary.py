@@ -7,7 +7,6 @@ codes twice.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -84,18 +83,6 @@ class Adversary:
     def learns(self, step: int) -> bool:
         """Whether the discriminator is trained in a step."""
         return step >= self.gan.start - self.gan.warmup
-
-    def saved_bytes(self) -> int:
-        """Of the saved state."""
-        return self.updater.saved_bytes()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        return self.updater.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.updater.load_state_dict(state)
 
 
 def update(
