@@ -5,13 +5,12 @@ loss that looks like that of a hard problem.
 """
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_faults import SMALL, draw, made
+from test_faults import SMALL, draw, logged, made
 from torch import nn
 
 import tokcli
@@ -25,7 +24,7 @@ LEARN = [
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    return [line["loss"] for line in logged(folder) if "loss" in line]
 
 
 def both(tmp_path: Path, *arguments: Any) -> dict[str, list[float]]:

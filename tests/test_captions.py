@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from test_faults import logged
 
 from tokcli import pictures
 from tokcli.artifact.opening import open_artifact
@@ -80,7 +81,7 @@ def test_facts_say_what_a_network_is_conditioned_on(family: dict[str, Path]) -> 
 
 
 def test_the_log_tells_tokens_and_operations_per_second(family: dict[str, Path]) -> None:
-    line = json.loads((family["none"] / "log.jsonl").read_text().splitlines()[-1])
+    line = logged(family["none"])[-1]
     tokens = line["tokens_per_second"] / line["images_per_second"]
     network = load_proposal(open_artifact(family["none"]), torch.device("cpu"))
     assert tokens == pytest.approx(network.tokens, rel=0.01)

@@ -1,6 +1,5 @@
 """Two gloo ranks train what one process trains on the same batches; one spawn for all tests."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rank_trainings import ADAPTIVE, SHARDED, STEPS, TRAININGS, UNREVIVED, proposal_training, settings
+from test_faults import logged
 from torch import Tensor, nn
 
 from tokcli import distributed
@@ -260,12 +260,9 @@ def test_ranks_stop_together_when_the_folder_is_refused(ranks: list[dict[str, An
     assert ranks[1]["refused"] == "exit 1"
 
 
-def logged(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [
-        {name: line[name] for name in line if name in ("step", "loss", "gradient_norm", "feature_loss")}
-        for line in lines
-    ]
+def losses(folder: Path) -> list[dict[str, float]]:
+    kept = ("step", "loss", "gradient_norm", "feature_loss")
+    return [{name: line[name] for name in line if name in kept} for line in logged(folder)]
 
 
 @pytest.mark.parametrize("how", ["", "-sharded", "-sharded-micro"])
@@ -274,7 +271,7 @@ def test_the_log_is_that_of_one_process(
     root: Path, alone: dict[str, State], tmp_path: Path, name: str, how: str
 ) -> None:
     train(tmp_path, name)
-    ours, theirs = logged(root / f"{name}{how}"), logged(tmp_path)
+    ours, theirs = losses(root / f"{name}{how}"), losses(tmp_path)
     assert len(ours) == STEPS  # one rank writes it
     near = 0.01 if name == "muon" else 1e-4
     for line, expected in zip(ours, theirs, strict=True):

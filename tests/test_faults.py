@@ -43,6 +43,11 @@ def made(*arguments: Any) -> Path:
     return Path(result.stdout.strip())
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def refusal(*arguments: Any, env: dict[str, str] | None = None, code: int = 1) -> str:
     """The one line that the command ends with."""
     error = run(*arguments, env=env).exception

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_captions import TEXT
-from test_faults import draw, made, refusal
+from test_faults import draw, logged, made, refusal
 
 from tokcli import loading
 from tokcli.artifact.opening import open_artifact
@@ -91,7 +91,7 @@ def test_the_log_tells_it_every_so_many_steps_and_training_is_the_same(family: d
     measured = made(
         *command, "--val", family["held-out"], "--set", "train.eval_every=1", "--out", tmp_path / "measured"
     )
-    lines = [json.loads(line) for line in (measured / "log.jsonl").read_text().splitlines()]
+    lines = logged(measured)
     assert [line["step"] for line in lines if "val/proposal_ppl" in line] == [1, 2, 3]
     assert (plain / "model.safetensors").read_bytes() == (measured / "model.safetensors").read_bytes()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_faults import draw, made, refusal
+from test_faults import draw, logged, made, refusal
 from torch.nn import functional as F
 
 import tokcli
@@ -57,7 +57,7 @@ def train(folder: Path, recipe: dict[str, Any], images: Path, *more: Any) -> Pat
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    return [line["loss"] for line in logged(folder) if "loss" in line]
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -101,8 +101,7 @@ def test_both_are_learned_measured_and_decoded(tmp_path: Path, images: Path) -> 
 def test_each_weight_counts(tmp_path: Path, images: Path) -> None:
     heavy = [losses(train(tmp_path / f"{f}-{p}", joint(objective={"features": f, "pixels": p}), images))[0]
              for f, p in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))]  # fmt: skip
-    log = (tmp_path / "1.0-1.0" / "t" / "log.jsonl").read_text().splitlines()[0]
-    terms = json.loads(log)
+    terms = logged(tmp_path / "1.0-1.0" / "t")[0]
     assert heavy[1] - heavy[0] == pytest.approx(terms["feature_loss"], rel=1e-4)
     assert heavy[2] - heavy[0] == pytest.approx(terms["l1"], rel=1e-4)
 

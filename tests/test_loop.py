@@ -1,6 +1,5 @@
 """The training loop: stopping, resuming and failing at any step, in this process and on a toy network."""
 
-import json
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_faults import logged
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,7 +82,7 @@ def die_in_step(wanted: int) -> Hook:
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     """What the log says of training steps, without the times."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = logged(folder)
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
@@ -216,7 +216,7 @@ class Evaluations:
 
 
 def evaluated(folder: Path) -> list[int]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = logged(folder)
     return [line["step"] for line in lines if "val/psnr" in line]
 
 

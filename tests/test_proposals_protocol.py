@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_faults import draw, made, refusal
+from test_faults import draw, logged, made, refusal
 from torch import Tensor, nn
 
 from tokcli.artifact.opening import open_artifact
@@ -83,7 +83,7 @@ def sample(family: dict[str, Path], *more: Any) -> list[Any]:
 
 
 def test_it_trains(family: dict[str, Path]) -> None:
-    lines = [json.loads(line) for line in (family["proposal"] / "log.jsonl").read_text().splitlines()]
+    lines = logged(family["proposal"])
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
     assert open_artifact(family["proposal"]).facts["mode"] == "ar"

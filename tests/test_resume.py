@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import gc
 import io
-import json
 import multiprocessing
 import os
 import random
@@ -21,6 +20,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_faults import logged
 
 from tokcli import build as build_module
 from tokcli import loading
@@ -126,7 +126,7 @@ def stopped(command: list[object], wanted: int, how: str) -> None:
 
 def history(path: Path) -> list[dict[str, Any]]:
     """The log, without what differs between any two runs."""
-    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    lines = logged(path)
     return [{key: value for key, value in line.items() if not key.endswith("_per_second")} for line in lines]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_evaluation_judging import CPU, SIZE, Copy, pictures, tiny  # noqa: F401  fixtures
-from test_faults import draw, family, made, refusal  # noqa: F401  the fixture
+from test_faults import draw, family, logged, made, refusal  # noqa: F401  the fixture
 from torch import Tensor
 
 from tokcli.artifact.manifest import identity
@@ -62,7 +62,7 @@ def test_originals_are_looked_at_once(pictures: Path) -> None:  # noqa: F811
 
 
 def val_lines(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = logged(folder)
     return [line for line in lines if any(name.startswith("val/") for name in line)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from test_faults import logged
 
 from tokcli.cli import cli
 from tokcli.recipe.yaml import read_yaml, recipe_files, recipe_name, recipes_root
@@ -129,7 +130,7 @@ def test_the_recipe_runs(recipe: str, workshop: Workshop) -> None:
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["status"] == "complete"
     if "train" in manifest["recipe"]:
-        steps = [json.loads(line).get("step") for line in (made / "log.jsonl").read_text().splitlines()]
+        steps = [line.get("step") for line in logged(made)]
         assert manifest["recipe"]["train"]["steps"] == max(s for s in steps if s is not None) >= 2
 
 
