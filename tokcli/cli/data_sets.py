@@ -17,7 +17,7 @@ def _number(context: click.Context, option: click.Parameter, value: float) -> fl
 
 SPEC = click.argument("spec", metavar="SET/SPLIT|DIR|TAR")
 SHARED = [
-    flag("--labels", "A file of lines `path class`.", "FILE", PATH),
+    flag("--labels", "File with a line `path class` for each image.", "FILE", PATH),
     COLUMNS,
     flag("--size", "Side of the images that will be trained on.", "PIXELS", click.IntRange(1), default=256),
     flag(
@@ -60,7 +60,7 @@ def check(
 ) -> None:
     """Decode every image and report sizes, classes, captions, duplicates and faults.
 
-    The exit code is 1 where a training would stop.
+    The exit code is 1 if a training would stop.
     """
     from tokcli.stages import check_data as stage
 

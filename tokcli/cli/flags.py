@@ -81,7 +81,7 @@ COLUMNS = flag(
 )
 WORKERS = flag(
     "--workers",
-    "Number of processes that read images, and of threads that write them; 0: none beside the main process. Default: the cores that tok may use; for the batches of a training data.workers.",
+    "Number of processes that read images and of threads that write them; 0 uses the main process. Default: the number of cores that tok may use; for training batches, data.workers.",
     "N",
     click.IntRange(0),
 )
@@ -102,7 +102,7 @@ HELD_OUT = [
 ]
 TEACHER_WEIGHTS = flag(
     "--teacher-weights",
-    "A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is read for teacher clip alone.",
+    "A teacher's weights, if no hub can be reached. Repeatable: clip=a.safetensors is for the teacher clip only.",
     "[NAME=]FILE",
     multiple=True,
 )

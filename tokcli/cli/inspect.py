@@ -15,7 +15,7 @@ from tokcli.errors import Misuse
 @flag(
     "--workspace", "Folder whose artifacts are listed.", "DIR", PATH, envvar="TOK_WORKSPACE", default=Path("artifacts")
 )
-@switch("--json as_json", "Print the manifest.")
+@switch("--json as_json", "Print the manifest as JSON.")
 def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
     """Show one artifact, or list the artifacts of the workspace."""
     from tokcli.stages import show as stage

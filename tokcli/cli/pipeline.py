@@ -46,10 +46,15 @@ def train_tokenizer(teacher: str | None, method: str | None, init: Path | None, 
 
 
 @click.command("train-decoder", short_help="tokenizer, images -> pixel decoder")
-@flag("--init", "Start from the weights of another decoder, or of a tokenizer's own; of the same sizes.", "DIR", PATH)
+@flag(
+    "--init",
+    "Start from the weights of another decoder, or of a tokenizer's own decoder, of the same size.",
+    "DIR",
+    PATH,
+)
 @flag(
     "--proposal",
-    "Proposal network that draws some of the tokens, where the recipe has a section `drawn`. Default: the only one in the workspace that fits.",
+    "Proposal network that draws some of the tokens, for recipes with a section `drawn`. Default: the only one in the workspace that fits.",
     "DIR",
     PATH,
 )
@@ -117,7 +122,7 @@ def train_proposal(
 @flag("--prompts", "Captions for a text-conditional network, one per line; - reads standard input.", "FILE|-")
 @flag(
     "--sweep",
-    "Draw samples for each value of a key of section sample, and print one path per line. Repeat it for every combination of keys.",
+    "Draw one set of samples for each value of a key of section sample, and print one path per line. Repeatable: every combination is drawn.",
     "KEY=A,B,...",
     str,
     multiple=True,

@@ -232,7 +232,7 @@ class SamplerOptions:
     )
     order: Literal["confidence", "halton"] = option(
         "confidence",
-        "Order in which a masked network decides tokens: the most confident first, or Halton's sequence.",
+        "Order in which a masked network fills in tokens: the most confident first, or Halton's sequence.",
         "--order",
         modes=("nar",),
     )
