@@ -17,8 +17,8 @@ from tokcli.build import build_transform
 from tokcli.data.sources import open_source
 from tokcli.metrics.understanding import vector_probe_accuracy
 from tokcli.pretrained import build_network
-from tokcli.pretrained.teacher_cache import TeacherCache
-from tokcli.pretrained.teachers import build_teacher
+from tokcli.pretrained.feature_cache import TeacherCache
+from tokcli.pretrained.teacher import build_teacher
 from tokcli.recipe.sections import Component, Data
 
 SIZE = 32

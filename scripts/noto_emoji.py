@@ -17,8 +17,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from tokcli.data.sources.concepts import concept, split_of
-from tokcli.data.sources.openmoji import Emoji, base_emoji
+from tokcli.data.sources.openmoji import Emoji, base_emoji, concept, split_of
 from tokcli.errors import TokError
 from tokcli.files import atomic_write
 

@@ -16,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from tokcli import __version__
+from tokcli.artifact.manifest import RESTORE
 from tokcli.cli import cli, main
 from tokcli.errors import Interrupted, Misuse, TokError
 from tokcli.stages import train_tokenizer
