@@ -46,7 +46,9 @@ class Font:
         try:
             self.font = ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
-            raise TokError("--font", f"{path} has no bitmaps of {STRIKE} px", why=str(error)) from None
+            raise TokError(
+                "--font", f"{path} has no bitmaps of {STRIKE} px", why=str(error), next="Name another font"
+            ) from None
         self.absent = self._drawn("\U0010fffd")  # a code point that nobody assigns
 
     def _drawn(self, text: str) -> Image.Image:
