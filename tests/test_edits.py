@@ -133,6 +133,27 @@ def test_dark_pixels_of_a_mask_mark_nothing(tmp_path: Path) -> None:
         read_edit(photo, dark, None, mode="nar", size=8, grid=(2, 2))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_mask_with_clear_pixels_is_refused_and_one_without_is_read(mode: str, tmp_path: Path) -> None:
+    photo, _ = files(tmp_path, noise(9, 9), [])
+    painted = Image.fromarray(mask((9, 9), (0, 0, 2, 2)).astype(np.uint8) * 255).convert(mode)
+    painted.save(tmp_path / "m.png")
+    edit = read_edit(photo, tmp_path / "m.png", None, mode="nar", size=8, grid=(2, 2))
+    assert int(edit.anew.sum()) == 4
+    if mode == "P":
+        painted.save(tmp_path / "m.png", transparency=0)
+    else:
+        painted.putalpha(painted.getchannel(0))
+        painted.save(tmp_path / "m.png")
+    with pytest.raises(TokError, match="m.png: has transparent pixels. Make it black where the photo stays"):
+        read_edit(photo, tmp_path / "m.png", None, mode="nar", size=8, grid=(2, 2))
+
+
+def test_a_photo_of_one_pixel_is_drawn_anew(tmp_path: Path) -> None:
+    edit = edit_of(tmp_path, noise(1, 1), [(0, 0, 1, 1)])
+    assert edit.paste(torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)).flatten().tolist() == [7, 7, 7]
+
+
 def test_photo_and_mask_are_turned_as_their_tags_say(tmp_path: Path) -> None:
     photo = Image.fromarray(noise(6, 10).permute(1, 2, 0).numpy())
     tag = Image.Exif()

@@ -138,6 +138,29 @@ def test_data_refused_before_the_first_step_leave_no_folder(tokenizer: Path, tmp
         assert not list((tmp_path / "ws").iterdir())
 
 
+COMMANDS = {
+    "train-tokenizer": ["--recipe", "toy/tokenizer-vqgan"],
+    "train-decoder": ["--recipe", "toy/decoder-conv", "--tokenizer", "TOKENIZER"],
+    "tokenize": ["--recipe", "toy/tokens", "--tokenizer", "TOKENIZER"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_refuses_what_the_run_would(tokenizer: Path, tmp_path: Path, command: str) -> None:
+    draw(tmp_path / "train", "1.png", "2.png")
+    flags = [tokenizer if flag == "TOKENIZER" else flag for flag in COMMANDS[command]]
+    dry = lambda: run(command, *flags, "--data", tmp_path / "train", "--dry-run", "--json")  # noqa: E731
+    assert dry().exit_code == 0
+    for i in range(3):
+        (tmp_path / "train" / f"{i}.heic").touch()
+    assert "3 of 5 images could not be read or are incomplete, more than" in str(dry().exception)
+    if command.startswith("train"):
+        for i in range(3):
+            (tmp_path / "train" / f"{i}.heic").unlink()
+        (tmp_path / "val").mkdir()
+        assert f"{tmp_path}/val: no images found" in str(dry().exception)
+
+
 @pytest.mark.parametrize("made", ["", "state.pt", "log.jsonl"])
 def test_a_folder_with_work_in_it_stays_when_the_command_is_refused(tmp_path: Path, made: str) -> None:
     with pytest.raises(TokError), removed_if_refused():

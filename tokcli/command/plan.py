@@ -14,13 +14,15 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, plan_document
 from tokcli.build import parameter_count
 from tokcli.command.compute import GPUS, Compute
+from tokcli.command.inputs import held_out_beside
 from tokcli.command.options import Options
 from tokcli.data.sources import ImageSource, evenly, limited, open_source
+from tokcli.data.sources.summary import refuse_bad
 from tokcli.device import tensor_cores
 from tokcli.errors import NotFound
 from tokcli.models import ConvDecoder, ConvEncoder
 from tokcli.recipe.check import resolved
-from tokcli.recipe.sections import Recipe, Train
+from tokcli.recipe.sections import Data, Recipe, Train
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training.optimizers import hidden_matrices
 
@@ -65,7 +67,13 @@ class Images:
 
 
 def find_images(
-    spec: str, size: int, labels: Path | None, max_pixels: int, most: int = 0, source: ImageSource | None = None
+    spec: str,
+    size: int,
+    labels: Path | None,
+    max_pixels: int,
+    most: int = 0,
+    source: ImageSource | None = None,
+    bound: tuple[str, float] | None = None,
 ) -> Images:
     """The images that `--data spec` names; what is not on this machine need not be for a plan.
 
@@ -73,16 +81,31 @@ def find_images(
         size, labels, max_pixels: see `open_source`.
         most: how many of them are taken; 0: all.
         source: they, where they are open.
+        bound: the key `max_bad`, and what share may be left out; None: any.
 
     Raises:
-        TokError: what is there is not a data set.
+        TokError: what is there is not a data set, or too much of it is left out.
     """
     try:
-        opened = source or open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
-        return Images(spec, limited(opened, most))
+        opened = limited(source or open_source(spec, size=size, labels=labels, max_pixels=max_pixels), most)
     except NotFound as error:
         log.info("%s The plan knows neither its classes nor its captions nor how many images it has.", error)
         return Images(spec, None)
+    if bound is not None:
+        refuse_bad(opened, 0, bound[1], bound[0])
+    return Images(spec, opened)
+
+
+def find_training_images(
+    options: Options, spec: str, data: Data, eval_images: int, source: ImageSource | None = None
+) -> Images:
+    """The same for a training, which also opens the val split beside them."""
+    found = find_images(
+        spec, data.size, options.labels, data.max_pixels, source=source, bound=("data.max_bad", data.max_bad)
+    )
+    if found.source is not None:
+        held_out_beside(found.source, data.size, eval_images)
+    return found
 
 
 def known(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokcli.data.decode import BadImage, decode
+from tokcli.data.image_files import open_image
 from tokcli.data.transforms import Padding, fill_colour, resize
 from tokcli.errors import Misuse, TokError
 from tokcli.files import sha256
+from tokcli.recipe import MAX_PIXELS
 
 MOST = 64  # windows of one edit: more is a mask full of specks
 LIGHT = 127  # of 255: what is lighter is drawn anew
@@ -113,7 +115,8 @@ def read_edit(
 
     Raises:
         Misuse: a mask and `keep_top`, or neither.
-        TokError: a file that is no image, a mask of another size, of nothing or of too many parts, a place that the network cannot draw.
+        TokError: a file that is no image, a mask of another size, with transparent pixels, of nothing or of too many parts, a
+            place that the network cannot draw.
     """
     where = f"--mask {mask}"
     if (mask is None) == (keep_top is None):
@@ -132,6 +135,7 @@ def read_edit(
     if light.shape != photo.shape:
         got = f"{light.shape[2]}x{light.shape[1]}, and {photo.shape[2]}x{photo.shape[1]}"
         raise TokError(where, f"is not of the size of {image}", got=got, next="Resize the mask to it")
+    _refuse_transparent(where, mask)
     inputs["mask"] = {"id": f"image-{sha256(mask)[:12]}", "path": str(mask.resolve())}
     anew = light.sum(0, dtype=torch.int16) > 3 * LIGHT
     if not anew.any():
@@ -256,6 +260,15 @@ def _overlap(top: int, left: int, side: int, photo: tuple[int, ...]) -> tuple[sl
         first, last = max(0, start), min(whole, start + side)
         found.append((slice(first, last), slice(first - start, last - start)))
     return found[0][0], found[1][0], (found[0][1], found[1][1])
+
+
+def _refuse_transparent(where: str, mask: Path) -> None:
+    """Some programs mean what is clear, others what is painted on it."""
+    with open(mask, "rb") as file, open_image(file, str(mask), MAX_PIXELS) as picture:
+        clear = picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] != 255
+    if clear:
+        how = "Make it black where the photo stays, and white where it is drawn anew"
+        raise TokError(where, "has transparent pixels", next=how)
 
 
 def _pixels(flag: str, path: Path) -> UInt8[Tensor, "3 h w"]:

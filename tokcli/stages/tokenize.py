@@ -138,8 +138,14 @@ def _views(recipe: TokensRecipe, made_by: Artifact) -> CropViews:
 
 
 def _plan(options: Options, recipe: TokensRecipe, made_by: Artifact, spec: str) -> Plan:
+    asked = recipe.tokens
     images = plan.find_images(
-        spec, made_by.facts["use_size"], options.labels, recipe.tokens.max_pixels, recipe.tokens.images
+        spec,
+        made_by.facts["use_size"],
+        options.labels,
+        asked.max_pixels,
+        asked.images,
+        bound=("tokens.max_bad", asked.max_bad),
     )
     rows = len(images.source) if images.source else recipe.tokens.images or None
     facts = _facts(recipe, made_by, images.classes, _views(recipe, made_by), rows)

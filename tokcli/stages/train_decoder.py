@@ -121,7 +121,7 @@ def _plan(
     if facts["code_dim"] is None or facts["grid"] is None:
         what = "needs --tokenizer, or expects.code_dim and expects.grid in the recipe"
         raise TokError("--dry-run", what, next="Give --tokenizer a tokenizer or a plan")
-    images = plan.find_images(spec, size, options.labels, recipe.data.max_pixels)
+    images = plan.find_training_images(options, spec, recipe.data, recipe.train.eval_images)
     with on_meta() as device:
         frozen = loading.tokenizer_of(tokenizer) if tokenizer else None
         decoder = build.build_decoder(resolved(recipe), facts["code_dim"], tuple(facts["grid"]), size)

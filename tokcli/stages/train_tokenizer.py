@@ -96,7 +96,7 @@ def _plan(
     source: ImageSource | None,
     start: Artifact | None,
 ) -> Plan:
-    images = plan.find_images(spec, recipe.data.size, options.labels, recipe.data.max_pixels, source=source)
+    images = plan.find_training_images(options, spec, recipe.data, recipe.train.eval_images, source)
     method, facts = rehearse(kind, recipe, images.classes)
     if facts["teacher"]:
         facts["teacher"]["sha256"] = None  # no weights were read
