@@ -170,8 +170,10 @@ def test_an_interrupted_pack_is_written_anew(photos: Path, tmp_path: Path) -> No
     (tmp_path / "shards" / "dataset.json").unlink()
     (tmp_path / "shards" / "shard-00000.tar").write_bytes(b"half")
     (tmp_path / "shards" / "shard-00007.tar").write_bytes(b"of a pack with smaller shards")
+    (tmp_path / "shards" / ".shard-00001.tar.xyz.tmp").write_bytes(b"of a killed process")
     assert run("pack", photos, "--out", tmp_path / "shards").exit_code == 0
     assert len(open_source(str(tmp_path / "shards"), size=8)) == 5
+    assert not list((tmp_path / "shards").glob(".*.tmp"))
 
 
 def test_a_pack_touches_no_shards_of_others(photos: Path, tmp_path: Path) -> None:

@@ -253,6 +253,20 @@ def test_a_damaged_copy_is_fetched_again(server: Server) -> None:
     assert local(remote).read_bytes() == server.files["a.tar"]
 
 
+def test_what_a_killed_process_left_is_removed_before_it_fills_the_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files |= {"a.tar": shard(1), "b.tar": shard(2)}
+    half = f".a.tar.{'x' * 8}.tmp", fetching.COMING
+    for wanted in ("a", "b"):  # the same again, and another that needs its room
+        folder = local(look(f"{server.url}/a.tar")).parent
+        (folder / fetching.META).unlink(), (folder / half[0]).write_bytes(b"half"), (folder / half[1]).write_text("10240")
+        monkeypatch.setenv("TOK_CACHE_GB", str(10_240 / 10**9))
+        (folder.parent / fetching.TAKEN).unlink()
+        assert local(look(f"{server.url}/{wanted}.tar")).read_bytes() == server.files[f"{wanted}.tar"]
+        assert not [*(tmp_path / "cache").rglob("*.tmp")]
+
+
 def test_processes_that_ask_at_once_fetch_once(server: Server) -> None:
     server.files["a.tar"] = shard(1)
     remote = look(f"{server.url}/a.tar")

@@ -89,7 +89,7 @@ def _is_there(remote: Remote) -> bool:
 def _fetch(remote: Remote, check: Callable[[Path], None] | None) -> None:
     folder, file = _folder(remote.url), _file(remote.url)
     (folder / META).unlink(missing_ok=True)
-    file.unlink(missing_ok=True)
+    _forget(folder)
     try:
         _make_room(remote)
         with atomic_write(file) as tmp, open(tmp, "wb") as out:
@@ -100,6 +100,14 @@ def _fetch(remote: Remote, check: Callable[[Path], None] | None) -> None:
         write_text(folder / META, json.dumps(remote._asdict()))
     finally:
         (folder / COMING).unlink(missing_ok=True)
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a killed process has left of a file that was arriving, and all that nobody described."""
+    described = (folder / META).exists()
+    for left in folder.iterdir():
+        if left.name == COMING or left.suffix == ".tmp" or not (described or left.name == LOCK):
+            left.unlink(missing_ok=True)
 
 
 def _folder(url: str) -> Path:
@@ -182,9 +190,11 @@ def _swept(root: Path, room: int) -> int:
     taken, arriving = 0, set[Path]()
     for coming in root.glob(f"*/{COMING}"):  # before those that are there, for it may become one of them meanwhile
         with contextlib.suppress(OSError, ValueError), locked(coming.parent, LOCK) as free:
-            if not free:  # else who wanted it is gone
-                taken += int(coming.read_text())
-                arriving.add(coming.parent)
+            if free:  # who wanted it is gone
+                _forget(coming.parent)
+                continue
+            taken += int(coming.read_text())
+            arriving.add(coming.parent)
     kept = []
     for meta in root.glob(f"*/{META}"):
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -51,7 +51,7 @@ def main(
             next="Rename it: a name may not be a number below 0 or with a point, nor begin or end with a space",
         )
     write_text(out / BEGUN, json.dumps({"source": {"id": source.id}}) + "\n")
-    for stale in out.glob("shard-*"):  # of a pack that was interrupted
+    for stale in (*out.glob("shard-*"), *out.glob(".*.tmp")):  # of a pack that was interrupted
         stale.unlink()
     say_problems(source)
     refuse_bad(source, 0, max_bad, "--max-bad")
