@@ -1,5 +1,6 @@
 """Every source keeps the same promises, and a new one is used as soon as it is registered."""
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -26,6 +27,7 @@ from tokcli.data import sample_store as store
 from tokcli.data.sources import SOURCES, BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.listing import refuse_labels
 from tokcli.errors import TokError
+from tokcli.stages import pack_data
 
 
 def png(shade: int, side: int = 6) -> bytes:
@@ -196,6 +198,39 @@ def test_what_is_missing_is_a_problem_and_what_cannot_be_read_is_named(kind: str
     assert len(source) == 3 and len(source.problems) == 1
     with pytest.raises(BadImage, match=r"3.*: not an image"):
         source.image(bad)
+
+
+def told(source: ImageSource) -> list[Any]:
+    """All that a source says of its readable images."""
+    found = []
+    for i in range(len(source)):
+        with contextlib.suppress(BadImage):
+            found.append((source.image(i).tolist(), source.label(i), source.captions(i)))
+    return found
+
+
+def test_what_is_packed_comes_back_from_every_source(kind: str, tmp_path: Path) -> None:
+    source = opened(kind, tmp_path)
+    pack_data.main(source.name, tmp_path / "pack", labels=None, size=8, shard_bytes=10**6, max_bad=1, max_pixels=10**6)
+    packed = open_source(str(tmp_path / "pack"), size=8)
+    assert told(packed) == told(source) and packed.classes == source.classes and packed.problems == []
+
+
+@pytest.mark.parametrize("name", ["1", "1.img", "1.mpo"])
+def test_an_image_is_packed_by_what_it_is_whatever_its_name_says(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "train2017").mkdir()
+    Image.new("RGB", (6, 6), (9, 9, 9)).save(
+        tmp_path / "train2017" / name, "MPO", save_all=True, append_images=[Image.new("RGB", (6, 6))]
+    )
+    (tmp_path / "annotations").mkdir()
+    table = {"images": [{"id": 1, "file_name": name}], "annotations": []}
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(table))
+    pack_data.main(
+        str(tmp_path / "train"), tmp_path / "pack", labels=None, size=8, shard_bytes=10**6, max_bad=0, max_pixels=10**6
+    )
+    packed = open_source(str(tmp_path / "pack"), size=8)
+    assert packed.image(0)[0, 0, 0] == 9 and packed.encoded(0)[0] == "jpeg" and packed.problems == []
 
 
 def test_labels_are_read_or_refused(kind: str, tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from tokcli.data.decode import BadImage, decode
-from tokcli.data.image_files import open_image
+from tokcli.data.decode import BadImage, decode, open_image
 from tokcli.data.transforms import Padding, fill_colour, resize
 from tokcli.errors import Misuse, TokError
 from tokcli.files import sha256

@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from tokcli.data.decode import image_type
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
 from tokcli.data.sources.classes import class_name
 from tokcli.data.sources.summary import kinds, refuse_bad, say_problems
-from tokcli.data.sources.tar_index import write_index
+from tokcli.data.sources.tar_index import IMAGES, write_index
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, disk_error, write_text
 from tokcli.progress import passing
@@ -125,6 +126,8 @@ class _Samples:
     def _sample(self, i: int) -> dict[str, Any]:
         source = self.source
         end, data = source.encoded(i) if isinstance(source, Encoded) else ("png", _png(source, i))
+        if end not in IMAGES:  # a file without extension, or with one of its own
+            end = image_type(data, source.key(i), source.max_pixels)
         sample: dict[str, Any] = {"__key__": f"{i:09d}", end: data}
         if source.label(i) >= 0:
             sample["cls"] = source.classes[source.label(i)].encode()

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode, open_image, opened
+from tokcli.data.decode import BadImage, decode, image_type
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.classes import class_name, class_numbers
 from tokcli.data.sources.contents import State, digest_of, state_of
@@ -117,13 +117,7 @@ class Parquet:
         if row in self._paths:
             return read_encoded(self._paths[row], key, self.max_pixels)
         data = self._bytes(row, key)
-        try:
-            with opened(data, key, self.max_pixels) as file, open_image(file, key, self.max_pixels) as picture:
-                return str(picture.format).lower(), data
-        except BadImage:
-            raise
-        except Exception as error:
-            raise BadImage(key, f"not an image ({type(error).__name__})") from None
+        return image_type(data, key, self.max_pixels), data
 
     def _bytes(self, row: int, key: str) -> bytes:
         try:
