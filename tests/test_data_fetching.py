@@ -260,7 +260,11 @@ def test_what_a_killed_process_left_is_removed_before_it_fills_the_disk(
     half = f".a.tar.{'x' * 8}.tmp", fetching.COMING
     for wanted in ("a", "b"):  # the same again, and another that needs its room
         folder = local(look(f"{server.url}/a.tar")).parent
-        (folder / fetching.META).unlink(), (folder / half[0]).write_bytes(b"half"), (folder / half[1]).write_text("10240")
+        (
+            (folder / fetching.META).unlink(),
+            (folder / half[0]).write_bytes(b"half"),
+            (folder / half[1]).write_text("10240"),
+        )
         monkeypatch.setenv("TOK_CACHE_GB", str(10_240 / 10**9))
         (folder.parent / fetching.TAKEN).unlink()
         assert local(look(f"{server.url}/{wanted}.tar")).read_bytes() == server.files[f"{wanted}.tar"]

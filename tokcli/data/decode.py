@@ -138,17 +138,6 @@ def open_image(file: Any, name: str, most: int) -> Image.Image:
     return image
 
 
-def image_type(data: bytes, name: str, most: int) -> str:
-    """The extension of an image by its contents, such as "jpeg"; raises BadImage."""
-    try:
-        with opened(data, name, most) as file, open_image(file, name, most) as image:
-            return {"MPO": "jpeg"}.get(str(image.format), str(image.format).lower())  # several JPEGs, of which one is read
-    except BadImage:
-        raise
-    except Exception as error:
-        raise BadImage(name, f"not an image ({type(error).__name__})") from None
-
-
 def _largest_piece(image: Image.Image) -> tuple[int, int]:
     """Width and height of what a decoder makes at once: the image, or a tile or strip of a TIFF that claims to be larger."""
     sides = [image.size]

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokcli.data.decode import image_type
+from tokcli.data.decode import open_image, opened
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
 from tokcli.data.sources.classes import class_name
@@ -126,13 +126,26 @@ class _Samples:
     def _sample(self, i: int) -> dict[str, Any]:
         source = self.source
         end, data = source.encoded(i) if isinstance(source, Encoded) else ("png", _png(source, i))
-        if end not in IMAGES:  # a file without extension, or with one of its own
-            end = image_type(data, source.key(i), source.max_pixels)
+        if end not in IMAGES:  # bytes of a table, a file without extension, or with one of its own
+            end = _type(data, source.key(i), source.max_pixels)
         sample: dict[str, Any] = {"__key__": f"{i:09d}", end: data}
         if source.label(i) >= 0:
             sample["cls"] = source.classes[source.label(i)].encode()
         row = {"key": source.key(i), "captions": source.captions(i)}
         return sample | {"json": json.dumps(row, ensure_ascii=False).encode()}
+
+
+def _type(data: bytes, name: str, most: int) -> str:
+    """The extension of an image by its contents, such as "jpeg"; raises BadImage."""
+    try:
+        with opened(data, name, most) as file, open_image(file, name, most) as image:
+            return {"MPO": "jpeg"}.get(
+                str(image.format), str(image.format).lower()
+            )  # several JPEGs, of which one is read
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(name, f"not an image ({type(error).__name__})") from None
 
 
 def _png(source: ImageSource, i: int) -> bytes:

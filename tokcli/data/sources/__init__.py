@@ -71,7 +71,7 @@ class Encoded(Protocol):
     """An image source that has its images as files: what packs them need not encode them again."""
 
     def encoded(self, i: int) -> tuple[str, bytes]:
-        """The extension, such as "jpg", and the bytes of sample i; raises BadImage."""
+        """The extension, such as "jpg" ("" where nobody says it), and the bytes of sample i; raises BadImage."""
 
 
 class Source(ImageSource, Protocol):

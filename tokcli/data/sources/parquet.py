@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode, image_type
+from tokcli.data.decode import BadImage, decode
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.classes import class_name, class_numbers
 from tokcli.data.sources.contents import State, digest_of, state_of
@@ -112,12 +112,11 @@ class Parquet:
         return decode(self._paths.get(row) or self._bytes(row, key), key, most=self.max_pixels)
 
     def encoded(self, i: int) -> tuple[str, bytes]:
-        """The extension and the bytes of sample i; raises BadImage."""
+        """The extension of the file ("" for bytes) and the bytes of sample i; raises BadImage."""
         row, key = int(self._numbers[i]), self.key(i)
         if row in self._paths:
             return read_encoded(self._paths[row], key, self.max_pixels)
-        data = self._bytes(row, key)
-        return image_type(data, key, self.max_pixels), data
+        return "", self._bytes(row, key)
 
     def _bytes(self, row: int, key: str) -> bytes:
         try:
