@@ -96,7 +96,7 @@ def test_what_macos_leaves_in_archives_is_no_class(tmp_path: Path) -> None:
     assert source.classes == ["cat"] and len(source) == 1 and source.ignored == {"folder __MACOSX": 1}
 
 
-@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN"])
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"])
 def test_what_systems_and_storage_boxes_keep_beside_images_is_none_of_them(tmp_path: Path, name: str) -> None:
     source = folder(draw(tmp_path, "cat/1.png", f"{name}/2.png", f"cat/{name}/1.png/3.png"))
     assert source.keys == ["cat/1.png"] and source.classes == ["cat"] and source.ignored == {f"folder {name}": 2}

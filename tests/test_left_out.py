@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from tokcli import loading
 from tokcli.artifact.draft import begin, removed_if_refused
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
@@ -172,7 +173,11 @@ def test_a_folder_with_work_in_it_stays_when_the_command_is_refused(tmp_path: Pa
     assert (tmp_path / "t").exists() == bool(made)
 
 
-def test_a_report_says_what_its_held_out_images_lack(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_report_says_what_its_held_out_images_lack_and_reads_a_tokenizer_once(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded = loading.load_tokenizer, list[Any]()
+    monkeypatch.setattr(loading, "load_tokenizer", lambda a, device: loaded.append(a.id) or load(a, device))
     draw(tmp_path / "val", *(f"{i}.png" for i in range(6)))
     (tmp_path / "val" / "7.png").write_text("no image")
     (tmp_path / "val" / "8.heic").touch()
@@ -181,3 +186,4 @@ def test_a_report_says_what_its_held_out_images_lack(tokenizer: Path, tmp_path: 
     assert done.exit_code == 0, (done.output, done.exception)
     left_out = open_artifact(Path(done.stdout.strip())).facts["left_out"]
     assert left_out == {"images of type .heic are not read": 1, "unreadable": 1}
+    assert len(loaded) == 1  # its own decoder is part of it

@@ -75,8 +75,8 @@ def load_tokenizer(artifact: Artifact, device: torch.device) -> Tokenizer:
     return frozen_on(tokenizer, device)
 
 
-def _own_decoder(tokenizer: Tokenizer, artifact: Artifact) -> Any:
-    """A tokenizer's pixel decoder, for the grid at which it is used."""
+def own_decoder(tokenizer: Tokenizer, artifact: Artifact) -> Any:
+    """A tokenizer's pixel decoder, for the grid at which it is used; raises TokError where it has none."""
     if tokenizer.pixel_decoder is None:
         raise TokError(
             str(artifact.path),
@@ -91,7 +91,7 @@ def _own_decoder(tokenizer: Tokenizer, artifact: Artifact) -> Any:
 def decoder_of(artifact: Artifact) -> nn.Module:
     """The pixel decoder that an artifact describes, with fresh weights; arguments as for `load_decoder`."""
     if artifact.kind == "tokenizer":
-        return _own_decoder(tokenizer_of(artifact), artifact)
+        return own_decoder(tokenizer_of(artifact), artifact)
     facts = artifact.facts
     with _recorded(artifact):
         return build_decoder(artifact.recipe, facts["code_dim"], tuple(facts["grid"]), facts["use_size"])
@@ -104,7 +104,7 @@ def load_decoder(artifact: Artifact, device: torch.device) -> nn.Module:
         artifact: a decoder, or a tokenizer that was trained with one.
     """
     if artifact.kind == "tokenizer":
-        return _own_decoder(load_tokenizer(artifact, device), artifact)
+        return own_decoder(load_tokenizer(artifact, device), artifact)
     decoder = decoder_of(artifact)
     load_strict(decoder, load_tensors(artifact.file(WEIGHTS)), str(artifact.path / WEIGHTS))
     return frozen_on(decoder, device)

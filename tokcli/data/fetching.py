@@ -22,6 +22,7 @@ DEFAULT_GB = 100.0
 TRIES = 3
 META, COMING, LOCK, TAKEN = "meta.json", "coming", ".lock", ".taken"
 log = logging.getLogger("tok")
+_unreachable: set[str] = set()  # servers of which that was said
 
 
 def look(url: str) -> Remote:
@@ -39,7 +40,10 @@ def look(url: str) -> Remote:
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = Remote(**json.loads((_folder(url) / META).read_text(encoding="utf-8")))
             if _file(url).stat().st_size == known.bytes:
-                log.warning("%s The copy in the cache is read.", error)
+                server = urllib.parse.urlsplit(url).netloc
+                if server not in _unreachable:  # once, and not for each of a thousand shards
+                    log.warning("%s Copies in the cache are read.", error)
+                    _unreachable.add(server)
                 return known
         raise
 

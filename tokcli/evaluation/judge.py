@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokcli import loading
 from tokcli.artifact.opening import Artifact, locate
@@ -238,6 +238,12 @@ class Judge:
             self._tokenizer_at_hand = a.id, loading.load_tokenizer(a, self.device)
         return self._tokenizer_at_hand[1]
 
+    def _pixels(self, a: Artifact) -> nn.Module:
+        """A pixel decoder's network; that of a tokenizer is read with it."""
+        if a.kind == "tokenizer":
+            return loading.own_decoder(self._network(a), a)
+        return loading.load_decoder(a, self.device)
+
     def _tokenizer(self, a: Artifact) -> list[Measurement]:
         network, size = self._network(a), a.facts["use_size"]
         source = self.held_out(a)
@@ -270,7 +276,7 @@ class Judge:
         tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(a)
         self.reconstructed[a.id] = judge_decoder(
             tokenizer,
-            loading.load_decoder(a, self.device),
+            self._pixels(a),
             source,
             self.device,
             size=size,
@@ -322,4 +328,4 @@ class Judge:
     def decode(self, decoder: Artifact, images: UInt8[Tensor, "b 3 s s"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images through a decoder's tokenizer and back."""
         tokenizer = self._network(self._input(decoder, "tokenizer"))
-        return reconstruct(tokenizer, loading.load_decoder(decoder, self.device), images, self.device)
+        return reconstruct(tokenizer, self._pixels(decoder), images, self.device)

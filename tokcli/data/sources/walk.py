@@ -13,7 +13,7 @@ DEPTH = 3
 SIDECARS = (".txt", ".json")
 LINK = "link to a folder that is read already"
 # of archives, systems and storage boxes: what lies in them only looks like images of the set
-SIDE_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN")
+SIDE_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")
 
 
 Links = list[tuple[os.DirEntry[str], str]]  # to folders, and the prefix of what lies in them
