@@ -151,10 +151,12 @@ class Reconstructing(Method):
         if self.teacher:
             grid = self.tokenizer.grid(recipe.data.size)
             self.targets = TeacherFeatures(self.teacher, grid, recipe.train.precision, device)
-        self.losses = build.build_losses(recipe.loss, weights, device) if pixels else []
-        self.judges = Judges.of(recipe.train.eval_extractors if pixels else [], weights, device)
-        if pixels and recipe.gan:
-            self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights)
+        self.losses: list[tuple[str, float, nn.Module]] = []
+        if pixels:
+            self.losses = build.build_losses(recipe.loss, weights, device)
+            self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
+            if recipe.gan:
+                self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights)
         alignment = getattr(recipe, "alignment", Component(name="cosine"))
         self.objective = TokenizerLoss(
             self.tokenizer,
