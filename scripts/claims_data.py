@@ -16,7 +16,7 @@ from tokcli.artifact.weights import save_tensors
 from tokcli.build import build_transform
 from tokcli.data.sources import open_source
 from tokcli.metrics.understanding import vector_probe_accuracy
-from tokcli.pretrained import build_network
+from tokcli.pretrained import network_class
 from tokcli.pretrained.feature_cache import TeacherCache
 from tokcli.pretrained.teacher import build_teacher
 from tokcli.recipe.sections import Component, Data
@@ -90,7 +90,10 @@ def random_weights(folder: Path, network: str) -> Path:
     """The file of a network's weights as they are before any training."""
     path = folder / f"random-{network}.safetensors"
     if not path.is_file():
-        save_tensors(path, build_network(network, "random").body.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            built = network_class(network)(network)  # type: ignore[call-arg]  # not folded, as files of weights are
+        save_tensors(path, built.body.state_dict())
     return path
 
 

@@ -85,10 +85,12 @@ def objective(results: Results, path: Path) -> None:
 def _scatter(axes: "Axes", points: Sequence[Point], names: bool) -> None:
     axes.scatter([p.x for p in points], [p.y for p in points], s=18, color=COLOURS["features"])
     middle = sum(p.x for p in points) / max(len(points), 1)
-    for point in points if names else ():
+    for place, point in enumerate(sorted(points, key=lambda p: p.y) if names else ()):
         side, align = (-4, "right") if point.x > middle else (4, "left")
-        axes.annotate(point.name, (point.x, point.y), (side, 2), textcoords="offset points", fontsize=6, ha=align)
-    axes.set_title(f"Spearman {told(correlate(points))}", fontsize=8, loc="left")
+        off = {"xytext": (side, 2 if place % 2 else -6), "textcoords": "offset points"}  # neighbours above and below
+        axes.annotate(point.name, (point.x, point.y), fontsize=6, ha=align, **off)
+    if (found := correlate(points)) is not None:
+        axes.set_title(f"Spearman {told(found)}", fontsize=8, loc="left")
     axes.margins(0.18, 0.15)
     _bare(axes)
 
@@ -114,19 +116,20 @@ def teachers(results: Results, path: Path) -> None:
 def across(results: Results, path: Path) -> None:
     """Change of the distance from pixels to features, by data, task, quantizer and network; left of 0 features are better."""
     rows = pairs(results)
-    height = 0.9 + 0.3 * max(len(rows), 1)
+    height = 0.9 + 0.36 * max(len(rows), 1)
     figure = new_figure(7.2, height)
     axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.75 / height))
-    for row, (_, ours, theirs) in enumerate(rows):
+    for row, pair in enumerate(rows):
         for mode, shift, marker in zip(MODES, (0.13, -0.13), "os", strict=True):
-            found = change(results, ours, theirs, f"fd_{JUDGE}_{mode}")
+            found = change(results, pair, mode)
             if found is not None:
                 y, colour = len(rows) - 1 - row + shift, INK if mode == "ar" else COLOURS["features"]
                 dots = {"fmt": marker, "markersize": 5, "capsize": 2, "color": colour}
                 axes.errorbar(found.mean, y, xerr=found.half, label=None if row else mode.upper(), **dots)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [what for what, _, _ in reversed(rows)])
-    axes.set_xlabel(f"change of the distance by {JUDGE} from pixels to features, % ({_seeds(results)})", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{pair.what}\nby {pair.judge}" for pair in reversed(rows)], fontsize=7)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(f"change of the distance from pixels to features, % ({_seeds(results)})", fontsize=8)
     if rows:
         axes.legend(fontsize=8, frameon=False)
     _bare(axes)

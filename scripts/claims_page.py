@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from claims_figures import draw
-from claims_plan import JUDGES, MAIN, TEACHERS, untaught
+from claims_plan import JUDGES, TEACHERS, untaught
 from claims_results import (
     KEPT,
     MODES,
@@ -96,12 +96,12 @@ def main_block(results: Results) -> str:
 
 def difference_block(results: Results) -> str:
     """Features against pixels, everything else equal: change of the distance by the extractor that taught nobody."""
-    rows, judge = [], untaught(MAIN)[0]
-    for what, ours, theirs in pairs(results):
-        found = [change(results, ours, theirs, f"fd_{judge}_{mode}") for mode in MODES]
+    rows = []
+    for pair in pairs(results):
+        found = [change(results, pair, mode) for mode in MODES]
         seeds = max((one.seeds for one in found if one), default=0)
-        rows.append([what, str(seeds), *(shown(one, signed=True) for one in found)])
-    return table(["features against pixels", "seeds", "FD_AR, %", "FD_NAR, %"], rows)
+        rows.append([pair.what, pair.judge, str(seeds), *(shown(one, signed=True) for one in found)])
+    return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows)
 
 
 def teachers_block(results: Results) -> str:

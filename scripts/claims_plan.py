@@ -7,7 +7,10 @@ from typing import Any
 
 CLAIMS = ("objective", "successors", "teachers", "data", "captions", "cluster")
 JUDGES = ("efflite0", "vits14")
-MAIN = "vits14"  # the teacher wherever the claim is not about teachers
+MAIN, SECOND = (
+    "vits14",
+    "efflite0",
+)  # the teacher wherever the claim is not about teachers; another one, that the other judge may judge
 
 QUANTIZERS: dict[str, dict[str, Any] | None] = {
     "vq": None,  # the recipe's
@@ -100,7 +103,11 @@ def cells(seed: int, claims: Iterable[str] = CLAIMS) -> list[Cell]:
     }
     both = list(main.values())
     plan = {
-        "objective": [replace(cell, quantizer=name) for name in QUANTIZERS for cell in both],
+        "objective": [
+            *both,
+            replace(main["features"], teacher=SECOND),
+            *(replace(cell, quantizer=name) for name in QUANTIZERS for cell in both),
+        ],
         "successors": [
             replace(main["features"], objective="joint"),
             replace(main["features"], perturb=True),

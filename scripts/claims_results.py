@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from claims_plan import JUDGES, MAIN, TEACHERS, cells, untaught
+from claims_plan import JUDGES, MAIN, SECOND, TEACHERS, cells, untaught
 
 KEPT = Path(__file__).resolve().parent.parent / "recipes/claims/results"
 MODES = ("ar", "nar")
@@ -134,21 +134,37 @@ def unbiased(results: Results, name: str) -> list[str]:
     return untaught(teacher) if teacher else list(JUDGES)
 
 
-def pairs(results: Results) -> list[tuple[str, str, str]]:
-    """(what, features cell, pixels cell) of every comparison of the two objectives that was measured."""
-    found = []
+class Pair(NamedTuple):
+    """Features against pixels, all else equal.
+
+    Args:
+        what: data, task, quantizer, teacher.
+        ours, theirs: names of the two cells.
+        judge: an extractor that taught neither.
+    """
+
+    what: str
+    ours: str
+    theirs: str
+    judge: str
+
+
+def pairs(results: Results) -> list[Pair]:
+    """The comparisons of the two objectives that were measured, by the two teachers that were chosen beforehand."""
+    found, known = [], {*results.names()}
     for one in cells(0):
-        if one.objective == "features" and one.teacher == MAIN and not one.perturb:
-            pixels = one.name.replace("features", "pixels").replace(f"-{one.teacher}", "")
-            what = f"{one.data}, {'caption' if one.captions else 'class'}, {one.quantizer.upper()}"
-            found.append((what, one.name, pixels))
-    known = {*results.names()}
-    return [(what, ours, theirs) for what, ours, theirs in found if ours in known and theirs in known]
+        if one.objective == "features" and one.teacher in (MAIN, SECOND) and not one.perturb:
+            pixels = replace(one, objective="pixels", teacher=None).name
+            what = f"{one.data}, {'caption' if one.captions else 'class'}, {one.quantizer.upper()}, {one.teacher}"
+            if {one.name, pixels} <= known:
+                found.append(Pair(what, one.name, pixels, untaught(one.teacher)[0]))
+    return found
 
 
-def change(results: Results, ours: str, theirs: str, number: str) -> Spread | None:
-    """`difference` of a number of two cells."""
-    return difference(results.runs(ours, number), results.runs(theirs, number))
+def change(results: Results, pair: Pair, mode: str) -> Spread | None:
+    """`difference` of a pair's distances of samples."""
+    number = f"fd_{pair.judge}_{mode}"
+    return difference(results.runs(pair.ours, number), results.runs(pair.theirs, number))
 
 
 class Point(NamedTuple):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import claims  # noqa: E402
 import claims_page  # noqa: E402
 import noto_emoji  # noqa: E402
-from claims_plan import JUDGES, MAIN, QUANTIZERS, TEACHERS, Cell, cells, judges, tokenizer_sets, untaught  # noqa: E402
+from claims_plan import JUDGES, MAIN, QUANTIZERS, SECOND, TEACHERS, Cell, cells, judges, tokenizer_sets, untaught  # noqa: E402
 from claims_results import (  # noqa: E402
     KEPT,
     Spread,
@@ -60,8 +60,9 @@ def test_a_seed_is_a_whole_answer_and_names_are_unique() -> None:
 
 
 def test_the_first_cells_are_the_two_objectives_over_each_quantizer() -> None:
-    first = [(cell.objective, cell.quantizer) for cell in cells(0, ["objective"])]
-    assert first == [(kind, name) for name in QUANTIZERS for kind in ("pixels", "features")]
+    first = [(cell.objective, cell.quantizer, cell.teacher) for cell in cells(0, ["objective"])]
+    over = [pair for name in ("fsq", "lfq") for pair in (("pixels", name, None), ("features", name, MAIN))]
+    assert first == [("pixels", "vq", None), ("features", "vq", MAIN), ("features", "vq", SECOND), *over]
     assert cells(0)[: len(first)] == cells(0, ["objective"])
 
 
@@ -184,11 +185,12 @@ def results(tmp_path: Path) -> Path:
 
 def test_tables_are_those_of_the_results(results: Path) -> None:
     found = read(results)
-    assert found.seeds == [0, 1] and [what for what, _, _ in pairs(found)] == [
-        f"openmoji, class, {q.upper()}" for q in QUANTIZERS
-    ]
-    lines = claims_page.difference_block(found).splitlines()
-    assert lines[2:] == [f"| openmoji, class, {q.upper()} | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for q in QUANTIZERS]
+    whats = [f"openmoji, class, {name.upper()}, {MAIN}" for name in QUANTIZERS]
+    second = f"openmoji, class, VQ, {SECOND}"
+    assert found.seeds == [0, 1] and [pair.what for pair in pairs(found)] == [whats[0], second, *whats[1:]]
+    lines = claims_page.difference_block(found).splitlines()[2:]
+    assert lines[1].startswith(f"| {second} | vits14 | 2 | −6.4") and len(lines) == 4
+    assert [lines[0], *lines[2:]] == [f"| {what} | efflite0 | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for what in whats]
     table = claims_page.main_block(found)
     assert "| features, VQ, vits14 | 2 | 50.0 ± 0.00 |" in table
     row = next(line for line in table.splitlines() if line.startswith("| features, VQ, vits14 |"))
@@ -243,7 +245,35 @@ def test_cells_that_have_results_are_not_made_again(tmp_path: Path, monkeypatch:
     claims.make(plan[:2], claims.Suite(tmp_path))
     claims.make(plan, claims.Suite(tmp_path))
     assert made == [cell.name for cell in plan]
-    assert read(tmp_path / "results").teachers == {f"openmoji {MAIN}": 0.5}
+    assert read(tmp_path / "results").teachers == {f"openmoji {name}": 0.5 for name in (MAIN, SECOND)}
+
+
+def test_random_weights_are_a_file_of_weights_like_any_other(tmp_path: Path) -> None:
+    import claims_data
+    import torch
+
+    from tokcli.pretrained.teacher import build_teacher
+
+    path = claims_data.random_weights(tmp_path, "squeezenet")
+    teacher = build_teacher("squeezenet", {}, path)
+    assert claims_data.random_weights(tmp_path, "squeezenet") == path and len(str(teacher.sha256)) == 64
+    assert (
+        build_teacher("efflite0", {}, claims_data.random_weights(tmp_path, "efflite0")).feature_dim == 1280
+    )  # folded once read
+    dark, light = teacher(torch.stack([torch.zeros(3, 32, 32), torch.rand(3, 32, 32)]), (8, 8))
+    assert dark.isfinite().all() and not torch.equal(dark, light)
+
+
+def test_images_of_a_toy_are_the_first_of_each_class_and_prompts_are_spread(tmp_path: Path) -> None:
+    import claims_data
+
+    assert [*claims_data.first_of_each("abcab", str, 1)] == ["a", "b", "c"]
+    assert [*claims_data.first_of_each(range(6), lambda i: i % 2, 2)] == [0, 1, 2, 3]
+    (tmp_path / "val").mkdir()
+    rows = [json.dumps({"key": f"{i}.png", "captions": [f"caption {i}"]}) for i in range(10)]
+    (tmp_path / "val" / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    assert claims_data.prompts(tmp_path, 5) == [f"caption {i}" for i in (0, 2, 4, 6, 8)]
+    assert len(claims_data.prompts(tmp_path, 50)) == 10
 
 
 def suite(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -314,5 +344,5 @@ def test_the_suite_runs_to_its_page_with_two_steps_a_network(tmp_path: Path) -> 
     assert {f"openmoji {name}" for name in TEACHERS} <= found.teachers.keys()
     assert (
         Path(ran.stdout.strip()) == tmp_path / "claims.md"
-        and "| openmoji, class, VQ | 1 |" in (tmp_path / "claims.md").read_text()
+        and "| openmoji, class, VQ, vits14 | efflite0 | 1 |" in (tmp_path / "claims.md").read_text()
     )
