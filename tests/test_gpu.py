@@ -24,6 +24,8 @@ from tokcli.device import autocast, float32_proper
 from tokcli.models import DECODERS, DISCRIMINATORS, ENCODERS, FeatureDecoder
 from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.quantizers import QUANTIZERS
+from tokcli.stages.train_proposal import Likelihood
+from tokcli.training.parallel import network_of
 
 DEVICE = torch.device(os.environ.get("TOK_GPU_CHECK", "cuda"))
 CUDA = DEVICE.type == "cuda"
@@ -248,11 +250,22 @@ def rank_main(rank: int, world: int, port: int, folder: str) -> None:
             for parallel in ("ddp", "fsdp"):
                 found[name, parallel] = losses(ALL[name](settings(parallel=parallel)), 3)
         rounded = losses(ALL["ar"](settings(parallel="fsdp", precision="bfloat16")), 3)
+    kept = {"losses": {f"{n} {p}": v for (n, p), v in found.items()}, "rounded": rounded}
+    if CUDA:
+        kept["share"] = share_at_most(device)
     if rank == 0:
-        torch.save(
-            {"losses": {f"{n} {p}": v for (n, p), v in found.items()}, "rounded": rounded}, Path(folder, "found.pt")
-        )
+        torch.save(kept, Path(folder, "found.pt"))
     dist.destroy_process_group()
+
+
+def share_at_most(device: torch.device) -> float:
+    """The most of a network that was on the device at a time while ranks began to keep parts of it."""
+    network = Likelihood(PROPOSALS["ar"](16, (4, 4), 3, width=256, depth=8, heads=4))
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    shared = network_of(network, settings(parallel="fsdp"), device)
+    size = sum(p.numel() * p.element_size() for p in shared.module.parameters())
+    return (torch.cuda.max_memory_allocated(device) - before) / size
 
 
 def test_the_gpus_there_are_share_networks(tmp_path: Path) -> None:
@@ -264,6 +277,7 @@ def test_the_gpus_there_are_share_networks(tmp_path: Path) -> None:
         near = 0.05 if name == "muon" else 1e-3
         assert found["losses"][f"{name} fsdp"] == pytest.approx(found["losses"][f"{name} ddp"], rel=near), name
     assert found["rounded"] == pytest.approx(found["losses"]["ar fsdp"], rel=0.05)
+    assert found.get("share", 0) < 1 / world + 0.25  # a part of all, and a block
 
 
 @pytest.mark.parametrize("kind", ["ar", "nar"])

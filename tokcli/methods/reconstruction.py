@@ -24,6 +24,7 @@ from tokcli.pretrained.teacher import build_teacher, teacher_weights
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Perturb
 from tokcli.training.adversary import Adversary
+from tokcli.training.parallel import built_on
 
 
 class ReconstructingRecipe(TokenizerRecipe):
@@ -140,7 +141,8 @@ class Reconstructing(Method):
             file = teacher_weights(weights, recipe.teacher.name)
             self.teacher = build_teacher(recipe.teacher.name, recipe.teacher.keys, file).to(device)
         width = self.teacher.feature_dim if self.teacher else None
-        self.tokenizer = build.build_tokenizer(resolved(recipe), width, weights).to(device)
+        self.tokenizer = build.build_tokenizer(resolved(recipe), width, weights)
+        self.tokenizer.to(built_on(recipe.train, device))
         if not self._learns_from_blank and getattr(self.tokenizer.quantizer, "learning", "") == "gradient":
             raise TokError(
                 "learn_from_blank",

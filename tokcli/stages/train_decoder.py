@@ -37,6 +37,7 @@ from tokcli.training import encoding, loop
 from tokcli.training.adversary import Adversary, update
 from tokcli.training.drawn_tokens import DrawnTokens, open_drawn, sampling_of
 from tokcli.training.optimizers import muon_matrices
+from tokcli.training.parallel import built_on
 from tokcli.training.state import complete
 from tokcli.training.updater import Updater
 
@@ -202,7 +203,7 @@ def trial(
     decoder = build.build_decoder(resolved(recipe), made_by.facts["code_dim"], tuple(made_by.facts["grid"]), size)
     losses = build.build_losses(recipe.loss, options.weights, device)
     adversary = _adversary(recipe, options.weights, device)
-    updater = _updater(recipe, decoder.to(device), losses, adversary, device)
+    updater = _updater(recipe, decoder.to(built_on(recipe.train, device)), losses, adversary, device)
     drawn = None
     if drawer and recipe.drawn:
         drawn = DrawnTokens(loading.load_proposal(drawer, device), recipe.drawn, recipe.train, recipe.seed)
@@ -251,9 +252,10 @@ def _train(
         return draft
 
     tokenizer = loading.load_tokenizer(tokenizer_artifact, device)
-    decoder = build.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(device)
+    home = built_on(recipe.train, device)
+    decoder = build.build_decoder(resolved(recipe), facts["code_dim"], grid, size).to(home)
     if start:
-        load_strict(decoder, loading.load_decoder(start, device).state_dict(), str(start.path))
+        load_strict(decoder, loading.load_decoder(start, home).state_dict(), str(start.path))
     losses = build.build_losses(recipe.loss, options.weights, device)
     transform = build.build_transform(recipe.data)
     adversary = _adversary(recipe, options.weights, device)

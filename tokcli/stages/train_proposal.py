@@ -33,6 +33,7 @@ from tokcli.recipe.sections import Component, Expects, MeasuredTrain, Optim, Rec
 from tokcli.recipe.yaml import to_yaml
 from tokcli.training import loop
 from tokcli.training.optimizers import muon_matrices
+from tokcli.training.parallel import built_on
 from tokcli.training.state import complete, started
 from tokcli.training.updater import Updater
 
@@ -228,8 +229,8 @@ def _trial(
     recipe: ProposalRecipe, codebook_size: int, grid: Grid, classes: int, device: torch.device
 ) -> Callable[[int], Callable[[], Any]]:
     """Training steps on random tokens, for their time: all that a step does but reading."""
-    proposal = build.build_proposal(resolved(recipe), codebook_size, grid, classes).to(device)
-    updater = Updater(Likelihood(proposal), recipe.optim, recipe.train, device)
+    proposal = build.build_proposal(resolved(recipe), codebook_size, grid, classes)
+    updater = Updater(Likelihood(proposal.to(built_on(recipe.train, device))), recipe.optim, recipe.train, device)
 
     def step(samples: int) -> Callable[[], Any]:
         given = _random(proposal, samples)
@@ -269,7 +270,8 @@ def _train(
         return draft
 
     store = open_store(made_by)
-    proposal = build.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes).to(device)
+    proposal = build.build_proposal(resolved(recipe), facts["codebook_size"], grid, classes)
+    proposal.to(built_on(recipe.train, device))
     if start:
         load_strict(proposal, load_tensors(start.file(loading.WEIGHTS)), str(start.path))
     elif not started(draft.path):

@@ -90,19 +90,25 @@ class Watch:
             for t, before in kept:
                 t.copy_(torch.where(self.first_bad < 0, t, before))
 
-    def step(self, optimizer: torch.optim.Optimizer, own: Callable[[Any], Any]) -> None:
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        own: Callable[[Any], Any],
+        update: Callable[[torch.optim.Optimizer], None],
+    ) -> None:
         """An optimizer's update; what is fused leaves it out by itself.
 
         Args:
             own: what this rank keeps of a tensor.
+            update: makes it.
         """
         if not self.later or optimizer.defaults.get("fused"):
             optimizer.found_inf = self.stopped  # type: ignore[attr-defined]
-            optimizer.step()
+            update(optimizer)
             return
         before = [own(t) for t in _state(optimizer)]
         with self.guarding([own(t) for group in optimizer.param_groups for t in group["params"]] + before):
-            optimizer.step()
+            update(optimizer)
             if not before:  # made in this step, from zeros
                 for t in map(own, _state(optimizer)):
                     t.copy_(torch.where(self.first_bad < 0, t, torch.zeros_like(t)))

@@ -26,9 +26,10 @@ class Replicated:
     Args:
         module: what is trained; its forward is a training step's.
         train: the recipe's section.
+        device: where it is trained.
     """
 
-    def __init__(self, module: nn.Module, train: Train) -> None:
+    def __init__(self, module: nn.Module, train: Train, device: torch.device) -> None:
         self.module = module
         """Whose parameters are updated."""
         self.forward: Callable[..., Any] = compile_module(module) if train.compile else module
@@ -38,6 +39,10 @@ class Replicated:
 
     def arrange(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Make optimizers fit for parameters of this kind."""
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's update."""
+        optimizer.step()
 
     def like(self, p: Tensor, part: Tensor) -> Tensor:
         """What this rank keeps of a tensor over all ranks, as that tensor, for a parameter; on the same memory."""
@@ -69,13 +74,18 @@ def sharded(train: Train) -> bool:
     return train.parallel == "fsdp" and dist.is_available() and dist.is_initialized()
 
 
-def network_of(module: nn.Module, train: Train) -> Any:
-    """The module as ranks share it: `Replicated`, or `Sharded`, which has the same methods."""
+def built_on(train: Train, device: torch.device) -> torch.device:
+    """Where a network is built that `network_of` gets: in the host's memory where ranks keep parts, so that no device holds it whole."""
+    return torch.device("cpu") if sharded(train) else device
+
+
+def network_of(module: nn.Module, train: Train, device: torch.device) -> Any:
+    """The module, on the device that `built_on` said, as ranks share it: `Replicated`, or `Sharded`, which has the same methods."""
     if not sharded(train):
-        return Replicated(module, train)
+        return Replicated(module, train, device)
     from tokcli.training.sharded import Sharded  # takes as long to import as the rest of torch
 
-    return Sharded(module, train)
+    return Sharded(module, train, device)
 
 
 def own(t: Tensor) -> Tensor:

@@ -27,12 +27,14 @@ class Sharded:
     but in `whole`. Both have the same buffers. A quantizer, which changes its codes outside of the forward pass, belongs to both,
     with its parameters on every rank.
 
+    Blocks move to the device one at a time, where each leaves this rank's part behind: no device holds the whole network.
+
     In bfloat16 each layer's weights are gathered rounded, and their gradients are added in float32; what is updated stays float32.
 
     Args: see `parallel.Replicated`.
     """
 
-    def __init__(self, module: nn.Module, train: Train) -> None:
+    def __init__(self, module: nn.Module, train: Train, device: torch.device) -> None:
         self.given = module
         shared: dict[int, Any] = {id(t): t for t in [*module.parameters(), *module.buffers()]}
         common = {name: part for name, part in module.named_modules() if getattr(part, "replicated", False)}
@@ -45,12 +47,12 @@ class Sharded:
         self.replicated = [p for p in module.parameters() if id(p) in replicated]
         self._whole = {name: p for name, p in module.named_parameters() if id(p) not in replicated}
         self._bytes = {name: p.untyped_storage().nbytes() for name, p in self._whole.items()}
+        for part in common.values():
+            part.to(device)
         if self._whole:
-            self._shard(train, list(common))
-        self._empty()
+            self._shard(train, list(common), device)
 
-    def _shard(self, train: Train, common: list[str]) -> None:
-        device = next(iter(self._whole.values())).device
+    def _shard(self, train: Train, common: list[str], device: torch.device) -> None:
         bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         policy = bf16 if train.precision == "bfloat16" else MixedPrecisionPolicy(cast_forward_inputs=False)
         keys: dict[str, Any] = {"mesh": init_device_mesh(device.type, (dist.get_world_size(),)), "mp_policy": policy}
@@ -63,8 +65,8 @@ class Sharded:
         for unit in reversed(units(self.module)):
             if train.compile:
                 unit.compile()
-            fully_shard(unit, **keys)
-        fully_shard(self.module, **keys)
+            _into_parts(unit, keys)
+        _into_parts(self.module, keys)
         for name, part in hidden.items():
             parent, _, last = name.rpartition(".")
             self.module.get_submodule(parent)._modules[last] = part
@@ -78,6 +80,13 @@ class Sharded:
                 for kind in (True, False)
                 if (part := [p for p in group["params"] if isinstance(p, DTensor) is kind])
             ]
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's update. Muon's products are of whole matrices, so that they round as one process's do."""
+        if isinstance(optimizer, getattr(torch.optim, "Muon", ())):  # which older releases lack
+            _muon_step(optimizer)
+        else:
+            optimizer.step()
 
     def like(self, p: Tensor, part: Tensor) -> Tensor:
         """See `parallel.Replicated`."""
@@ -133,8 +142,7 @@ class Sharded:
             self._empty()
 
     def _empty(self) -> None:
-        for p in self._whole.values():
-            p.untyped_storage().resize_(0)
+        _free(self._whole.values())
 
 
 def units(module: nn.Module) -> list[nn.Module]:
@@ -144,12 +152,52 @@ def units(module: nn.Module) -> list[nn.Module]:
     return [m for m in members if next(m.parameters(), None) is not None and next(m.children(), None) is not None]
 
 
+def _into_parts(unit: nn.Module, keys: Mapping[str, Any]) -> None:
+    """Leave a part of every parameter of a module that is whole yet, and no memory behind those that it had."""
+    whole = [p for p in unit.parameters() if not isinstance(p, DTensor)]
+    fully_shard(unit, **keys)
+    _free(whole)
+
+
+def _free(tensors: Iterable[Tensor]) -> None:
+    for t in tensors:
+        t.untyped_storage().resize_(0)
+
+
+@torch.no_grad()
+def _muon_step(muon: torch.optim.Optimizer) -> None:
+    """A step of `torch.optim.Muon` on sharded matrices: a rank keeps its part of the momentum, and gathers one matrix at a time."""
+    from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+    for group in muon.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            grad, part = own(p.grad), own(p)
+            if not muon.state[p]:
+                muon.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+            momentum = own(muon.state[p]["momentum_buffer"])
+            momentum.lerp_(grad, 1 - group["momentum"])
+            direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            whole = _gathered(p, direction.bfloat16())  # what the products begin with
+            turned = _zeropower_via_newtonschulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            part.mul_(1 - group["lr"] * group["weight_decay"])
+            part.add_(_part(p, turned), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
+
+
 def _gathered(p: Tensor, part: Tensor | None) -> Tensor:
     """A whole parameter from the ranks' parts: its own, or those given."""
     if not isinstance(p, DTensor):
         return p if part is None else part
     whole: Tensor = (p if part is None else like(p, part)).full_tensor()  # type: ignore[attr-defined]
     return whole
+
+
+def _part(p: Tensor, whole: Tensor) -> Tensor:
+    """What this rank keeps of a whole parameter's update."""
+    if not isinstance(p, DTensor):
+        return whole
+    return own(DTensor.from_local(whole, p.device_mesh, run_check=False).redistribute(placements=p.placements))
 
 
 def like(p: Tensor, part: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Updater:
         module: its forward returns a dict of terms, of which "loss" is minimised. Scalar terms are means over the
             micro-batch, so that micro-batches and ranks of equal size add up to the whole batch.
         optim, train: the recipe's sections.
-        device: where the module is.
+        device: where the module is trained. It is on the device that `parallel.built_on` says.
         where: the name of section `optim`, for messages.
 
     Raises:
@@ -57,7 +57,7 @@ class Updater:
             tell_if_emulated("train.precision", device)
         self.module, self.optim, self.train, self.device = module, optim, train, device
         self.watch = Watch(device, later=device.type == "cuda")
-        self.parallel = network_of(module, train)
+        self.parallel = network_of(module, train, device)
         self.optimizers = build_optimizers(self.parallel.module, optim, device, where)
         self.parallel.arrange(self.optimizers)
         live = {name: own(p) for name, p in self.parallel.module.named_parameters() if p.requires_grad}
@@ -110,7 +110,7 @@ class Updater:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * (optimizer.defaults["lr"] / self.optim.lr) * group.get("lr_scale", 1.0)
-            self.watch.step(optimizer, own)
+            self.watch.step(optimizer, own, self.parallel.step)
         if self.average:
             self.average.update(step, self.watch.stopped)
 
