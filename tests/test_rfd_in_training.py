@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokcli.artifact.manifest import identity
 from tokcli.command.options import Options
+from tokcli.command.weight_files import network_input
 from tokcli.data.sources import open_source
 from tokcli.evaluation.reconstructions import judge_decoder
 from tokcli.evaluation.references import References
@@ -80,8 +81,11 @@ def test_a_training_logs_it_where_it_is_asked_for(family: dict[str, Path], tmp_p
     made_of = [made(command, "--recipe", recipe, *where, *brief, *more) for more in ([], asked)]
     plain, judged = (val_lines(folder) for folder in made_of)
     assert len(plain) == len(judged) == 1 and "val/rfd_efflite0" not in plain[0] and judged[0]["val/rfd_efflite0"] > 0
-    final = [json.loads((folder / "manifest.json").read_text())["metrics"] for folder in made_of]
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in made_of]
+    final, inputs = ([manifest[key] for manifest in manifests] for key in ("metrics", "inputs"))
     assert "rfd_efflite0" not in final[0] and final[1]["rfd_efflite0"] > 0
+    assert inputs[1].keys() - inputs[0].keys() == {"weights-extractor-efflite0"}
+    assert inputs[1]["weights-extractor-efflite0"] == network_input("efflite0")
 
 
 def test_a_joint_tokenizer_without_pixels_refuses_it() -> None:

@@ -22,6 +22,7 @@ READ: dict[str, tuple[dict[str, Any], str, str]] = {  # recipe, role, the flag t
     "a teacher of its own": ({"teacher": {"name": "clip"}}, "teacher", "teacher:clip"),
     "vgg": ({"loss": {"perceptual": {"weight": 1.0, "network": "vgg16"}, "l1": {"weight": 1.0}}}, "perceptual", "vgg"),
     "discriminator": ({"gan": {"discriminator": {"name": "features", "network": "vgg16"}}}, "discriminator", "vgg"),
+    "extractor": ({"train": {"eval_extractors": ["inception"]}}, "extractor-inception", "inception"),
     "text": ({"condition": {"name": "text", "tower": "minilm"}}, "text", "text"),
     "language": ({"proposal": {"name": "gpt2", "language": "gpt2-medium"}}, "language", "language"),
 }

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,8 +13,9 @@ import torch
 from tokcli.artifact import plans
 from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
 from tokcli.artifact.plans import Planned
-from tokcli.command.options import EMBEDDED, Options, Preset
-from tokcli.data.sources import ImageSource, limited, open_source, sibling
+from tokcli.command.options import Options, Preset
+from tokcli.data.addresses import may_read
+from tokcli.data.sources import ImageSource, open_source
 from tokcli.data.sources.summary import looked_at
 from tokcli.device import cores, emulated_bfloat16
 from tokcli.errors import NotFound, TokError
@@ -128,43 +128,6 @@ def method_of(options: Options, given: str | None) -> str:
             next=f"Choose a recipe of {given}, or leave the method out",
         )
     return recorded
-
-
-def named_data(options: Options) -> str | None:
-    """What `--data` names, if anything.
-
-    Raises:
-        TokError: `--data ""`, as a script passes whose variable is not set.
-    """
-    if options.data is not None and not options.data.strip():
-        raise TokError("--data", "is empty", next="Name a data set or a folder, or leave the flag out")
-    return options.data
-
-
-def data_spec(options: Options, recorded: str | None = None) -> str:
-    """Which data to read: `--data`, else what the input artifact recorded, else $TOK_DATA, else the embedded set.
-
-    Raises:
-        TokError: see `named_data`.
-    """
-    named = named_data(options)
-    if named is not None:
-        return named
-    for spec, origin in ((recorded, "recorded in the input"), (os.environ.get("TOK_DATA"), "from TOK_DATA")):
-        if spec:
-            log.info("data: %s (%s)", spec, origin)
-            return spec
-    log.info("data: %s (embedded; --data names your own)", EMBEDDED)
-    return EMBEDDED
-
-
-def held_out_beside(source: ImageSource, size: int, most: int) -> ImageSource | None:
-    """At most so many images of the val split beside a source, at `size` pixels; None, with a word, where there is none."""
-    spec = sibling(source.name, "val")
-    if spec is None:
-        log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
-        return None
-    return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)
 
 
 def open_input(options: Options, flag: str, given: Path, kinds: Sequence[str]) -> Artifact:
@@ -337,7 +300,9 @@ def _on_gpu(options: Options) -> bool:
 
 
 def _images(options: Options, spec: str) -> ImageSource | None:
-    """The images, if they are on this machine; what else is wrong with them is said by who reads them."""
+    """The images, if they are here or at an address that the user has named; what else is wrong is said by who reads them."""
+    if not may_read(spec):
+        return None
     try:
         return open_source(spec, size=TINY, labels=options.labels)
     except NotFound:

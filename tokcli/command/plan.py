@@ -14,7 +14,7 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, plan_document
 from tokcli.build import parameter_count
 from tokcli.command.compute import GPUS, Compute
-from tokcli.command.inputs import held_out_beside
+from tokcli.command.data import held_out_beside
 from tokcli.command.options import Options
 from tokcli.data.sources import ImageSource, evenly, limited, open_source
 from tokcli.data.sources.summary import refuse_bad

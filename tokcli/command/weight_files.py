@@ -62,6 +62,17 @@ def _network(role: str, called: str, name: str) -> _Read:
     return _Read(role, (flag,) if flag else (), files)
 
 
+def _judge(name: str) -> _Read:
+    """An extractor by which a training measures: the artifact holds its numbers."""
+    flag = "inception" if name == "inception" else None
+
+    def files(given: Mapping[str, Path]) -> list[Path]:
+        option = "--inception-weights" if flag else None
+        return [network_file(name, given.get(flag or ""), role="extractor", flag=option)]
+
+    return _Read(f"extractor-{name}", (flag,) if flag else (), files)
+
+
 def _of(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """A section, empty where there is none."""
     section = recipe.get(key)
@@ -76,6 +87,9 @@ def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
     pixels = objective.get("pixels") != 0
     if teacher is not None and objective.get("features") != 0:
         yield _teacher(str(teacher))
+    named = _of(recipe, "train").get("eval_extractors")
+    for name in expanded([name for name in named if isinstance(name, str)]) if isinstance(named, list) else []:
+        yield _judge(name)
     if "network" in encoder:
         yield _teacher(str(encoder["network"]), "encoder")
     for term, section in _of(recipe, "loss").items():
@@ -91,9 +105,7 @@ def _read(recipe: Mapping[str, Any]) -> Iterator[_Read]:
 
 def weights_read(recipe: Mapping[str, Any]) -> set[str]:
     """Which files given by flags the networks of a checked recipe of training read, by their names in `Options.weights`."""
-    named = _of(recipe, "train").get("eval_extractors")  # they measure, and change nothing that is trained
-    judges = expanded([name for name in named if isinstance(name, str)]) if isinstance(named, list) else []
-    return {flag for one in _read(recipe) for flag in one.flags} | ({"inception"} & {*judges})
+    return {flag for one in _read(recipe) for flag in one.flags}
 
 
 def _entry(one: _Read, given: Mapping[str, Path], planned: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokcli import loading
 from tokcli.artifact.opening import Artifact, locate
+from tokcli.command.data import recorded_data
 from tokcli.command.options import Options
 from tokcli.command.plan import UNKNOWN
 from tokcli.command.session import reference
@@ -262,7 +263,7 @@ class Judge:
         if a.id not in self._trains:
             recorded, self._trains[a.id] = a.inputs["data"], None
             try:
-                found = self.source(recorded["path"], a.facts["use_size"], a.facts.get("padding"))
+                found = self.source(recorded_data(a), a.facts["use_size"], a.facts.get("padding"))
             except TokError as error:
                 log.warning("no probe of %s: its training images are not at hand: %s", a.id, error)
                 return None

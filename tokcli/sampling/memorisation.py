@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokcli import pictures
 from tokcli.artifact.opening import Artifact, locate
+from tokcli.command.data import recorded_data
 from tokcli.data.reading import BATCH, read_batches
 from tokcli.data.sources import ImageSource, evenly, limited, open_source, padded, sibling
 from tokcli.data.transforms import evaluation_transform, unit
@@ -123,7 +124,7 @@ class Beside(NamedTuple):
 def _training_images(proposal: Artifact) -> ImageSource:
     """The images that the network's tokens are of; all of their data set where the tokens are not at hand to say which."""
     recorded = proposal.inputs["data"]
-    source = open_source(recorded["path"], size=proposal.facts["use_size"])
+    source = open_source(recorded_data(proposal), size=proposal.facts["use_size"])
     if source.id != recorded["id"]:
         log.warning("--neighbours: %s holds other images or labels than when its tokens were made", recorded["path"])
     tokens = proposal.inputs["tokens"]

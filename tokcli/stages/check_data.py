@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokcli.data.addresses import remember
 from tokcli.data.sources import BadImage, ImageSource, open_source, sibling
 from tokcli.data.sources.listing import NAMES
 from tokcli.data.sources.summary import class_counts, kinds, too_many
@@ -34,6 +35,7 @@ def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pi
         max_bad: share of images that may be left out.
         max_pixels: of an image that is decoded.
     """
+    remember(spec)
     source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
     splits = {
         split: _split(other, size, max_pixels) for split in NAMES if (other := sibling(source.name, split)) is not None

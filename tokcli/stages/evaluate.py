@@ -14,7 +14,8 @@ from tokcli import pictures
 from tokcli.artifact.opening import Artifact, examined, locate, scan
 from tokcli.artifact.plans import Plan, Planned, read_plan
 from tokcli.command import plan
-from tokcli.command.inputs import load_recipe, named_data, open_input, with_preset
+from tokcli.command.data import named_data, recorded_spec
+from tokcli.command.inputs import load_recipe, open_input, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
 from tokcli.command.weight_files import check_weights, weights_read
@@ -102,7 +103,6 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         raise TokError(
             "ARTIFACT...", f"nothing to evaluate in {options.workspace}", next="Name artifacts, or train some"
         )
-    recorded = given[0].inputs["data"]["path"]
     others = sorted({str(sibling(a.inputs["data"]["path"], "val")) for a in given})
     if len(others) > 1 and named_data(options) is None:
         raise TokError(
@@ -111,12 +111,7 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
             got=", ".join(others),
             next="Name the artifacts of one, or the held-out images for all: --data DIR",
         )
-    spec = named_data(options) or sibling(recorded, "val")
-    if spec is None and given[0].inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
-        spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
-        spec = None if spec == recorded else spec
-    if spec is None:
-        raise TokError("--data", f"{recorded} has no held-out part beside it", next="Name held-out images: --data DIR")
+    spec = named_data(options) or _held_out(given[0], options)
     options, _ = with_preset(options, spec, given[0])
     recipe = load_recipe(options, EvalRecipe, "eval", {})
     asked = {"vgg": recipe.eval.lpips, "text": recipe.eval.clip_score}
@@ -137,6 +132,24 @@ def main(options: Options, *, artifacts: Sequence[Path], references: Sequence[st
         return _plan(options, recipe, list(zip(given, tokenizers, strict=True)), spec, references)
     with session(options) as device:
         return _run(options, recipe, given, spec, list(references) or [spec], device)
+
+
+def _held_out(a: Artifact, options: Options) -> str:
+    """The images beside those that an artifact records.
+
+    Raises:
+        TokError: there are none, or see `recorded_spec`.
+    """
+    recorded = recorded_spec(a, "--data DIR")
+    spec = sibling(recorded, "val")
+    if spec is None and a.inputs["data"]["id"] == plan.UNKNOWN and options.dry_run:
+        spec = re.sub(r"train(\d*)/?$", r"val\1", recorded)  # as it would be called, on the machine that has it
+        spec = None if spec == recorded else spec
+    if spec is None:
+        why = f"{recorded}, as recorded in {a.path}, has no held-out part beside it"
+        raise TokError("--data", why, next="Name held-out images: --data DIR")
+    log.info("data: %s, beside %s, as recorded in %s", spec, recorded, a.path)
+    return spec
 
 
 def _tokenizer(a: Artifact, given: Sequence[Artifact]) -> Artifact:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from tokcli.data.addresses import remember
 from tokcli.data.decode import open_image, opened
 from tokcli.data.shard_writer import shard_writer
 from tokcli.data.sources import BadImage, Encoded, ImageSource, open_source
@@ -39,6 +40,7 @@ def main(
     Raises:
         TokError: `out` holds something else, the disk is full, or too much is left out.
     """
+    remember(spec)
     source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
     if _there(out, source):
         log.info("%s is complete already", out)

@@ -18,7 +18,8 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
 from tokcli.command import compute, plan
 from tokcli.command.bulk import Held, claimed, finishing, left_to_another
-from tokcli.command.inputs import choose, data_spec, load_recipe, with_preset
+from tokcli.command.data import data_spec
+from tokcli.command.inputs import choose, load_recipe, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session, share_of
 from tokcli.data import token_store
@@ -93,7 +94,7 @@ def main(options: Options, *, tokenizer: Path | None, share: tuple[int, int] | N
     """Tokenize a data set; see `tok tokenize --help`."""
     made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
     loading.check_discrete(made_by)
-    spec = data_spec(options, made_by.inputs["data"]["path"])
+    spec = data_spec(options, made_by)
     options, _ = with_preset(options, spec, made_by)
     recipe = load_recipe(options, TokensRecipe, "tokens", {})
     if options.dry_run:

@@ -13,7 +13,8 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan, Planned
 from tokcli.artifact.weights import load_strict, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import choose, data_spec, held_out_beside, with_preset
+from tokcli.command.data import data_spec, held_out_beside
+from tokcli.command.inputs import choose, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
 from tokcli.command.weight_files import weights_inputs
@@ -49,7 +50,7 @@ def main(options: Options, *, tokenizer: Path | None, init: Path | None, proposa
     made_by = None
     if tokenizer is not None or not options.dry_run:
         made_by = choose(options, "--tokenizer", tokenizer, ["tokenizer"], maker="tok train-tokenizer")
-    spec = data_spec(options, made_by.inputs["data"]["path"] if made_by else None)
+    spec = data_spec(options, made_by)
     options, _ = with_preset(options, spec, made_by)
     recipe = read_recipe(options, made_by)
     drawer = open_drawer(options, proposal, recipe, made_by)

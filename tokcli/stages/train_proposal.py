@@ -14,7 +14,8 @@ from tokcli.artifact.opening import Artifact, check_lineage
 from tokcli.artifact.plans import Plan, Planned
 from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import check_expected, choose, data_spec, load_recipe, open_input, with_preset
+from tokcli.command.data import data_spec
+from tokcli.command.inputs import check_expected, choose, load_recipe, open_input, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session, tokenizer_reference
 from tokcli.command.weight_files import check_weights, weights_inputs, weights_read

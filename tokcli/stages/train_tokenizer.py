@@ -12,15 +12,8 @@ from tokcli.artifact.opening import Artifact
 from tokcli.artifact.plans import Plan
 from tokcli.artifact.weights import load_tensors, save_tensors
 from tokcli.command import compute, plan
-from tokcli.command.inputs import (
-    check_expected,
-    data_spec,
-    held_out_beside,
-    load_recipe,
-    method_of,
-    open_input,
-    with_preset,
-)
+from tokcli.command.data import data_spec, held_out_beside
+from tokcli.command.inputs import check_expected, load_recipe, method_of, open_input, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
 from tokcli.command.weight_files import check_weights, weights_inputs, weights_read

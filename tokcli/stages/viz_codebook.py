@@ -17,7 +17,8 @@ from tokcli.codebook.embedding import Panel, draw_embeddings, embed, embedding_n
 from tokcli.codebook.page import write_page
 from tokcli.codebook.view import Codebook, see, write_pictures
 from tokcli.command import plan
-from tokcli.command.inputs import choose, data_spec, load_recipe, with_preset
+from tokcli.command.data import data_spec
+from tokcli.command.inputs import choose, load_recipe, with_preset
 from tokcli.command.options import Options
 from tokcli.command.session import begin, reference, session
 from tokcli.data.reading import read_batches
@@ -73,7 +74,7 @@ def main(options: Options, *, tokenizer: Path | None, against: Path | None) -> A
         drawn["against"] = choose(options, "--against", against, ["tokenizer"])
         if drawn["against"].id == made_by.id:
             raise TokError(f"--against {against}", "is the same tokenizer", got=made_by.id, next="Name another one")
-    spec = data_spec(options, made_by.inputs["data"]["path"])
+    spec = data_spec(options, made_by)
     options, _ = with_preset(options, spec, made_by)
     recipe = load_recipe(options, VizRecipe, "viz", {})
     if options.dry_run:

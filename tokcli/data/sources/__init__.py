@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "evenly",
     "limited",
+    "names_data",
     "open_source",
     "padded",
     "padding_of",
@@ -149,6 +150,11 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
     if not Path(spec).expanduser().exists():
         raise NotFound(where, "no such folder", next=hint)
     raise TokError(where, "not a folder or a tar", next=hint)
+
+
+def names_data(spec: str) -> bool:
+    """Whether `open_source` knows what a spec is: an embedded set, an address that is read, or something that is there."""
+    return _kind(spec) is not None
 
 
 def _kind(spec: str) -> type[Source] | None:
