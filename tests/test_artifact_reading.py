@@ -307,3 +307,18 @@ def test_provenance_changed_by_hand_is_no_traceback(tmp_path: Path, make_artifac
 def test_a_path_that_is_not_utf8_is_written_and_read_back_whole(tmp_path: Path, make_artifact: Make) -> None:
     made = make_artifact(tmp_path / "caf\udce9", inputs={"data": {"id": "data-1", "path": "/caf\udce9"}})
     assert open_artifact(made.path).inputs["data"]["path"] == "/caf\udce9"
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ("a: &a [1, 2]\nb: [*a, *a]\n", "a recipe has no anchors and aliases"),
+        ("a: 1\na: 2\n", "key 'a' stands twice"),
+        ("x: " + "[" * 5000 + "\n", "is not a valid recipe"),
+        ("x: '" + "a" * (1 << 18) + "'\n", "is too large for a recipe"),
+        ("- 1\n", "is not a mapping of recipe keys"),
+    ],
+)
+def test_the_recipe_file_of_an_older_artifact_is_read_as_any_recipe(tmp_path: Path, stored: str, said: str) -> None:
+    with pytest.raises(TokError, match=said):
+        open_artifact(older(tmp_path / "a", stored))

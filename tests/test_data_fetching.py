@@ -137,6 +137,10 @@ def test_a_pack_on_a_server_is_that_of_the_disk_and_its_shards_are_not_fetched_b
     assert [source.label(i) for i in range(4)] == [0, 1, 2, 3] and len(source) == 4
     got = [name for method, name, _ in server.asked if method == "GET"]
     assert "shard-00001.tar" not in got and "shard-00001.index.json" in got
+    looked = [name for method, name, _ in server.asked if method == "HEAD"]
+    assert sorted(looked) == sorted(
+        f"shard-0000{n}.{end}" for n in (0, 1) for end in ("tar", "index.json")
+    )  # once each
     assert int(source.image(3)[0, 0, 0]) == 3
 
 

@@ -392,7 +392,7 @@ def test_a_later_start_reads_no_footers_until_a_file_changes(tmp_path: Path, mon
 
     path = write(tmp_path / "a.parquet", {"image": [png(1)]})
     os.utime(path, (1, 1))
-    monkeypatch.setattr(parquet_footers, "RACY", 0)
+    monkeypatch.setattr("tokcli.data.sources.kept.RACY", 0)
     asked, asking = list[int](), parquet_footers._ask
     monkeypatch.setattr(parquet_footers, "_ask", lambda paths: asked.append(len(paths)) or asking(paths))
     opened(path), opened(path), opened(path.rename(tmp_path / "b.parquet"))

@@ -161,20 +161,34 @@ def test_doubles_and_texts_without_an_image_are_problems(tmp_path: Path) -> None
 def test_the_index_is_cached_until_the_tar_changes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokcli.data.sources.tar_index.RACY", 0)
+    monkeypatch.setattr("tokcli.data.sources.kept.RACY", 0)
     path = shard(tmp_path / "a.tar", 0, 2)
     first = open_source(str(path), size=8)
-    assert len(list(cache.glob("tar-index/*.json"))) == 1
+    assert len(list(cache.glob("tar-index-*/*.json"))) == 1
     assert open_source(str(path), size=8).id == first.id
     shard(path, 0, 3)
     assert len(open_source(str(path), size=8)) == 3
 
 
-def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path) -> None:
+def test_a_tar_whose_name_is_no_utf_8_is_indexed_as_any_other(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokcli.data.sources.kept.RACY", 0)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tar"))
+    shard(path, 0, 2)
+    assert len(open_source(str(path), size=8)) == len(open_source(str(path), size=8)) == 2
+    assert len(list(cache.glob("tar-index-*/*.json"))) == 1
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"keys": 1, "x": 2}', "null"])
+def test_a_damaged_index_is_made_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    monkeypatch.setattr("tokcli.data.sources.kept.RACY", 0)
     path = shard(tmp_path / "a.tar", 0, 2)
     index_tar(path)
-    for file in cache.glob("tar-index/*.json"):
-        file.write_text("{")
+    (file,) = cache.glob("tar-index-*/*.json")
+    file.write_text(damaged)
     assert len(index_tar(path).keys) == 2
 
 

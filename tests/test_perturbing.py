@@ -107,9 +107,9 @@ def test_a_training_with_wrong_tokens_is_another_and_resumes(
 def test_a_quantizer_without_codes_has_none_to_replace(family: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     none = ["--set", "quantizer={name: none, code_dim: 8}", "--set", "learn_from_blank=true"]
     told = ["--recipe", "toy/tokenizer-vqkd", *none, "--set", PERTURB, "--data", family["photos"]]
-    assert "perturb: the quantizer has no codes to replace" in refusal(
-        "train-tokenizer", *told, "--out", tmp_path / "t"
-    )
+    for more in (["--out", tmp_path / "t"], ["--dry-run"]):
+        assert "perturb: the quantizer has no codes to replace" in refusal("train-tokenizer", *told, *more)
+    assert not (tmp_path / "t").exists()
 
 
 def test_the_distance_of_wrong_tokens_is_reported_beside_rfd(family: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tokcli.artifact.manifest import (
     KINDS,
     MANIFEST,
@@ -185,12 +183,9 @@ def examined(artifact: Artifact) -> Artifact:
 
 def _compare(artifact: Artifact) -> None:
     path = artifact.file(RECIPE)
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
-        stored = None
-    if not isinstance(stored, dict):
-        raise TokError(str(path), "is no recipe", next=RESTORE)
+    from tokcli.recipe.yaml import read_yaml  # takes long to import, and few artifacts are older
+
+    stored = read_yaml(path)
     ours = identity(artifact.recipe)
     # null in the manifest of a training that a still earlier version began: what stood for null was recorded later
     differing = [text for text in differing_keys(ours, identity(stored)) if ": None, not " not in text]

@@ -26,6 +26,7 @@ from tokcli.files import write_text
 from tokcli.methods import Method, TokenizerRecipe, method_class, resolve
 from tokcli.methods.method import FeatureData
 from tokcli.models import Tokenizer
+from tokcli.quantizers import QUANTIZERS
 from tokcli.quantizers.perturbing import Perturber
 from tokcli.recipe.check import resolved
 from tokcli.recipe.yaml import to_yaml
@@ -51,6 +52,7 @@ def main(options: Options, *, method: str | None, init: Path | None) -> Artifact
         source.max_pixels = recipe.data.max_pixels
         _settle_cache(options, recipe, len(source))
     recipe = kind.settled(recipe)
+    _check_perturb(recipe)
     check_weights(options, weights_read(resolved(recipe)))
     start = open_input(options, "--init", init, ["tokenizer"]) if init else None
     if options.dry_run:
@@ -75,6 +77,7 @@ def rehearse(
     Raises:
         TokError: what training would refuse before its first step.
     """
+    _check_perturb(recipe)
     with on_meta() as device:
         method = kind(recipe, None, device)
     muon_matrices(method.objective, recipe.optim)
@@ -210,7 +213,6 @@ def _train(
     method = kind(recipe, options.weights, device)
     tokenizer = method.tokenizer
     if (perturb := getattr(recipe, "perturb", None)) is not None:
-        _check_perturb(tokenizer)
         tokenizer.perturb = Perturber(**perturb.keys(), steps=recipe.train.steps)
     if start:
         tokenizer.load_exported(load_tensors(start.file(loading.WEIGHTS)), str(start.path))
@@ -305,8 +307,8 @@ def _advice(usage: float, recipe: TokenizerRecipe) -> str:
     return f"only {usage:.0%} of the codes were used lately. Try {' or '.join(ways)}."
 
 
-def _check_perturb(tokenizer: Tokenizer) -> None:
-    if not tokenizer.quantizer.discrete:
+def _check_perturb(recipe: TokenizerRecipe) -> None:
+    if getattr(recipe, "perturb", None) is not None and not QUANTIZERS[recipe.quantizer.name].discrete:  # type: ignore[attr-defined]
         raise TokError(
             "perturb",
             "the quantizer has no codes to replace",

@@ -1,21 +1,18 @@
 """The footers of Parquet files, read by a process of its own (a damaged one can end it), and kept until a file changes."""
 
 import base64
-import contextlib
-import hashlib
 import json
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tokcli.data.sources.contents import RACY, State, state_of
+from tokcli.data.sources.contents import State, state_of
+from tokcli.data.sources.kept import keep, recall
 from tokcli.errors import NotFound, TokError
-from tokcli.files import cache_dir, write_text
 
-VERSION = 1
+KEPT = "parquet-footers-1"  # in the cache, with the version of what is in it
 
 
 def footers(paths: list[Path]) -> list[dict[str, Any]]:
@@ -30,14 +27,14 @@ def footers(paths: list[Path]) -> list[dict[str, Any]]:
     import pyarrow
 
     states = {path: _state(path) for path in paths}
-    found = {path: kept for path, state in states.items() if (kept := _kept(path, state)) is not None}
+    found = {path: kept for path, state in states.items() if (kept := _known(path, state)) is not None}
     for path, said in _ask([path for path in paths if path not in found]):
         if "error" in said:
             raise TokError(
                 f"--data {path}", "is damaged or not Parquet", why=said["error"], next="Copy or download it again"
             )
         found[path] = said
-        _keep(path, states[path], said)
+        keep(KEPT, path, states[path], said)
     buffers = [pyarrow.py_buffer(base64.b64decode(found[path]["schema"])) for path in paths]
     return [
         found[path] | {"schema": pyarrow.ipc.read_schema(buffer)} for path, buffer in zip(paths, buffers, strict=True)
@@ -66,22 +63,7 @@ def _state(path: Path) -> State:
         raise NotFound(f"--data {path}", "no such file", next="Check the path") from None
 
 
-def _file(path: Path, state: State) -> Path:
-    identity = f"{VERSION} {path.absolute()} {state}".encode("utf-8", "surrogateescape")
-    return cache_dir() / "parquet-footers" / f"{hashlib.blake2b(identity, digest_size=12).hexdigest()}.json"
-
-
-def _kept(path: Path, state: State) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        said = json.loads(_file(path, state).read_text(encoding="utf-8"))
-        if isinstance(said, dict) and said.keys() == {"schema", "rows", "bytes", "leaves", "nulls"}:
-            return said
-    return None
-
-
-def _keep(path: Path, state: State, said: dict[str, Any]) -> None:
-    if time.time_ns() - max(state[1:3]) < RACY:
-        return
-    with contextlib.suppress(OSError, TokError):  # a cache that cannot be written costs time and nothing else
-        _file(path, state).parent.mkdir(parents=True, exist_ok=True)
-        write_text(_file(path, state), json.dumps(said))
+def _known(path: Path, state: State) -> dict[str, Any] | None:
+    said = recall(KEPT, path, state)
+    fits = isinstance(said, dict) and said.keys() == {"schema", "rows", "bytes", "leaves", "nulls"}
+    return said if fits else None

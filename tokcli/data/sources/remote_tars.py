@@ -54,9 +54,15 @@ class RemoteTars(Tars):
         return [(remote.bytes, remote.tag) for remote in self._remote]
 
     def _indexes(self, contents: bool) -> list[TarIndex]:
-        packed = _packed(self._remote[0]) is not None  # either all of a set are, or none
+        first = _packed(self._remote[0])
+
+        def index(shard: int) -> tuple[TarIndex, str]:
+            # either all of a set are packed, or none
+            beside = first if shard == 0 or first is None else _packed(self._remote[shard])
+            return _index(self._remote[shard], contents, beside)
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            indexed = pool.map(lambda remote: _index(remote, contents, packed), self._remote)
+            indexed = pool.map(index, range(len(self._remote)))
             found = list(passing(indexed, len(self._remote), unit="shard", desc="fetching"))
         self._digests = [digest for _, digest in found]
         self._lost: dict[int, str] = {}
@@ -117,12 +123,12 @@ def _packed(remote: Remote) -> bytes | None:
         return None
 
 
-def _index(remote: Remote, contents: bool, packed: bool) -> tuple[TarIndex, str]:
+def _index(remote: Remote, contents: bool, beside: bytes | None) -> tuple[TarIndex, str]:
     """The index of a shard, and the digest by which the shard is checked when it is fetched: "" where it has been.
 
-    An index beside it saves fetching the shard at the start.
+    Args:
+        beside: the index that lies beside it, which saves fetching the shard at the start.
     """
-    beside = _packed(remote) if packed else None
     index = parse_index(beside, remote.bytes, None) if beside is not None else None
     if index is not None and index.contents:
         return index, index.contents

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tarfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,17 +14,19 @@ from tokcli import limits
 from tokcli.data.shard_writer import CLASSES
 from tokcli.data.sources.caption_files import faults_beside, parse_json
 from tokcli.data.sources.classes import class_name
-from tokcli.data.sources.contents import CHUNK, RACY
+from tokcli.data.sources.contents import CHUNK, state_of
+from tokcli.data.sources.kept import keep, recall
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, OTHER_IMAGES, bad_name
 from tokcli.errors import NotFound, TokError
-from tokcli.files import cache_dir, write_text
+from tokcli.files import write_text
 
 IMAGES = ("jpg", *(end[1:] for end in IMAGE_EXTENSIONS if end != ".jpg"))  # the first that a sample has is its image
 TEXTS = ("cls", "txt", "json")
 MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
 HIDDEN = "file whose name begins with a dot"
 MOST_LIST = 64 << 20  # bytes of the list of classes
-VERSION, BUILT = 4, 5  # of an index beside a shard, and of what is kept of other shards
+VERSION = 4  # of an index beside a shard
+KEPT = "tar-index-5"  # in the cache, with the version of what is in it
 BLOCK = 512
 MOST_HEADER = 1 << 20  # bytes of a member's name and what else stands in its header
 
@@ -83,23 +84,13 @@ def index_tar(path: Path, *, contents: bool = False, where: str = "") -> TarInde
 
 
 def _indexed(path: Path, state: os.stat_result, contents: bool, where: str) -> TarIndex:
-    identity = f"{BUILT} {path.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
-    cached = cache_dir() / "tar-index" / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
-    try:
-        index = TarIndex(**limits.read_json(cached, max(limits.MOST_JSON, state.st_size)))
+    with contextlib.suppress(ValueError, TypeError):
+        index = TarIndex(**recall(KEPT, path, state_of(state)))
         index.problems = [(key, why) for key, why in index.problems]
         if index.contents or not contents:
             return index
-    except (OSError, ValueError, TypeError):
-        pass
     index = _build(path, contents, where)
-    if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) < RACY:
-        return index
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cached, json.dumps(vars(index)))
-    except (OSError, TokError):
-        pass  # a cache that cannot be written costs time and nothing else
+    keep(KEPT, path, state_of(state), vars(index))
     return index
 
 
