@@ -23,7 +23,7 @@ import torch
 
 from tokcli import __version__, build
 from tokcli.command import compute
-from tokcli.device import autocast, on_meta, tensor_cores
+from tokcli.device import on_meta, tensor_cores
 from tokcli.errors import TokError
 from tokcli.methods import method_class, resolve
 from tokcli.proposals import Sampling
@@ -187,7 +187,7 @@ class Table:
         self, name: str, make: Callable[[int], Callable[[], Any]], batch: int, tokens: int, flop: float | None
     ) -> None:
         """Measure a row, as training does: in TF32 where a recipe says float32."""
-        with tensor_cores(), autocast(self.device, "float32"):
+        with tensor_cores():
             self.rows[name] = row(measure(make, batch, self.device, self.least), tokens, flop, self.rates)
         print(line(name, self.rows[name]), file=sys.stderr, flush=True)
 

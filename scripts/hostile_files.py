@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile_artifacts
 from hostile_makers import KINDS, good_png
 
 LIMIT, STOP, TIME = 600 << 20, 8 << 30, 300  # bytes above the baseline, bytes at all, seconds
@@ -38,6 +39,13 @@ def harmless(root: Path, command: str) -> None:
         (root / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + struct.pack(">I", 3) + bytes(3))
         with gzip.open(root / "train-images-idx3-ubyte.gz", "wb") as file:
             file.write(bytes([0, 0, 8, 3]) + struct.pack(">III", 3, 8, 8) + bytes(192))
+    elif command in ("tokens", "samples"):
+        facts = {"tokens": hostile_artifacts.TOKENS, "samples": hostile_artifacts.SAMPLES}[command]
+        hostile_artifacts.artifact(root / "a", command, facts, getattr(hostile_artifacts, command))
+    elif command in ("report", "evidence"):
+        hostile_artifacts.report(root, lambda folder: (folder / "metrics.json").write_text("{}"))
+    elif command == "parquet":
+        hostile_artifacts.parquet(root / "a.parquet", good_png(), 1)
     elif "tar" in command:
         with tarfile.open(root / "a.tar", "w") as tar:
             info = tarfile.TarInfo("good.png")
@@ -74,10 +82,19 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     ],
     "recipe": lambda root: ["recipes", "--check", f"{root / 'r.yaml'}"],
     "show": lambda root: ["show", f"{root}"],
+    "evidence": lambda root: ["show", f"{root / 'a'}"],
+    "plan": lambda root: ["tokenize", "--tokenizer", f"{root / 'plan.json'}", "--dry-run"],
+    "parquet": lambda root: ["data", "check", f"{root / 'a.parquet'}"],
 }
 CALLS = {  # what a command reads after a training that a script cannot wait for
     "npz": "from pathlib import Path; from tokcli.evaluation.published import read_npz; read_npz(Path({root!r}) / 'a.npz', '--reference')",
     "npy": "from pathlib import Path; from tokcli.data.npy import read_npy; read_npy(Path({root!r}) / 'a.npy')",
+    "tokens": "from tokcli.artifact.opening import open_artifact; from tokcli.proposals.training_tokens import open_store; "
+    "store = open_store(open_artifact({root!r} + '/a')); store.keys; store.captions",
+    "samples": "from tokcli.artifact.opening import open_artifact; from tokcli.measure.previews import read_samples; "
+    "read_samples(open_artifact({root!r} + '/a'), [0])",
+    "report": "import tokcli; tokcli.load({root!r} + '/a').metrics",
+    "words": "from pathlib import Path; from tokcli.pretrained.text import _word_pieces; _word_pieces(Path({root!r}) / 'tokenizer.json', 'text')",
     "prompts": "from tokcli.sampling.request import read_prompts; read_prompts({root!r} + '/p.txt')",
 }
 
@@ -113,13 +130,16 @@ class Run:
 
 
 def _high_water(pid: int) -> int:
-    """Peak memory of a process in bytes. What the system counts for a child begins with its parent's."""
+    """Peak memory of a process and those that it started, of the one that takes most, in bytes. What the system counts for a child
+    begins with its parent's.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
+    return max([int(found[1]) * 1024 if found else 0, *(_high_water(int(child)) for child in children)])
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from tokcli.artifact.manifest import (
 )
 from tokcli.errors import TokError
 from tokcli.files import sha256
+from tokcli.limits import text_lines
 
 log = logging.getLogger("tok")
 RECIPE = "recipe.yaml"
@@ -118,7 +119,7 @@ class Artifact:
         if name in self._listed:
             return self._listed[name]
         path = self.file(name)
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = text_lines(path, str(path))
         found = {file: digest for digest, _, file in (line.partition("  ") for line in lines)}
         if not all(re.fullmatch("[0-9a-f]{64}", digest) and is_inside(file) for file, digest in found.items()):
             raise TokError(str(path), "is no list of hashes", next=RESTORE)

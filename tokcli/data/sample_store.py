@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, Part, decode
+from tokcli.data.decode import BadImage, Part, check_bytes, decode
 from tokcli.data.npy import read_npy
 from tokcli.data.reading import most_processes
 from tokcli.data.shard_writer import shard_writer
@@ -153,6 +153,7 @@ def read(
                     members[path] = index_tar(path).images
                 data: bytes | Part = Part(path, *members[path][number % per_file])
             else:
+                check_bytes(path.stat().st_size, path.name)
                 data = path.read_bytes()
                 if digests is not None and hashlib.sha256(data).hexdigest() != digests.get(name):
                     raise BadImage(path.name, "its SHA-256 is not the one that was written")

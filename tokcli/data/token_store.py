@@ -18,7 +18,9 @@ from tokcli.artifact.manifest import RESTORE
 from tokcli.data.npy import NpyError, NpyRows, read_npy
 from tokcli.errors import TokError
 from tokcli.files import atomic_write, write_text
+from tokcli.limits import parse_json
 
+LINE = 16 << 20  # bytes that a line of keys or captions does not have
 _SHARD = re.compile(r"indices-(\d{5,})\.npy")
 
 
@@ -127,6 +129,14 @@ def _lines(rows: Iterator[dict[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def _texts(record: Any) -> list[str]:
+    """The captions of a line of `captions.jsonl`; raises ValueError, KeyError or TypeError where it holds anything else."""
+    found = record["captions"]
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError
+    return found
+
+
 class TokenStore:
     """The tokens in a folder: `rows` images, `views` of each, `n` tokens a view. Opening reads headers only.
 
@@ -201,7 +211,7 @@ class TokenStore:
         Raises:
             TokError: missing, or of another number.
         """
-        return self._checked("keys.txt", self._text("keys.txt").split("\n")[:-1])
+        return self._checked("keys.txt", self._lines("keys.txt"))
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -213,7 +223,7 @@ class TokenStore:
         if not (self.folder / "captions.jsonl").exists():
             return [[] for _ in range(self.rows)]
         try:
-            found = [json.loads(line)["captions"] for line in self._text("captions.jsonl").split("\n")[:-1]]
+            found = [_texts(parse_json(line.encode())) for line in self._lines("captions.jsonl")]
         except (ValueError, KeyError, TypeError):
             raise TokError(str(self.folder / "captions.jsonl"), "is damaged", next=RESTORE) from None
         return self._checked("captions.jsonl", found)
@@ -223,11 +233,18 @@ class TokenStore:
         """Row i's captions are numbers caption_ends[i] to caption_ends[i + 1] - 1 of all captions, int64 (rows + 1,)."""
         return np.cumsum([0, *(len(texts) for texts in self.captions)], dtype=np.int64)
 
-    def _text(self, name: str) -> str:
+    def _lines(self, name: str) -> list[str]:
+        """At most one line more than there are rows."""
+        found: list[str] = []
         try:
-            return (self.folder / name).read_text(encoding="utf-8")
+            with open(self.folder / name, "rb") as file:
+                while len(found) <= self.rows and (line := file.readline(LINE)):
+                    if len(line) == LINE:
+                        raise TokError(str(self.folder / name), f"has a line of {LINE:,} bytes or more", next=RESTORE)
+                    found.append(line.removesuffix(b"\n").decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise TokError(str(self.folder / name), "cannot be read", why=str(error), next=RESTORE) from None
+        return found
 
     def _checked(self, name: str, found: list) -> list:  # type: ignore[type-arg]
         if len(found) != self.rows:

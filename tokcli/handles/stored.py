@@ -1,6 +1,5 @@
 """Stored results from Python: tokens, samples, reference statistics, reports."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,11 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from tokcli.artifact.manifest import RESTORE
 from tokcli.artifact.weights import load_tensors
 from tokcli.data.token_store import TokenStore
 from tokcli.errors import TokError
 from tokcli.evaluation.references import STATISTICS
 from tokcli.handles.networks import Handle
+from tokcli.limits import read_json
 from tokcli.measure.previews import read_samples
 from tokcli.proposals.training_tokens import open_store
 
@@ -97,6 +98,14 @@ class ReportHandle(Handle):
 
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
-        """`metrics.json`: every number with its N, reference, extractor and interval."""
-        found: Mapping[str, Any] = json.loads(self.artifact.file("metrics.json").read_text(encoding="utf-8"))
+        """`metrics.json`: every number with its N, reference, extractor and interval.
+
+        Raises:
+            TokError: it is damaged.
+        """
+        file = self.artifact.file("metrics.json")
+        try:
+            found: Mapping[str, Any] = read_json(file)
+        except (OSError, ValueError) as error:
+            raise TokError(str(file), "is damaged", why=str(error), next=RESTORE) from None
         return found

@@ -15,6 +15,7 @@ from torch import Tensor
 from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
 from tokcli.files import cache_dir
+from tokcli.limits import read_bytes
 from tokcli.pretrained.network import Frozen, library
 from tokcli.pretrained.open_clip_models import OpenCLIP
 from tokcli.pretrained.published_weights import Source, find_weights
@@ -212,6 +213,9 @@ class MiniLM(TextTower):
         return self.body(numbers, given.to(device))[:, 1:], lengths - 1  # without [CLS]
 
 
+MOST_WORDS = 16 << 20  # bytes of word pieces
+
+
 def _words_of(weights: Path) -> Path:
     beside = weights.parent / "tokenizer.json"
     return beside if beside.is_file() else cache_dir() / "minilm-tokenizer.json"
@@ -226,7 +230,15 @@ def _word_pieces(path: Path, where: str) -> Any:
         raise TokError(
             where, f"{path} is missing", next="Put it beside the weights, or: " + MiniLM.source("").how_to_fetch()
         )
-    words = Tokenizer.from_file(str(path))
+    try:
+        words = Tokenizer.from_buffer(read_bytes(path, MOST_WORDS))
+    except Exception as error:  # that package raises nothing narrower
+        raise TokError(
+            where,
+            f"{path} holds no word pieces",
+            why=str(error).splitlines()[0],
+            next="Fetch it again: " + MiniLM.source("").how_to_fetch(),
+        ) from None
     words.no_padding()
     words.enable_truncation(128)
     return words

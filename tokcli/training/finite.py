@@ -17,6 +17,7 @@ from torch import Tensor
 from tokcli import distributed
 from tokcli.data.randomness import seed_of
 from tokcli.files import write_text
+from tokcli.limits import read_json
 
 
 class NonFinite(Exception):
@@ -153,7 +154,7 @@ def write_evidence(folder: Path, found: NonFinite, seed: int, numbers: Tensor) -
 def show_evidence(folder: Path) -> list[str]:
     """The file of a folder as lines of text; none where there is none, or none that can be read."""
     try:
-        facts = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
+        facts = read_json(folder / EVIDENCE)
         norms: Mapping[str, Any] = facts["gradient_norms"]
         worst = sorted(norms, key=lambda name: -abs(norms[name]) if isinstance(norms[name], float) else -math.inf)
         bad = sum(isinstance(norm, str) for norm in norms.values())

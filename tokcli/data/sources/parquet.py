@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tokcli.data.decode import BadImage, decode
+from tokcli.data.decode import BadImage, check_bytes, decode
 from tokcli.data.sources.caption_files import captions_of, faults_of, usable
 from tokcli.data.sources.classes import class_name, class_numbers
 from tokcli.data.sources.contents import State, digest_of, state_of
 from tokcli.data.sources.folder import read_encoded
-from tokcli.data.sources.listing import data_id, is_url, refuse_labels, without_columns
+from tokcli.data.sources.listing import MOST_FAULTS, data_id, is_url, refuse_labels, without_columns
 from tokcli.data.sources.parquet_columns import choose_columns
 from tokcli.data.sources.parquet_files import files_of, names_parquet, roles_of
 from tokcli.data.sources.parquet_rows import Damaged, Rows
@@ -123,14 +123,16 @@ class Parquet:
             value = self._rows.value(row, self._columns.image)
         except (Damaged, OSError) as error:
             raise BadImage(key, f"cannot be read: {error}") from None
-        return _raw(value if self._parts["bytes"] == self._columns.image else value["bytes"])
+        value = value if self._parts["bytes"] == self._columns.image else value["bytes"]
+        check_bytes(_length(value), key, self.max_pixels)
+        return _raw(value)
 
     def _images(self) -> tuple[np.ndarray, list[State]]:
         """Which rows have an image, bool (rows,); for those that name a file, where it lies, and its state."""
         without = np.full(len(self._rows), "bytes" not in self._parts)
         for start, nulls in self._rows.nulls(self._parts["bytes"]) if "bytes" in self._parts else ():
             without[start : start + len(nulls)] = nulls
-        there, states = ~without, []
+        there, images, states = ~without, int((~without).sum()), []
         for row in np.flatnonzero(without).tolist():
             path, why = self._beside(row)
             try:
@@ -138,6 +140,9 @@ class Parquet:
             except (OSError, ValueError):
                 state = None
             if state is None:
+                if len(self.problems) - images > MOST_FAULTS:
+                    how = "Write the rows that have one into another file"
+                    raise TokError(f"--data {self.name}", f"more than {MOST_FAULTS:,} rows have no image", next=how)
                 listed = self._rows.paths[self._rows.file(row)[0]].name
                 self.problems.append((self._key(row), why or f"in {listed}, but no such image"))
                 continue
@@ -224,8 +229,17 @@ class Parquet:
 
 def _raw(value: Any) -> bytes:
     """The bytes of an Arrow scalar of bytes or text; b"" of null."""
+    buffer = _buffer(value)
+    return b"" if buffer is None else bytes(buffer)
+
+
+def _length(value: Any) -> int:
+    return len(_buffer(value) or b"")
+
+
+def _buffer(value: Any) -> Any:
     value = value.value if hasattr(value, "dictionary") else value
-    return bytes(value.as_buffer()) if value is not None and value.is_valid else b""
+    return value.as_buffer() if value is not None and value.is_valid else None
 
 
 def _text(value: Any) -> str:

@@ -1,11 +1,11 @@
 """Which columns of a Parquet file hold images, labels and captions: as one says, by Hugging Face's features, or by their usual names."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tokcli.errors import TokError
+from tokcli.limits import parse_json
 from tokcli.registry import nearest
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "png", "jpg", "jpeg", "webp")
@@ -112,9 +112,9 @@ def _guess(*ways: list[str]) -> list[str]:
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """Hugging Face's features by column; {} where the schema has none."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from tokcli.data.sources.parquet_footers import footers
+from tokcli.data.sources.parquet_pages import check_pages
 from tokcli.errors import TokError
 
 KEPT = 256 << 20  # bytes of row groups that are kept; of larger ones, one
+ROWS = 1 << 20  # that a small file may have
 MOST_GROUP = 2 << 30  # bytes of a row group, whose images are all read for one
 
 
@@ -47,6 +49,13 @@ class Rows:
                     "its row groups are too large: one is read whole for one image",
                     got=f"{largest / 2**30:.1f} GiB",
                     next="Write it with fewer rows in each, such as row_group_size=100",
+                )
+            if (claimed := sum(one["rows"])) > ROWS + path.stat().st_size:
+                raise TokError(
+                    f"--data {path}",
+                    "claims more rows than it has bytes",
+                    got=f"{claimed:,}",
+                    next="Write it again, without rows that repeat one image",
                 )
         rows = [one["rows"] for one in said]
         groups = [(number, group, count) for number, counts in enumerate(rows) for group, count in enumerate(counts)]
@@ -123,6 +132,13 @@ class Rows:
         """A column of a row group, or with a dotted name a part of one, as a chunked Arrow array."""
         number, inner, rows = self._groups[group].tolist()
         with self._opened(self.paths[number], self._leaves) as file:
+            parts = file.metadata.row_group(inner)
+            leaves = [
+                parts.column(i) for i in range(parts.num_columns if rows else 0)
+            ]  # without rows there are no pages
+            check_pages(
+                self.paths[number], [one for one in leaves if f"{one.path_in_schema}.".startswith(f"{column}.")]
+            )
             found = file.read_row_group(inner, columns=[column], use_threads=False).column(0)
         if len(found) != rows:
             raise Damaged(f"{len(found)} rows where {rows} are listed")
@@ -137,5 +153,5 @@ class Rows:
         try:
             with ParquetFile(path, read_dictionary=[*dictionaries]) as file:
                 yield file
-        except (ArrowException, OSError) as error:
+        except (ArrowException, OSError, ValueError) as error:
             raise Damaged(str(error).splitlines()[0] if str(error) else type(error).__name__) from None

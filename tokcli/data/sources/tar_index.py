@@ -258,10 +258,10 @@ def _classes(path: Path, member: tarfile.TarInfo, index: TarIndex) -> list[str]:
         file.seek(member.offset_data)
         data = file.read(min(member.size, MOST_LIST))
     try:
-        listed = json.loads(data)
+        listed = limits.parse_json(data)
         if isinstance(listed, list) and all(isinstance(name, str) for name in listed) and len({*listed}) == len(listed):
             return listed
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     index.problems.append((f"{path.name}/{CLASSES}", "is not a list of classes, or too long"))
     return []
