@@ -78,7 +78,7 @@ def read_recipe(options: Options, tokenizer: Artifact | None) -> DecoderRecipe:
             log.info("recipe: %s, for the tokenizer", ", ".join(f"{key}={value}" for key, value in changed.items()))
             options = replace(options, sets={**changed, **options.sets})
             recipe = load_recipe(options, DecoderRecipe, "decoder-conv", FAMILIES, say=log.debug)
-    check_extractors(recipe.train.eval_extractors, options.weights.get("inception"))
+    check_extractors(recipe.train.eval_extractors, None)
     if tokenizer is not None:
         _check(recipe, tokenizer)
     return recipe
