@@ -108,8 +108,12 @@ class Suite:
 def numbers(metrics: Path) -> dict[str, list[float]]:
     """What a report says of a cell, by name: the value, and the ends of its interval where it has one."""
     found: dict[str, list[float]] = {}
-    for artifact in json.loads(metrics.read_text(encoding="utf-8"))["artifacts"]:
-        mode = f"_{artifact['mode']}" if artifact["mode"] else ""
+    artifacts = json.loads(metrics.read_text(encoding="utf-8"))["artifacts"]
+    modes = {one["id"]: one["mode"] for one in artifacts}
+    for artifact in artifacts:
+        # of samples that of their network: those drawn for captions have a mode of their own
+        known = modes.get(artifact["inputs"].get("proposal"), artifact["mode"])
+        mode = f"_{known}" if known else ""
         for m in artifact["measurements"]:
             if not NUMBERS.match(m["metric"]):
                 continue

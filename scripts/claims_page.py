@@ -96,12 +96,40 @@ def main_block(results: Results) -> str:
 
 def difference_block(results: Results) -> str:
     """Features against pixels, everything else equal: change of the distance by the extractor that taught nobody."""
-    rows = []
+    rows: list[list[str]] = []
+    intervals: list[tuple[float, float]] = []
     for pair in pairs(results):
         found = [change(results, pair, mode) for mode in MODES]
         seeds = max((one.seeds for one in found if one), default=0)
         rows.append([pair.what, pair.judge, str(seeds), *(shown(one, signed=True) for one in found)])
-    return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows)
+        intervals += [(one.mean - one.half, one.mean + one.half) for one in found if one and one.half is not None]
+    below, above = sum(high < 0 for _, high in intervals), sum(low > 0 for low, _ in intervals)
+    told_apart = f"Of {len(intervals)} intervals {below} lie below 0, {above} above it, {len(intervals) - below - above} hold it."
+    return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows) + f"\n\n{told_apart}"
+
+
+REASONS = {  # what could explain a difference -> number, factor
+    "tokens' probe %": ("probe_accuracy", 100),
+    "perplexity, non-blank": ("codebook_perplexity_nonblank", 1),
+    "bits AR": ("bits_per_image_ar", 1),
+    "bits NAR": ("bits_per_image_nar", 1),
+    "rFD": ("rfd_{}", 1),
+}
+
+
+def reasons_block(results: Results) -> str:
+    """What else differs between the two cells of a pair, `pixels to features`, and what the teacher's own features tell."""
+    rows = []
+    for pair in pairs(results):
+        data, teacher = pair.what.split(", ")[0], pair.what.split(", ")[-1]
+        known = results.teachers.get(f"{data} {teacher}")
+        row = [pair.what, "-" if known is None else plain(100 * known)]
+        for number, factor in REASONS.values():
+            runs = [results.runs(name, number.format(pair.judge)) for name in (pair.theirs, pair.ours)]
+            means = [plain(factor * over_seeds([*run.values()]).mean) if run else "-" for run in runs]
+            row.append(" to ".join(means))
+        rows.append(row)
+    return table(["pixels to features", "teacher's probe %", *REASONS], rows)
 
 
 def teachers_block(results: Results) -> str:
@@ -152,6 +180,7 @@ def cost_block(results: Results) -> str:
 
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "differences": ("Features against pixels", difference_block),
+    "reasons": ("What else differs", reasons_block),
     "teachers": ("Teachers of graded strength", teachers_block),
     "predictors": ("What predicts generation", predictors_block),
     "all": ("All numbers", main_block),

@@ -189,8 +189,9 @@ def test_tables_are_those_of_the_results(results: Path) -> None:
     second = f"openmoji, class, VQ, {SECOND}"
     assert found.seeds == [0, 1] and [pair.what for pair in pairs(found)] == [whats[0], second, *whats[1:]]
     lines = claims_page.difference_block(found).splitlines()[2:]
-    assert lines[1].startswith(f"| {second} | vits14 | 2 | −6.4") and len(lines) == 4
-    assert [lines[0], *lines[2:]] == [f"| {what} | efflite0 | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for what in whats]
+    assert lines[1].startswith(f"| {second} | vits14 | 2 | −6.4") and len(lines) == 6
+    assert lines[5] == "Of 8 intervals 8 lie below 0, 0 above it, 0 hold it."
+    assert [lines[0], *lines[2:4]] == [f"| {what} | efflite0 | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for what in whats]
     table = claims_page.main_block(found)
     assert "| features, VQ, vits14 | 2 | 50.0 ± 0.00 |" in table
     row = next(line for line in table.splitlines() if line.startswith("| features, VQ, vits14 |"))
@@ -229,7 +230,13 @@ def test_the_page_of_this_repository_is_that_of_its_results() -> None:
 def test_numbers_of_a_report_have_their_interval_and_mode(tmp_path: Path) -> None:
     measured = [{"metric": "fd_vits14", "value": 100.123456, "interval": [99.0, 101.0]}]
     used = [{"metric": "codebook_usage", "value": 0.5, "interval": None}]
-    report = {"artifacts": [{"mode": None, "measurements": used}, {"mode": "nar", "measurements": measured}]}
+    report = {
+        "artifacts": [
+            {"id": "t", "mode": None, "inputs": {}, "measurements": used},
+            {"id": "p", "mode": "nar", "inputs": {"tokenizer": "t"}, "measurements": []},
+            {"id": "s", "mode": "t2i", "inputs": {"proposal": "p"}, "measurements": measured},  # drawn for captions
+        ]
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     found = claims.numbers(tmp_path / "metrics.json")
     assert found == {"codebook_usage": [0.5], "fd_vits14_nar": [100.12, 99.0, 101.0]}
