@@ -87,7 +87,8 @@ def run(code: str, **streams: object) -> subprocess.CompletedProcess[str]:
 def test_a_result_that_nobody_takes_is_one_line_and_no_success() -> None:
     with open("/dev/full", "w") as full:
         done = run("sys.argv = ['tok', 'recipes']", stdout=full, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (1, "stdout: No space left on device.\n")
+    said = "stdout: No space left on device. Check the path, its permissions and the space on the disk.\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_closed_standard_input_is_known_as_closed(tmp_path: Path) -> None:

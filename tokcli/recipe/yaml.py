@@ -36,7 +36,10 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(super().construct_yaml_int(self._as_written(node)))
+        value = int(super().construct_yaml_int(self._as_written(node)))
+        if abs(value) >= 1 << 63:  # of which floats may be made later on
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return value
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
         return float(super().construct_yaml_float(self._as_written(node)))
