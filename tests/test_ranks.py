@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,26 @@ def in_time() -> None:
         distributed.barrier()
 
 
+def done_early() -> None:
+    """Rank 1 has nothing to do, and rank 0 writes when it was done."""
+    if distributed.rank() == 0:
+        time.sleep(1)
+        print(time.time(), file=sys.stderr)
+
+
+def loss_of_the_last() -> None:
+    """Rank 0 is killed when rank 1 is done."""
+    if distributed.rank() == 0:
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 # cases of one line share two processes; the last of a line may end them
-SPAWNS: list[list[Callable[[], None]]] = [[in_time, error_of_one, error_of_all, own_mistake, loss_of_one], [deaf]]
+SPAWNS: list[list[Callable[[], None]]] = [
+    [in_time, done_early, error_of_one, error_of_all, own_mistake, loss_of_one],
+    [deaf],
+    [loss_of_the_last],
+]
 
 
 def rank_main(rank: int, spawn: int, ports: list[int], folder: str) -> None:
@@ -73,7 +92,7 @@ def rank_main(rank: int, spawn: int, ports: list[int], folder: str) -> None:
     for case, port in zip(SPAWNS[spawn], ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         code, said = ending(case)
-        Path(folder, f"{case.__name__}-{rank}.json").write_text(json.dumps([code, said]))
+        Path(folder, f"{case.__name__}-{rank}.json").write_text(json.dumps([code, said, time.time()]))
 
 
 def ending(case: Callable[[], None]) -> tuple[int, str]:
@@ -114,7 +133,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     found = {}
     for name in [case.__name__ for cases in SPAWNS for case in cases]:
         files = [folder / f"{name}-{rank}.json" for rank in range(2)]
-        found[name] = [json.loads(file.read_text()) if file.exists() else None for file in files]
+        told = [json.loads(file.read_text()) if file.exists() else None for file in files]
+        found[name], found[f"{name}, left"] = [one and one[:2] for one in told], [one and one[2] for one in told]
     return found
 
 
@@ -145,3 +165,15 @@ def test_a_rank_that_hears_nothing_is_ended(ends: dict[str, list[Any]]) -> None:
 
 def test_ranks_that_end_well_are_left_alone(ends: dict[str, list[Any]]) -> None:
     assert ends["in_time"] == [[0, ""], [0, ""]]
+
+
+def test_a_rank_that_is_done_waits_for_the_others(ends: dict[str, list[Any]]) -> None:
+    (code, worked), other = ends["done_early"]
+    assert code == 0 and other == [0, ""]
+    assert ends["done_early, left"][1] > float(worked)
+
+
+def test_a_rank_that_is_done_hears_of_one_that_was_killed(ends: dict[str, list[Any]]) -> None:
+    first, second = ends["loss_of_the_last"]
+    assert first is None and second[0] == 1
+    assert second[1].startswith("torchrun: another rank is gone without a word")

@@ -124,20 +124,15 @@ def test_without_restarts_a_killed_rank_ends_the_job_and_the_repeated_command_go
 def test_two_machines_train_as_one_process_does(
     tokens: Path, alone: dict[str, torch.Tensor], tmp_path: Path, parallel: str
 ) -> None:
-    # About one try in eight ends with an agent that hangs or aborts after the last step; why is not known. The repeated command then
-    # starts anew, in another folder here, so that one try is shown from its beginning to its end.
-    for attempt in range(3):
-        out = tmp_path / f"p{attempt}"
-        line = [
-            *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", f"localhost:{free_port()}"),
-            *("-m", "tokcli", *command(tokens, out, f"train.parallel={parallel}")),
-        ]  # fmt: skip
-        with torchrun(*line) as first, torchrun(*line) as second, contextlib.suppress(subprocess.TimeoutExpired):
-            ends = [run.communicate(timeout=90) for run in (first, second)]
-            if [first.returncode, second.returncode] == [0, 0]:
-                break
-    else:
-        pytest.fail(f"no try of three ended well: {ends}")
+    out = tmp_path / "p"
+    line = [
+        *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "run"),
+        *("--rdzv-endpoint", f"localhost:{free_port()}"),
+        *("-m", "tokcli", *command(tokens, out, f"train.parallel={parallel}")),
+    ]
+    with torchrun(*line) as first, torchrun(*line) as second:
+        ends = [run.communicate(timeout=300) for run in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], ends
     assert sorted(said for said, _ in ends) == ["", f"{out}\n"]
     assert ("MiB by rank: parameters " in ends[0][1] + ends[1][1]) == (parallel == "fsdp")
     assert sorted(path.name for path in out.glob("state*")) == []

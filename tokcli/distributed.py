@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,9 @@ from tokcli.errors import TokError
 log = logging.getLogger("tok")
 FAILED = "a rank has failed"  # key of the ranks' store
 GRACE = 3.0  # seconds that a rank has left when another one has failed
+FOREVER = datetime.timedelta(days=28)
 _store: dist.Store | None = None
+_all: Any = None  # the group by which ranks that are done wait for the others, however long these take
 
 
 def _environment(name: str, slurm: str, default: int) -> int:
@@ -60,7 +63,7 @@ def start(device: torch.device) -> None:
     """Join the process group if there is more than one process: gloo between CPUs, NCCL between GPUs, where gloo carries what no
     GPU should be waited for.
     """
-    global _store
+    global _store, _all
     if world_size() == 1 or dist.is_initialized():
         return
     opened, *_ = next(dist.rendezvous("env://", rank(), world_size()))
@@ -72,20 +75,33 @@ def start(device: torch.device) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     patience = datetime.timedelta(minutes=30)
     dist.init_process_group(backend, store=_store, rank=rank(), world_size=world_size(), timeout=patience)
+    _all = dist.new_group(backend="gloo", timeout=FOREVER)
     barrier()  # a rank that ended now, before the others have reached it, would leave them in a half-made group
 
 
 def stop() -> None:
     """Leave the process group, if one was joined."""
-    global _store
+    global _store, _all
     if dist.is_initialized():
         dist.destroy_process_group()
-    _store = None
+    _store = _all = None
+
+
+def _wait_for_all() -> None:
+    """Wait until all ranks are done, which a signal may end. torchrun gives the ranks of other machines five minutes after those of the
+    machine that holds its store have ended, and then fails where they still work.
+    """
+    if _all is not None:
+        work = dist.all_reduce(torch.zeros(1), group=_all, async_op=True)
+        while not work.is_completed():
+            time.sleep(0.1)
+        work.wait()
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """The process group around a command. What ends one rank is said once, and ends the others without a word of their own.
+    """The process group around a command. What ends one rank is said once, and ends the others without a word of their own; who is
+    done waits for the others.
 
     Raises:
         TokError: of this rank, where no other has said the same; or another rank was lost without saying why.
@@ -94,6 +110,7 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         start(device)
         yield
+        _wait_for_all()
     except BaseException as error:
         if _store is not None:
             _leave(error)
