@@ -21,8 +21,11 @@ from PIL import Image
 
 from tokcli.artifact.opening import open_artifact
 from tokcli.cli import cli
+from tokcli.cli.recipes import check_file
 from tokcli.errors import TokError
 from tokcli.loading import decoder_of, load_decoder
+from tokcli.recipe.check import resolved
+from tokcli.recipe.yaml import recipes_root
 
 Run = Callable[..., Result]
 SMALL = [
@@ -55,6 +58,18 @@ def refusal(*arguments: Any, env: dict[str, str] | None = None, code: int = 1) -
     assert error.exit_code == code
     assert "\n" not in str(error)
     return str(error)
+
+
+def whole_numbers(tree: Any, key: str = "") -> dict[str, Any]:
+    """Key -> 10**19, or a list of it, for each whole number of a recipe."""
+    large = 10**19 - 1
+    if isinstance(tree, dict):
+        return {
+            k: v for name, below in tree.items() for k, v in whole_numbers(below, f"{key}.{name}".strip(".")).items()
+        }
+    if isinstance(tree, list) and tree and all(type(one) is int for one in tree):
+        return {key: [large] * len(tree)}
+    return {key: large} if type(tree) is int else {}
 
 
 def draw(file: Path, mode: str = "RGB", size: tuple[int, int] = (48, 40), shade: int = 90) -> Path:
@@ -297,12 +312,24 @@ def test_a_moved_input_is_found_by_its_id(family: dict[str, Path], tmp_path: Pat
     assert "this input is not at /gone" in refusal(*flags, "--seed", 5)
 
 
+@pytest.mark.parametrize("recipe", ["tokenizer-vqkd", "tokenizer-vqgan"])
+def test_a_number_with_too_many_zeros_is_one_line_before_the_training(recipe: str, tmp_path: Path) -> None:
+    keys = whole_numbers(resolved(check_file(recipes_root() / "toy" / f"{recipe}.yaml")))
+    assert "encoder.depth" in keys or "encoder.widths" in keys
+    flags = ["train-tokenizer", "--recipe", f"toy/{recipe}", "--dry-run", "--workspace", tmp_path]
+    flags += ["--teacher", "efflite0"] if recipe.endswith("vqkd") else []
+    for key, value in keys.items():
+        ran = run(*flags, "--set", f"{key}={value}")
+        assert ran.exception is None or isinstance(ran.exception, TokError), f"{key}: {ran.exception!r}"
+        assert "\n" not in str(ran.exception)
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [
         ("encoder.heads=0", "encoder.heads: should be greater than 0"), ("encoder.patch_size=0", "encoder.patch_size"),
         ("decoder.width=0", "decoder.width"), ("encoder.dropout=1", "encoder.dropout: should be less than 1"),
-        ("teacher.image_size=0", "teacher.image_size: should be greater than 0"), ("quantizer.commitment=-1", "quantizer.commitment"),
+        ("teacher.image_size=0", "teacher.image_size: should be greater than or equal to 1"), ("quantizer.commitment=-1", "quantizer.commitment"),
         ("quantizer.kmeans_iterations=-1", "quantizer.kmeans_iterations"), ("quantizer.init_after=-1", "quantizer.init_after"),
         ("seed=9999999999999999999", "seed: should be less than"), ("quantizer.name={a: 1}", "quantizer.name: should be a valid string"),
         ("quantizer={name: 'timm:x'}", "quantizer: no such quantizer 'timm:x'"), ("optim..lr=1", "expected KEY=VALUE"),

@@ -45,12 +45,13 @@ def component(family: str, table: Mapping[str, Any], section: Mapping[str, Any],
     checked = dict(component_model(factory).model_validate_json(json.dumps(keys)))
     try:
         return factory(*supplied, **checked)
-    except ValueError as error:  # values that do not go together
-        raise TokError(
-            f"{family} {section['name']}",
-            str(error),
-            next=f"Change its keys: tok recipes --explain {family}.{section['name']} lists them",
-        ) from None
+    except (ValueError, RuntimeError, TypeError) as error:
+        large = "overflow" in str(error).lower()  # PyTorch's word for more bytes than 64 bits count
+        if not large and not isinstance(error, ValueError):  # which says that values do not go together
+            raise
+        fault = "its sizes make a network that no memory holds" if large else str(error)
+        step = f"Change its keys: tok recipes --explain {family}.{section['name']} lists them"
+        raise TokError(f"{family} {section['name']}", fault, next=step) from None
 
 
 def build_transform(data: Data) -> Transform:

@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
 from tokcli.pretrained import build_network, usual
 from tokcli.pretrained.published_weights import package_folder
-from tokcli.recipe.sections import Layers
+from tokcli.recipe.sections import Layers, Side
 
 # Beside the squared norm: the package lpips and our metric have its root, 1e-10, beside the norm. Inside the root, so that the
 # gradient of an all-zero feature is not NaN.
@@ -63,7 +62,7 @@ class PerceptualLoss(nn.Module):
         *,
         network: str = "squeezenet",
         layers: Layers | None = None,
-        image_size: PositiveInt | None = None,
+        image_size: Side | None = None,
     ) -> None:
         super().__init__()
         flag = "--vgg-weights" if network == "vgg16" else None

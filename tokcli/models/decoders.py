@@ -4,14 +4,14 @@ from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
 from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
 from tokcli.models.conv import PositionAttention, ResidualBlock, Upsample, check_doubling, group_norm, training_layout
 from tokcli.models.maskgit import MaskGITDecoder
-from tokcli.recipe.sections import Share, Widths
+from tokcli.recipe.sections import Blocks, Share, SomeBlocks, Widths
 
 
 @runtime_checkable
@@ -58,7 +58,7 @@ class ConvDecoder(nn.Module):
         image_size: int | Grid,
         *,
         widths: Widths,
-        blocks: PositiveInt = 3,
+        blocks: Blocks = 3,
         channels: PositiveInt = 256,
         attention: bool = True,
     ) -> None:
@@ -122,7 +122,7 @@ class ViTDecoder(nn.Module):
         image_size: int | Grid,
         *,
         width: PositiveInt,
-        depth: NonNegativeInt,
+        depth: SomeBlocks,
         heads: PositiveInt,
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Share = 0.0,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokcli.errors import TokError
 from tokcli.models.conv import group_norm, training_layout
 from tokcli.pretrained import build_network, usual
-from tokcli.recipe.sections import Layers
+from tokcli.recipe.sections import Blocks, Layers
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class PatchDiscriminator(nn.Module):
         width: channels of the first stage; doubled by each one after it, up to eight times.
     """
 
-    def __init__(self, *, depth: PositiveInt = 3, width: PositiveInt = 64) -> None:
+    def __init__(self, *, depth: Blocks = 3, width: PositiveInt = 64) -> None:
         super().__init__()
         self.depth = depth
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

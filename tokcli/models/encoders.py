@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -14,7 +14,7 @@ from tokcli.models.conv import Downsample, PositionAttention, ResidualBlock, gro
 from tokcli.models.maskgit import MaskGITEncoder
 from tokcli.pretrained import usual
 from tokcli.pretrained.teacher import Teacher
-from tokcli.recipe.sections import Layers, Share, Widths
+from tokcli.recipe.sections import Blocks, Layers, Share, Side, SomeBlocks, Widths
 
 
 @runtime_checkable
@@ -54,10 +54,10 @@ class ViTEncoder(nn.Module):
         self,
         code_dim: int,
         *,
-        image_size: PositiveInt,
+        image_size: Side,
         patch_size: PositiveInt,
         width: PositiveInt,
-        depth: NonNegativeInt,
+        depth: SomeBlocks,
         heads: PositiveInt,
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Share = 0.0,
@@ -113,9 +113,9 @@ class ConvEncoder(nn.Module):
         self,
         code_dim: int,
         *,
-        image_size: PositiveInt,
+        image_size: Side,
         widths: Widths,
-        blocks: PositiveInt = 2,
+        blocks: Blocks = 2,
         channels: PositiveInt = 256,
         attention: bool = True,
     ) -> None:
@@ -201,7 +201,7 @@ class PretrainedEncoder(nn.Module):
         code_dim: int,
         weights: Path | Literal["random"] | None = None,
         *,
-        image_size: PositiveInt,
+        image_size: Side,
         network: str,
         layers: Layers | None = None,
         grid: tuple[PositiveInt, PositiveInt] | None = None,

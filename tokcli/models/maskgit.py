@@ -9,12 +9,11 @@ the encoder has 23,775,104 parameters and the decoder 30,478,339.
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.models.blocks import Grid
 from tokcli.models.conv import ResidualBlock, Upsample, check_doubling, group_norm, halved, training_layout
-from tokcli.recipe.sections import Widths
+from tokcli.recipe.sections import Side, SomeBlocks, Widths
 
 
 class MaskGITBlock(ResidualBlock):
@@ -48,7 +47,7 @@ class MaskGITEncoder(nn.Module):
         blocks: residual blocks per stage, and behind the last.
     """
 
-    def __init__(self, code_dim: int, *, image_size: PositiveInt, widths: Widths, blocks: NonNegativeInt = 2) -> None:
+    def __init__(self, code_dim: int, *, image_size: Side, widths: Widths, blocks: SomeBlocks = 2) -> None:
         super().__init__()
         self.code_dim, self.image_size, self.stride = code_dim, image_size, 2 ** (len(widths) - 1)
         self.grid(image_size)
@@ -94,7 +93,7 @@ class MaskGITDecoder(nn.Module):
     """
 
     def __init__(
-        self, code_dim: int, grid: Grid, image_size: int | Grid, *, widths: Widths, blocks: NonNegativeInt = 2
+        self, code_dim: int, grid: Grid, image_size: int | Grid, *, widths: Widths, blocks: SomeBlocks = 2
     ) -> None:
         super().__init__()
         self.grid = grid

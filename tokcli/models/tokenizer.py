@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from tokcli.artifact.weights import load_strict
@@ -18,7 +18,7 @@ from tokcli.models.encoders import Encoder
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.quantizers import Quantized, Quantizer
 from tokcli.quantizers.perturbing import Perturber
-from tokcli.recipe.sections import Share
+from tokcli.recipe.sections import Share, SomeBlocks
 
 
 class FeatureDecoder(nn.Module):
@@ -45,7 +45,7 @@ class FeatureDecoder(nn.Module):
         grid: Grid,
         *,
         width: PositiveInt,
-        depth: NonNegativeInt = 1,
+        depth: SomeBlocks = 1,
         heads: PositiveInt,
         mlp_ratio: PositiveFloat = 4.0,
         dropout: Share = 0.0,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tokcli.errors import TokError
 from tokcli.pretrained import NETWORKS, READY, build_network, usual
-from tokcli.recipe.sections import Layers
+from tokcli.recipe.sections import Layers, Side
 from tokcli.registry import lookup
 
 log = logging.getLogger("tok")
@@ -50,7 +50,7 @@ class Teacher(nn.Module):
         layers: Layers | None = None,
         norm: bool = True,
         projection: bool = True,
-        image_size: PositiveInt | None = None,
+        image_size: Side | None = None,
         grid: tuple[PositiveInt, PositiveInt] | None = None,
     ) -> None:
         super().__init__()

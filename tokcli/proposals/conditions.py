@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from tokcli.pretrained.text import VOCABULARY, tower_dim
 from tokcli.proposals.transformer import INIT_STD, Shape, Transformer
+from tokcli.recipe.sections import SomeBlocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class TextCondition:
 
     tower: str | None = None
     length: PositiveInt = 32
-    depth: NonNegativeInt = 0
+    depth: SomeBlocks = 0
 
     @property
     def feature_dim(self) -> int | None:

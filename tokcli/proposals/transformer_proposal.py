@@ -14,7 +14,7 @@ from tokcli.proposals.cross_entropy import keep_eager
 from tokcli.proposals.draw import Sampling
 from tokcli.proposals.protocol import Precision, Proposal
 from tokcli.proposals.transformer import INIT_STD, Rotation, Shape, Transformer, grid_rotation, rotation
-from tokcli.recipe.sections import Probability, Share
+from tokcli.recipe.sections import Blocks, Probability, Share
 
 Position = Literal[
     "rope-1d",
@@ -74,7 +74,7 @@ class TransformerProposal(Proposal):
         text: TextCondition | None = None,
         *,
         width: PositiveInt,
-        depth: PositiveInt,
+        depth: Blocks,
         heads: PositiveInt,
         mlp_width: PositiveInt,
         position: Position = "rope-1d",

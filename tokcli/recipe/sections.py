@@ -46,8 +46,17 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=1, le=2**30)]
 """Most of an image that is decoded."""
 
+Side = Annotated[int, Field(ge=1, le=2**15)]
+"""Of an image that a network sees, in pixels."""
+
 Widths = Annotated[list[PositiveInt], Field(min_length=1)]
 """Channels of each stage of a convolutional network."""
+
+Blocks = Annotated[int, Field(ge=1, le=1000)]
+"""Of a network, one after the other: a number with too many zeros would be built for hours."""
+
+SomeBlocks = Annotated[int, Field(ge=0, le=1000)]
+"""Blocks that may be left out."""
 
 Layers = Annotated[list[int | str], Field(min_length=1)]
 """Of a pretrained network, by name or number."""

@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = int(super().construct_yaml_int(self._as_written(node)))
-        if abs(value) >= 1 << 64:  # a seed beyond 63 is refused by its own range; of any number floats may be made later on
+        if abs(value) >= 1 << 64:  # not even a float may be made of it later on
             raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return value
 
