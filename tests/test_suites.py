@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preloaded import preloaded
 
 from tokcli.evaluation.aims import PAPER, TABLES
 from tokcli.metrics.reported import Reported
@@ -23,13 +24,16 @@ ROWS = {
 }
 
 
-def run(suite: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def environment(**variables: str) -> dict[str, str]:
+    """Of a suite: never the user's own workspace or cache; the script itself shares the cores."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # never the user's own workspace or cache; the script itself shares the cores
     keep = {k: v for k, v in os.environ.items() if not k.startswith("TOK_") and k != "OMP_NUM_THREADS"}
-    environment = keep | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"} | variables
+    return keep | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"} | variables
+
+
+def run(suite: str, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     script = ["bash", str(ROOT / "scripts" / "benchmark.sh"), "--suite", suite, *flags]
-    return subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(script, env=environment(**variables), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -104,7 +108,10 @@ def test_the_suite_runs_to_its_table_with_every_cell_filled(
     for file in filter(Path.is_file, random_weights.iterdir()):  # beside folders that other tests made
         os.link(file, tmp_path / "cache" / file.name)
     started = time.monotonic()
-    ran = run(suite, "--mini", TOK_WORKSPACE=str(tmp_path), TOK_JOBS="2")
+    (tmp_path / "bin").mkdir()
+    with preloaded(tmp_path / "bin", environment()) as bin:
+        path = f"{bin}{os.pathsep}{environment()['PATH']}"
+        ran = run(suite, "--mini", PATH=path, TOK_WORKSPACE=str(tmp_path), TOK_JOBS="2")
     assert ran.returncode == 0, ran.stderr[-3000:]
     report = Path(ran.stdout.strip())
     with capsys.disabled():
