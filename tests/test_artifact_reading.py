@@ -230,6 +230,14 @@ def test_names_of_others_add_no_line_to_what_is_shown(tmp_path: Path, make_artif
     assert [line for line in shown if line.startswith(("b", "y", "forged", '"'))] == [] and "x\\ny" in "".join(shown)
 
 
+def test_a_space_stands_between_the_longest_name_and_its_value(tmp_path: Path, make_artifact: Make) -> None:
+    name = "codebook_perplexity_nonblank"
+    shown = describe(make_artifact(tmp_path / "a", facts={"codebook_size": 8, name: 2}).path).splitlines()
+    assert [line.split() for line in shown if name in line or "codebook_size" in line] == [
+        ["codebook_size", "8"], [name, "2"],
+    ]  # fmt: skip
+
+
 def older(path: Path, stored: str = "stage: tokenizer\nseed: 0\nencoder: {heads: 3, x: 1.0e-05}\n") -> Path:
     """An artifact as they were before manifests had a hash, with its recipe beside it."""
     recipe = {"stage": "tokenizer", "seed": 0, "encoder": {"heads": 3, "x": 1e-5}}

@@ -1,5 +1,6 @@
 """The documentation against the code: commands, flags, recipes, links, variables and the manifest of every page."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -226,6 +227,14 @@ def test_every_member_of_a_family_is_on_its_page() -> None:
     reported |= {metric.known_as.name for metric in METRICS.values() if metric.known_as}
     pages = {"docs/tokenizers.md": [*METHODS, *TEACHERS, *QUANTIZERS], "docs/evaluation.md": reported}
     assert [n for page, names in pages.items() for n in names if f"`{n}`" not in prose(PAGES[page])] == []
+
+
+def test_the_page_of_keys_is_what_the_script_writes() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == module.PAGE.read_text(encoding="utf-8"), "run python scripts/reference.py"
 
 
 def test_every_type_of_image_that_folders_read_is_named() -> None:

@@ -1,6 +1,5 @@
 """`tok recipes --explain`: every key of every recipe has a meaning, and the docs are what the code says."""
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +16,6 @@ from tokcli.recipe.explain import Key, keys, meaning_of
 from tokcli.recipe.sections import Area, Component, Recipe, Share
 from tokcli.recipe.yaml import recipe_files, recipe_name
 
-ROOT = Path(__file__).parent.parent
 TOPICS = topics()
 
 
@@ -169,17 +167,25 @@ def test_without_a_name_everything_is_listed() -> None:
     assert [line.split()[0] for line in explained().stdout.splitlines()] == list(TOPICS)
 
 
+def test_a_family_lists_its_components() -> None:
+    assert [line.split()[0] for line in explained("quantizer").stdout.splitlines()] == [
+        name for name in TOPICS if name.startswith("quantizer.")
+    ]
+
+
+def test_a_key_of_a_family_is_explained_in_every_component_that_has_it() -> None:
+    decay, commitment = explained("quantizer.decay").stdout, explained("quantizer.commitment").stdout
+    assert decay.startswith("quantizer.vq:") and "null is 0.99" in decay and "commitment" not in decay
+    assert [line.split(":")[0] for line in commitment.splitlines() if line.startswith("quantizer.")] == [
+        name for name in TOPICS if name.startswith("quantizer.") and TOPICS[name].only("commitment").keys
+    ]
+    assert explained("optim.lr").stdout.startswith("optim:") and explained("quantizer.vq.decay").stdout == decay
+
+
 def test_an_unknown_section_is_refused_with_the_nearest() -> None:
     assert "Did you mean 'quantizer.vq'?" in str(explained("quantiser.vq").exception)
+    assert "Did you mean 'quantizer.decay'?" in str(explained("quantizer.decya").exception)
 
 
 def test_explaining_and_checking_at_once_is_misuse() -> None:
     assert isinstance(explained("--check").exception, Misuse)
-
-
-def test_the_page_of_keys_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python scripts/reference.py"

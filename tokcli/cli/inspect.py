@@ -31,11 +31,12 @@ def show(artifact: Path | None, workspace: Path, as_json: bool) -> None:
 @click.command(short_help="list, show, check and explain recipes")
 @click.argument("name", required=False, type=NAME)
 @switch("--check", "Check the named recipe, or all of them, against the code.")
-@switch("--explain", "Explain the keys of a section or component; without NAME, list what there is.")
+@switch("--explain", "Explain a section, a component or a key; without NAME, list what there is.")
 def recipes(name: str | None, check: bool, explain: bool) -> None:
     """List the recipes that come with tok, or show one; its header says command, cost and score.
 
-    tok recipes --explain quantizer.vq prints the keys of that component: type, range, default and meaning.
+    tok recipes --explain quantizer.vq prints the keys of that component: type, range, default and meaning;
+    quantizer.decay one key, quantizer the names of all components of that section.
     """
     from tokcli.cli import recipes as stage
 

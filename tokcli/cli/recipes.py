@@ -9,7 +9,7 @@ from tokcli.recipe import explain
 from tokcli.recipe.check import InvalidRecipe
 from tokcli.recipe.check import check as check_recipe
 from tokcli.recipe.yaml import find_recipe, read_yaml, recipe_files, recipe_name
-from tokcli.registry import lookup
+from tokcli.registry import nearest
 
 
 def listing() -> str:
@@ -129,14 +129,22 @@ def topics() -> dict[str, explain.Topic]:
 def explanation(name: str | None) -> str:
     """The keys of a section or component, with type, range, default and meaning; without a name, what can be explained.
 
+    The name of a family lists its components, and `quantizer.decay` is that key of every quantizer that has it.
+
     Raises:
-        TokError: there is no such section or component.
+        TokError: there is no such section, component or key.
     """
     known = topics()
-    if name is None:
-        width = max(map(len, known)) + 2
-        return "\n".join(f"{path:<{width}}{topic.title}" for path, topic in known.items())
-    return explain.text(name, lookup("section", known, name))
+    if name is None or name in known:
+        return explain.contents(known) if name is None else explain.text(name, known[name])
+    if family := {path: topic for path, topic in known.items() if path.startswith(f"{name}.")}:
+        return explain.contents(family)
+    section, _, key = name.rpartition(".")
+    holders = {path: topic for path, topic in known.items() if f"{path}.".startswith(f"{section}.")}
+    if found := {path: one for path, topic in holders.items() if (one := topic.only(key)).keys}:
+        return "\n\n".join(explain.text(path, one) for path, one in found.items())
+    of_section = [f"{section}.{key.name}" for topic in holders.values() for key in topic.keys]
+    raise TokError(f"section '{name}'", "no such section or key", next=nearest(name, [*known, *of_section]))
 
 
 def model_of(tree: Mapping[str, Any], where: str) -> tuple[Any, Mapping[str, Any]]:

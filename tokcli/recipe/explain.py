@@ -40,6 +40,10 @@ class Topic:
     title: str
     keys: list[Key]
 
+    def only(self, key: str) -> "Topic":
+        """It with one of its keys, or with none."""
+        return Topic(self.title, [known for known in self.keys if known.name == key])
+
 
 def topics(
     stages: Mapping[str, tuple[type[Recipe], Mapping[str, Mapping[str, Callable[..., Any]]]]],
@@ -201,6 +205,12 @@ def default_of(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_defaults=True)
     return json.dumps(value, ensure_ascii=False)
+
+
+def contents(known: Mapping[str, Topic]) -> str:
+    """Topics by name, a line each."""
+    width = max(map(len, known)) + 2
+    return "\n".join(f"{path:<{width}}{topic.title}" for path, topic in known.items())
 
 
 def text(name: str, topic: Topic) -> str:

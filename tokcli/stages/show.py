@@ -59,9 +59,10 @@ def _section(title: str, values: dict[str, Any]) -> list[str]:
     if not values:
         return []
     rows = []
+    width = max(28, *(len(printable(key)) + 2 for key in values))
     for key, value in values.items():
         text = f"{value:.5g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-        rows.append(f"  {printable(key):<28}{text if len(text) <= 90 else text[:87] + '...'}")
+        rows.append(f"  {printable(key):<{width}}{text if len(text) <= 90 else text[:87] + '...'}")
     return [title, *rows, ""]
 
 
