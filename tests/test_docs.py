@@ -218,14 +218,20 @@ def test_every_variable_named_is_read_and_every_one_of_the_package_is_named() ->
 
 
 def test_every_member_of_a_family_is_on_its_page() -> None:
+    from tokcli.losses import LOSSES
     from tokcli.methods import METHODS
     from tokcli.metrics import METRICS
     from tokcli.pretrained.teacher import TEACHERS
+    from tokcli.proposals import PROPOSALS
     from tokcli.quantizers import QUANTIZERS
 
     reported = set(METRICS) - {"entropy_bits"}  # the same number as codebook_perplexity on another scale
     reported |= {metric.known_as.name for metric in METRICS.values() if metric.known_as}
-    pages = {"docs/tokenizers.md": [*METHODS, *TEACHERS, *QUANTIZERS], "docs/evaluation.md": reported}
+    pages = {
+        "docs/tokenizers.md": [*METHODS, *TEACHERS, *QUANTIZERS, *LOSSES],
+        "docs/proposals.md": PROPOSALS,
+        "docs/evaluation.md": reported,
+    }
     assert [n for page, names in pages.items() for n in names if f"`{n}`" not in prose(PAGES[page])] == []
 
 

@@ -31,6 +31,14 @@ def run(heading: str, **names: Any) -> None:
     exec("\n".join(blocks(section(PAGE, heading), "python")), {"__name__": "extending", **names})
 
 
+def shown(heading: str, family: str) -> Any:
+    """The member that a section adds to a family, for the family's own contract."""
+    added: dict[str, Any] = {}
+    run(heading, **{family: added})
+    (member,) = added.values()
+    return member
+
+
 @pytest.fixture
 def bits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The page's quantizer, built through the recipe check as `--set` would."""
@@ -124,5 +132,5 @@ def test_the_keys_of_the_examples_are_explained(bits: Any, gru: Any) -> None:
 
 def test_every_example_is_executed() -> None:
     executed = re.findall(r'run\("(## [^"]+)"', Path(__file__).read_text(encoding="utf-8"))
-    shown = [h for h in re.findall(r"^## .+$", PAGE, re.MULTILINE) if blocks(section(PAGE, h), "python")]
-    assert sorted(executed) == sorted(shown) and len(shown) > 2
+    examples = [h for h in re.findall(r"^## .+$", PAGE, re.MULTILINE) if blocks(section(PAGE, h), "python")]
+    assert sorted(executed) == sorted(examples) and len(examples) > 2

@@ -57,7 +57,7 @@ def good_and_bad(takes):
         x = noise(50, 4)
         return (moments(x), moments(x + 0.2), moments(x + 0.1)), (moments(2 * x), moments(x + 0.2), moments(x + 0.1))
     if takes == "sets":
-        return (noise(50, 4), noise(40, 4, seed=1)), (noise(50, 4), noise(40, 4, seed=1) + 1)
+        return (noise(50, 4), noise(40, 4, seed=1)), (noise(50, 4) + 1, noise(40, 4, seed=1))
     if takes == "embeddings":
         x = noise(5, 4)
         return (x, x + 0.1 * noise(5, 4, seed=1)), (x, x + noise(5, 4, seed=1))

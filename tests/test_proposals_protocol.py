@@ -7,53 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from test_docs_extending import shown
 from test_faults import draw, logged, made, refusal
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokcli.artifact.opening import open_artifact
 from tokcli.errors import TokError
-from tokcli.proposals import PROPOSALS, Proposal, Sampling, TextCondition
-from tokcli.proposals.draw import draw as draw_codes
-from tokcli.proposals.draw import guide
-from tokcli.proposals.noise import Purpose, uniform
-from tokcli.proposals.protocol import Judged
-from tokcli.recipe.sample_options import keys_of
+from tokcli.proposals import PROPOSALS, Sampling, TextCondition
 
-
-class Recurrent(Proposal):
-    """A GRU over class and codes in raster order; class -1 has the embedding before class 0's."""
-
-    mode = "ar"
-    sampling_keys = keys_of("ar") - {"compile"}
-
-    def __init__(self, *given: Any, width: int, label_drop: float = 0.2) -> None:
-        super().__init__(*given, label_drop=label_drop)
-        self.classed = nn.Embedding(self.classes + 1, width)
-        self.coded = nn.Embedding(self.codebook_size, width)
-        self.gru = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, self.codebook_size)
-
-    def logits(self, indices: Tensor, condition: Tensor) -> Tensor:
-        x = torch.cat([self.classed(condition + 1)[:, None], self.coded(indices)], dim=1)
-        return self.head(self.gru(x)[0]).float()
-
-    def loss(self, indices: Tensor, condition: Tensor, seeds: Tensor, progress: Any = None) -> dict[str, Tensor]:
-        condition = torch.where(self.dropped(seeds), -1, condition)
-        return {"loss": F.cross_entropy(self.logits(indices[:, :-1], condition).mT, indices)}
-
-    def judged(self, indices: Tensor, condition: Tensor, seeds: Tensor, mask_ratio: Tensor) -> Judged:
-        logits = self.logits(indices[:, :-1], condition)
-        return Judged(F.cross_entropy(logits.mT, indices, reduction="none"), logits.argmax(-1) == indices)
-
-    def draw_tokens(self, condition: Tensor, seeds: Tensor, sampling: Sampling, known: Tensor) -> Tensor:
-        noise = uniform(seeds, Purpose.TOKEN, torch.arange(self.tokens)[None])
-        both, found = torch.cat([condition, self.null(len(seeds))]), known.clone()
-        for i, scale in enumerate(sampling.scales(self.tokens)):
-            if (known[:, i] < 0).all():
-                logits = self.logits(found[:, :i].repeat(2, 1), both)[:, -1]
-                found[:, i] = draw_codes(guide(logits, scale), noise[:, i], sampling)
-        return found
+Recurrent: Any = shown("## A proposal network", "PROPOSALS")
 
 
 @pytest.fixture(autouse=True)

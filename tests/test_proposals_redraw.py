@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from test_proposals_protocol import Recurrent
+from test_docs_extending import shown
 from torch import Tensor
 
 from tokcli.errors import TokError
-from tokcli.proposals import PROPOSALS, Proposal, Sampling
+from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.proposals.draw import draw, guide
 from tokcli.proposals.masking import random_mask
 from tokcli.proposals.noise import Purpose, uniform
@@ -138,10 +138,9 @@ def test_draws_are_as_frequent_as_the_network_says(name: str) -> None:
 
 
 def test_a_network_without_the_method_is_refused_by_name() -> None:
-    drawer = Recurrent(K, (3, 4), CLASSES, width=8)
-    with pytest.raises(TokError, match="Recurrent: cannot draw some tokens of a real image"):
+    drawer = shown("## A proposal network", "PROPOSALS")(K, (3, 4), CLASSES, width=8)
+    with pytest.raises(TokError, match="GRUProposal: cannot draw some tokens of a real image"):
         drawer.redraw(*batch(2), 0.5)
-    assert not any(kind.redraw_tokens is Proposal.redraw_tokens for kind in PROPOSALS.values())
 
 
 def test_guidance_classes_and_logits_that_cannot_be_are_refused() -> None:

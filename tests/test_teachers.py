@@ -1,12 +1,14 @@
 """Teachers: the right layer, the right tokens, the right normalisation, and never a gradient."""
 
 import argparse
+import re
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_docs import PAGES
 from torch import nn
 
 from tokcli import distributed
@@ -77,6 +79,10 @@ def dino(tmp_path_factory):
     return theirs, load("dino", theirs.state_dict(), tmp_path_factory.mktemp("dino"))
 
 
+GRIDS = dict.fromkeys(("clip", "vit", "dino", "mae", "vgg16"), (14, 14)) | {"squeezenet": (13, 13)}
+GRIDS |= dict.fromkeys(("efflite0", "vits14", "inception"), (8, 8))
+
+
 @pytest.mark.parametrize("name", [name for name in TEACHERS if name not in READY])
 def test_every_teacher_has_the_features_its_facts_promise(name):
     with torch.device("meta"):
@@ -84,16 +90,8 @@ def test_every_teacher_has_the_features_its_facts_promise(name):
         h, w = teacher.grid()
         features = teacher(torch.empty(2, 3, 64, 64))
     assert features.shape == (2, h * w, teacher.feature_dim) and features.dtype == torch.float32
-    widths = {"efflite0": 1280, "vits14": 384, "clip": 512, "vit": 768, "dino": 768, "mae": 768}
-    widths |= {"squeezenet": 512, "vgg16": 512, "inception": 2048}
-    assert teacher.feature_dim == widths[name]
-    assert (
-        (h, w) == (8, 8)
-        if name in ("efflite0", "vits14", "inception")
-        else (13, 13)
-        if name == "squeezenet"
-        else (14, 14)
-    )
+    (told,) = re.findall(rf"^\| `{name}`[^|]*\|[^|]*\| (\d+) \|", PAGES["docs/tokenizers.md"], re.MULTILINE)
+    assert teacher.feature_dim == int(told) and (h, w) == (GRIDS.get(name) or (h, w))
     assert teacher.name == name and teacher.image_size == teacher.network.image_size
 
 
