@@ -16,7 +16,7 @@ from test_data_batches import Numbers
 from test_faults import made, refusal
 from torch import Tensor
 
-from tokcli import distributed
+from tokcli import device, distributed
 from tokcli.artifact.opening import open_artifact
 from tokcli.data import reading
 from tokcli.data import sample_store as store
@@ -152,15 +152,17 @@ def test_the_default_is_this_process_s_share_of_the_cores(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(device, "GROUPS", tmp_path)
+    monkeypatch.setattr(device, "OWN_GROUP", tmp_path / "own")
     (tmp_path / "own").write_text("0::/a/b\n")
-    assert cores(tmp_path, tmp_path / "own") == 16
+    assert cores() == 16
     (tmp_path / "a" / "cpu.max").write_text("250000 100000\n")
     (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000\n")
-    assert cores(tmp_path, tmp_path / "own") == 2
+    assert cores() == 2
     (tmp_path / "cpu").mkdir()
     for part, value in (("quota", "50000"), ("period", "100000")):
         (tmp_path / "cpu" / f"cpu.cfs_{part}_us").write_text(value)
-    assert cores(tmp_path, tmp_path / "own") == 1
+    assert cores() == 1
 
 
 def test_shared_memory_bounds_the_workers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokcli.data import reading
 from tokcli.data.batches import Batch, TrainBatches
 from tokcli.data.randomness import generator
-from tokcli.data.reading import read_all
+from tokcli.data.reading import processes, read_all
 from tokcli.data.sources import BadImage, open_source
 from tokcli.data.transforms import CenterCrop, CropViews, RandomResizedCrop
 from tokcli.errors import TokError
@@ -113,11 +114,13 @@ def test_workers_change_nothing(bad: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_draws_nothing_from_the_global_generator(workers: int) -> None:
+def test_loading_draws_nothing_from_the_global_generator(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "WORTH", -1.0)  # so that processes are started
     torch.manual_seed(0)
     before = torch.get_rng_state()
     take(iter(TrainBatches(Numbers(10), RANDOM, batch_size=4, seed=0, workers=workers)), 2)
-    list(read_all(Numbers(3), RANDOM, indices=range(3), workers=workers))
+    with processes(workers):
+        list(read_all(Numbers(40), RANDOM, indices=range(40)))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -164,9 +167,10 @@ def test_a_batch_size_that_does_not_divide_is_refused() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
 def test_workers_outlive_a_signal_that_goes_to_the_whole_job(number: int) -> None:
+    others = set(multiprocessing.active_children())  # of tests before this one
     batches = iter(TrainBatches(Numbers(10), RANDOM, batch_size=2, seed=0, workers=1))
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - others
     assert worker.pid is not None
     os.kill(worker.pid, number)
     assert len(take(batches, 8)) == 8 and worker.is_alive()
@@ -182,9 +186,11 @@ def test_a_dying_worker_raises_and_does_not_hang() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bulk_jobs_read_in_order_and_report_what_is_bad(workers: int) -> None:
-    source, wanted = Numbers(50, bad=(5, 49)), [*range(40, 50), 5, 2, 2]
-    found = list(read_all(source, CenterCrop(12), indices=wanted, workers=workers))
+def test_bulk_jobs_read_in_order_and_report_what_is_bad(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "WORTH", -1.0)
+    source, wanted = Numbers(50, bad=(5, 49)), [*range(40, 50), 5, 2, 2, *range(10, 35)]
+    with processes(workers):
+        found = list(read_all(source, CenterCrop(12), indices=wanted))
     assert [i for i, _ in found] == wanted
     for i, image in found:
         assert isinstance(image, BadImage) == (i in source.bad)

@@ -75,7 +75,8 @@ def test_the_teacher_gives_patches_and_its_own_pooled_features(monkeypatch: pyte
     features = build_teacher("deit", {"image_size": 64}, "random")(images)
     assert features.shape == (1, 16, 192)
     network = build_network("deit", "random")
-    assert torch.allclose(network.pooled(images, 64), features.mean(1), atol=1e-5)
+    network.extractor_size = 64
+    assert torch.allclose(network.pooled(images), features.mean(1), atol=1e-5)
 
 
 def test_the_data_source_is_what_data_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

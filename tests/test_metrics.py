@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from tokcli.errors import TokError
 from tokcli.evaluation import captions, generated, reconstructions, token_numbers
 from tokcli.evaluation.text_tables import Cell, Column, Row, Table, as_csv, as_markdown, as_text
-from tokcli.measure.extractors import features
+from tokcli.measure.extractors import CPU_BATCH, features
 from tokcli.metrics import METRICS, Takes
 from tokcli.metrics.code_usage import codebook_perplexity, codebook_usage, count_codes, entropy_bits, top_code_share
 from tokcli.metrics.feature_prediction import centroid_loss, constant_loss, feature_loss
@@ -241,10 +241,10 @@ def flat(unit):
 
 
 def test_features_do_not_depend_on_how_images_arrive():
-    x, net = images(23), torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
-    whole = torch.cat(list(features([x], net, batch_size=8)))
-    parts = torch.cat(list(features(x.split(3), net, batch_size=8)))
-    assert len(whole) == 23 and torch.equal(whole, parts)
+    x, net = images(CPU_BATCH + 7), torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    whole = torch.cat(list(features([x], net)))
+    parts = torch.cat(list(features(x.split(3), net)))
+    assert len(whole) == len(x) and torch.equal(whole, parts)
 
 
 def test_an_extractor_sees_one_shape_and_values_in_the_unit_range():
@@ -254,8 +254,8 @@ def test_an_extractor_sees_one_shape_and_values_in_the_unit_range():
         seen.append((unit.shape, unit.dtype, bool(unit.min() >= 0), float(unit.max()) <= 1))
         return flat(unit)
 
-    list(features(images(10).split(4), spy, batch_size=4))
-    assert seen == [(torch.Size([4, 3, 4, 4]), torch.float32, True, True)] * 3
+    list(features(images(2 * CPU_BATCH + 2).split(4), spy))
+    assert seen == [(torch.Size([CPU_BATCH, 3, 4, 4]), torch.float32, True, True)] * 3
 
 
 def test_images_of_two_sizes_are_one_clear_error():

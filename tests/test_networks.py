@@ -60,13 +60,13 @@ def test_efflite0_folds_its_norms_and_equals_timms_own_forward(tmp_path):
     network = build_network("efflite0", tmp_path / "w.safetensors")
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
     assert not any(p.requires_grad for p in network.parameters())
-    images = torch.rand(2, 3, 64, 64)
+    images, network.extractor_size = torch.rand(2, 3, 64, 64), 64
     head = network.maps(images, ["head"])[0]
     with torch.no_grad():
         features = timms.forward_features(images * 2 - 1)
     nearly = 1e-4 * float(features.abs().max())
     torch.testing.assert_close(head, features, rtol=0, atol=nearly)
-    torch.testing.assert_close(network.pooled(images, 64), features.mean((2, 3)), rtol=0, atol=nearly)
+    torch.testing.assert_close(network.pooled(images), features.mean((2, 3)), rtol=0, atol=nearly)
 
 
 def test_efflite0_is_channels_last():

@@ -55,16 +55,14 @@ def test_small_images_are_enlarged_and_large_ones_are_not():
 
 
 def test_a_contact_sheet_shows_every_image_in_its_place():
-    sheet = np.asarray(pictures.contact_sheet([images(6)[:3], images(6)[3:]], scale=1))
-    found = [sheet[10 + r * 20 + 8, 10 + c * 20 + 8] for r in range(2) for c in range(3)]
+    sheet = np.asarray(pictures.contact_sheet([images(6)[:3], images(6)[3:]]))
+    found = [sheet[10 + r * 132 + 64, 10 + c * 132 + 64] for r in range(2) for c in range(3)]
     assert np.array_equal(found, images(6)[:, :, 0, 0].numpy())
 
 
 def test_labels_take_room_of_their_own():
-    bare = np.asarray(pictures.contact_sheet([images(3)], scale=4))
-    sheet = pictures.contact_sheet(
-        [images(3)], row_labels=["reconstruction"], column_labels=list("abc"), title="t", scale=4
-    )
+    bare = np.asarray(pictures.contact_sheet([images(3)]))
+    sheet = pictures.contact_sheet([images(3)], row_labels=["reconstruction"], column_labels=list("abc"), title="t")
     labelled = np.asarray(sheet)
     assert labelled.shape[0] > bare.shape[0] and labelled.shape[1] > bare.shape[1]
     assert np.array_equal(labelled[-60:, -200:], bare[-60:, -200:])
@@ -168,7 +166,7 @@ def test_a_folder_that_is_gone_is_one_clear_error(tmp_path):
 @pytest.mark.parametrize("codes", [1, 3, 40])
 def test_the_ranking_shows_the_most_used_code_and_holds_any_number(codes):
     indices = torch.arange(codes).repeat_interleave(4).reshape(codes, 4)
-    sheet = ranking_sheet(images(codes), indices, (2, 2), 64, rows=8, patches=4)
+    sheet = ranking_sheet(images(codes), indices, (2, 2), 64)
     assert (0, 255, 7) in colours_in(sheet)
 
 
@@ -199,13 +197,11 @@ def test_a_usage_plot_of_nothing_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def embedding():
     generator = torch.Generator().manual_seed(0)
-    return embed(
-        torch.randn(40, 60, generator=generator), torch.randn(30, 60, generator=generator), limit=20, code_limit=10
-    )
+    return embed(torch.randn(40, 60, generator=generator), torch.randn(30, 60, generator=generator), limit=20)
 
 
 def test_the_embedding_keeps_within_its_limits_and_says_which_rows_it_placed(embedding):
-    assert embedding.feature_xy.shape == (20, 2) and embedding.code_xy.shape == (10, 2)
+    assert embedding.feature_xy.shape == (20, 2) and embedding.code_xy.shape == (30, 2)
     assert len(set(embedding.rows.tolist())) == 20 and embedding.rows.max() < 40
     assert np.isfinite(embedding.feature_xy).all()
 
@@ -221,7 +217,7 @@ def test_neighbours_stay_neighbours_in_the_plane():
 
 def test_embedding_numbers_name_kind_row_and_class(embedding):
     rows = embedding_numbers(embedding, torch.arange(40) % 2, ["even", "odd"], torch.full((30,), -1))
-    assert [row["kind"] for row in rows] == ["feature"] * 20 + ["code"] * 10
+    assert [row["kind"] for row in rows] == ["feature"] * 20 + ["code"] * 30
     assert all(row["label"] == ["even", "odd"][row["index"] % 2] for row in rows[:20]) and rows[-1]["label"] == ""
 
 

@@ -142,15 +142,16 @@ def on_meta() -> Iterator[torch.device]:
         yield META
 
 
-def cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """The cores that this process is bound to, or fewer where its control group has a quota; at least 1.
+GROUPS, OWN_GROUP = (
+    Path("/sys/fs/cgroup"),
+    Path("/proc/self/cgroup"),
+)  # where Linux shows control groups, and names this process's
 
-    Args:
-        groups: where the kernel shows control groups.
-        own: the file that names this process's group.
-    """
+
+def cores() -> int:
+    """The cores that this process is bound to, or fewer where its control group has a quota; at least 1."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(bound, int(_quota(groups, own))))
+    return max(1, min(bound, int(_quota(GROUPS, OWN_GROUP))))
 
 
 def _quota(groups: Path, own: Path) -> float:

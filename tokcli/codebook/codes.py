@@ -14,6 +14,7 @@ from tokcli.pictures.canvas import FONT_PX, blank, line_height, put_text, text_w
 from tokcli.progress import passing
 
 MARGIN = 6
+RANKED = 16  # codes on each side of the ranking
 CHUNK_CODES = 256  # codes cropped at once: the patches of 16,384 codes take half a gigabyte
 
 
@@ -88,18 +89,16 @@ def ranking_sheet(
     grid: tuple[int, int],
     codebook_size: int,
     *,
-    rows: int = 16,
-    patches: int = 12,
     context: int = 0,
 ) -> Image.Image:
-    """The `rows` most used codes to the left and the least used ones (of those used at all) to the right."""
+    """The 16 most used codes to the left and the least used ones (of those used at all) to the right."""
     counts = np.bincount(indices.reshape(-1).cpu().numpy(), minlength=codebook_size)
     ranked = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     sides = [
-        (f"most used of {codebook_size:,} codes", ranked[:rows]),
-        (f"least used  ·  {codebook_size - len(ranked):,} codes never used", ranked[-rows:][::-1]),
+        (f"most used of {codebook_size:,} codes", ranked[:RANKED]),
+        (f"least used  ·  {codebook_size - len(ranked):,} codes never used", ranked[-RANKED:][::-1]),
     ]
-    places = choose_patches(indices, codebook_size, patches)
+    places = choose_patches(indices, codebook_size, 12)
     total = int(counts.sum())
     boards = [
         _ranking_side(title, codes, counts, total, crop_patches(images, places[codes], grid, context), context)

@@ -20,6 +20,7 @@ SHAPES = ("o", "^", "s", "D", "v")
 OTHERS = "#c9c9ce"
 NAME_LETTERS = 26
 PCA_DIMENSIONS = 50
+CODES = 1000
 
 
 class Embedding(NamedTuple):
@@ -48,11 +49,10 @@ def embed(
     codes: Float[Tensor, "k d"],
     *,
     limit: int = 2000,
-    code_limit: int = 1000,
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Embedding:
-    """t-SNE of features and codes together, after PCA to 50 dimensions.
+    """t-SNE of features and of up to 1,000 codes together, after PCA to 50 dimensions.
 
     Give both as the quantizer compares them: l2-normalised where it uses the cosine.
 
@@ -60,7 +60,6 @@ def embed(
         features: encoder outputs before quantization.
         codes: codebook rows.
         limit: at most so many random features.
-        code_limit: at most so many random codes.
         perplexity: t-SNE's; lowered where there are few points.
         seed: of both choices and of t-SNE; the layout repeats.
 
@@ -69,7 +68,7 @@ def embed(
     """
     from sklearn.decomposition import PCA
 
-    rows, kept = _some(len(features), limit, seed), _some(len(codes), code_limit, seed)
+    rows, kept = _some(len(features), limit, seed), _some(len(codes), CODES, seed)
     parts = (features.detach().float().cpu().numpy()[rows], codes.detach().float().cpu().numpy()[kept])
     points = np.concatenate(parts)
     if min(points.shape) > PCA_DIMENSIONS and np.isfinite(points).all():

@@ -171,8 +171,8 @@ def most_processes() -> int:
 class _Chunks(Dataset[Any]):
     """Sample numbers -> (stacked images, what was bad)."""
 
-    def __init__(self, source: ImageSource, transform: Transform | CropViews, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: ImageSource, transform: Transform | CropViews) -> None:
+        self.source, self.transform = source, transform
 
     def __getitem__(self, chunk: list[int]) -> tuple[Tensor, list[tuple[int, str, str]]]:
         images, bad = [], []
@@ -184,7 +184,7 @@ class _Chunks(Dataset[Any]):
                 continue
             views = isinstance(self.transform, CropViews)
             images.append(
-                self.transform(image, i) if views else self.transform(image, generator(self.seed, "read", i))  # type: ignore[arg-type]
+                self.transform(image, i) if views else self.transform(image, generator(0, "read", i))  # type: ignore[arg-type]
             )
         return torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), bad
 
@@ -193,22 +193,16 @@ Found = tuple[int, UInt8[Tensor, "*views 3 s s"] | BadImage]
 
 
 def read_all(
-    source: ImageSource,
-    transform: Transform | CropViews,
-    *,
-    indices: Iterable[int],
-    count: int | None = None,
-    workers: int | None = None,
-    seed: int = 0,
+    source: ImageSource, transform: Transform | CropViews, *, indices: Iterable[int], count: int | None = None
 ) -> Generator[Found]:
     """(sample number, transformed image or why there is none), in the order of `indices`.
 
-    `CropViews` give (views, 3, s, s); a random transform is a function of (seed, sample number).
+    `CropViews` give (views, 3, s, s); a random transform is a function of the sample number.
+    `processes` read ahead, where they are worth their start.
 
     Args:
         indices: sample numbers; they are asked for some chunks before their images are yielded.
         count: how many they are; None where they have a length.
-        workers: processes that read ahead; None: `most_processes`, where they are worth their start.
 
     Raises:
         TokError: a worker died.
@@ -217,15 +211,14 @@ def read_all(
     left = len(indices) if count is None else count  # type: ignore[arg-type]
     size = max(1, CHUNK // (len(transform.names) if isinstance(transform, CropViews) else 1))
     chunks = iter(lambda: list(itertools.islice(numbers, size)), [])
-    reader = _Chunks(source, transform, seed)
+    reader = _Chunks(source, transform)
     for chunk in itertools.islice(chunks, 1):
         began = time.perf_counter()
         images, bad = reader[chunk]
         seconds, left = time.perf_counter() - began, left - len(chunk)
         yield from _named(chunk, images, bad)
-        if workers is None:
-            worth = seconds / len(chunk) * left >= WORTH
-            workers = _workers(-(-left // size), images.nbytes) if worth else 0
+        worth = seconds / len(chunk) * left >= WORTH
+        workers = _workers(-(-left // size), images.nbytes) if worth else 0
         handed_out: deque[list[int]] = deque()
         for images, bad in load(reader, _noted(chunks, handed_out), workers):
             yield from _named(handed_out.popleft(), images, bad)

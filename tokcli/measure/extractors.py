@@ -52,7 +52,6 @@ def features(
     batches: Iterable[UInt8[Tensor, "_ 3 _ _"]],
     extractor: Callable[[Tensor], Tensor],
     *,
-    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Float[Tensor, "_ _"]]:
     """Features of the images in their order, a batch at a time.
@@ -62,11 +61,10 @@ def features(
     Args:
         batches: (b, 3, h, w) uint8 images of one size, in batches of any size.
         extractor: frozen; (batch_size, 3, h, w) in [0, 1] -> (batch_size, d).
-        batch_size: how many images the extractor sees at once, always as many; None: what suits the device.
         device: where the extractor is.
     """
     device = torch.device(device)
-    batch_size = batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+    batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
     for images in rebatch(batches, batch_size):
         count = len(images)
         if count < batch_size:

@@ -73,11 +73,11 @@ def line_height(px: int = FONT_PX) -> int:
     return int(px * 1.3)
 
 
-def shorten(text: str, width: int, px: int = FONT_PX) -> str:
+def shorten(text: str, width: int) -> str:
     """`text`, or as much of it as fits into `width` pixels with an ellipsis."""
-    if text_width(text, px) <= width:
+    if text_width(text) <= width:
         return text
-    while text and text_width(text + ELLIPSIS, px) > width:
+    while text and text_width(text + ELLIPSIS) > width:
         text = text[:-1]
     return text.rstrip() + ELLIPSIS
 
@@ -127,16 +127,14 @@ def contact_sheet(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     title: str = "",
-    scale: int | None = None,
 ) -> Image.Image:
-    """Images in rows, each row as long as its tensor, on a grey sheet.
+    """Images in rows, each row as long as its tensor, enlarged by `enlargement`, on a grey sheet.
 
     Args:
         rows: uint8 images (n, 3, h, w), one tensor a row, all of one size.
         row_labels: a caption to the left of each row, wrapped.
         column_labels: a caption above each column, wrapped to the column.
         title: one line above everything.
-        scale: whole factor of enlargement; None: the largest that keeps a tile within 128 px.
 
     Raises:
         ValueError: no images, images of several sizes, or labels that do not match.
@@ -149,7 +147,7 @@ def contact_sheet(
         if labels is not None and len(labels) != expected:
             raise ValueError(f"contact sheet: {expected} {what} but {len(labels)} labels")
     _, height, width = next(iter(sizes))
-    factor = scale or enlargement(max(height, width))
+    factor = enlargement(max(height, width))
     height, width = height * factor, width * factor
 
     left_texts = _captions(row_labels or [], CAPTION_PX)

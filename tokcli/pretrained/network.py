@@ -168,12 +168,12 @@ class Network(Frozen):
     forward = maps
 
     @torch.no_grad()
-    def pooled(self, images: Float[Tensor, "b 3 h w"], size: int | None = None) -> Float[Tensor, "b d"]:
-        """One float32 vector an image, from images in [0, 1] resized to `size` (`extractor_size`).
+    def pooled(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """One float32 vector an image, from images in [0, 1] resized to `extractor_size`.
 
         What Fréchet distances use. The filter is `resize`. Without gradients.
         """
-        return self._pooled(self.prepare(images, size or self.extractor_size)).float()
+        return self._pooled(self.prepare(images, self.extractor_size)).float()
 
     def _maps(self, x: Tensor, names: list[str], norm: bool) -> dict[str, Tensor]:
         raise NotImplementedError
