@@ -71,19 +71,31 @@ def test_a_signal_to_the_whole_group_ends_it_well_and_leaves_no_process(
     assert len(found) >= 2 and not any(map(alive, found))
 
 
+STARTING = """
+import time
+from tokcli.data import reading
+start = reading._start_worker
+def slow(number):
+    time.sleep(3)
+    start(number)
+reading._start_worker = slow
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_command_leaves_no_worker(ready: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [SLOW, STARTING + SLOW], ids=["reading", "starting"])
+def test_a_killed_command_leaves_no_worker(program: str, ready: dict[str, Path], tmp_path: Path) -> None:
     data = photograph(tmp_path / "d", 600)
     arguments = [*tokenizing(ready, data), "--workers", "2", "--out", tmp_path / "k"]
     run = subprocess.Popen(
-        [sys.executable, "-c", SLOW, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     found: set[int] = set()
     while len(found) < 2 and run.poll() is None:
         time.sleep(0.05)
         found = children(run.pid)
     run.kill()
-    run.communicate()
+    run.communicate(timeout=60)  # until nobody holds its streams any more
     until = time.monotonic() + 20  # torch's watchdog looks every five seconds
     while any(map(alive, found)) and time.monotonic() < until:
         time.sleep(0.1)

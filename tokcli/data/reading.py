@@ -5,13 +5,14 @@ import functools
 import itertools
 import logging
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from multiprocessing import util
+from multiprocessing import connection, util
 from types import FrameType
 from typing import Any
 
@@ -139,6 +140,16 @@ def _start_worker(number: int) -> None:
     for stopping in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(stopping, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _second_time)
+    # torch's own watch begins after this and takes whoever is the parent by then: a worker whose command was killed while it
+    # started would wait for work for ever
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
+
+
+def _end_with_the_command() -> None:
+    command = multiprocessing.parent_process()
+    assert command is not None
+    connection.wait([command.sentinel])
+    os._exit(1)
 
 
 def _second_time(number: int, frame: FrameType | None) -> None:
