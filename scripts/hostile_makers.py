@@ -115,19 +115,25 @@ for end in ("png", "webp"):
         sparse(root / f"bad.{end}", 4 * GB, saved("RGB", 64, end.upper())[:40])
 
 
-@kind("a caption's .txt of 2 GiB", "folder")
-def _(root: Path) -> None:
-    sparse(root / "good.txt", 2 * GB)
+HOLES = {  # file and what it begins with, before holes
+    "a caption's .txt of 2 GiB": ("folder", "good.txt", 2 * GB, b""),
+    "a caption's .json of 2 GiB": ("folder", "good.json", 2 * GB, b'{"caption": "'),
+    "captions.jsonl of 2 GiB in one line": ("folder", "captions.jsonl", 2 * GB, b'{"key": "good.png", "caption": "'),
+    "metadata.csv of 2 GiB in one field": ("folder", "metadata.csv", 2 * GB, b'file_name,text\ngood.png,"'),
+    "a labels file of 2 GiB": ("labels", "labels.tsv", 2 * GB, b"good.png\ta\n"),
+    "COCO's captions of 2 GiB, holes": ("coco", "annotations/captions_train.json", 2 * GB, b'{"images": "'),
+    "weights, a file of holes of 4 GiB": ("weights", "w.pt", 4 * GB, b"\x80\x02"),
+    "a manifest of 2 GiB, holes": ("show", "manifest.json", 2 * GB, b'{"schema": "'),
+    "prompts of 2 GiB in one line": ("prompts", "p.txt", 2 * GB, b""),
+}
 
 
-@kind("a caption's .json of 2 GiB", "folder")
-def _(root: Path) -> None:
-    sparse(root / "good.json", 2 * GB, b'{"caption": "')
+def _holes() -> None:
+    for name, (command, file, size, start) in HOLES.items():
+        kind(name, command)(lambda root, file=file, size=size, start=start: sparse(root / file, size, start))
 
 
-@kind("captions.jsonl of 2 GiB in one line", "folder")
-def _(root: Path) -> None:
-    sparse(root / "captions.jsonl", 2 * GB, b'{"key": "good.png", "caption": "')
+_holes()
 
 
 @kind("captions.jsonl, 3 million images that are not there", "folder")
@@ -139,16 +145,6 @@ def _(root: Path) -> None:
 @kind("captions.jsonl, a line of 40 million brackets", "folder")
 def _(root: Path) -> None:
     (root / "captions.jsonl").write_text('{"key":"good.png","captions":[' + "[]," * 40_000_000 + "[]]}\n")
-
-
-@kind("metadata.csv of 2 GiB in one field", "folder")
-def _(root: Path) -> None:
-    sparse(root / "metadata.csv", 2 * GB, b'file_name,text\ngood.png,"')
-
-
-@kind("a labels file of 2 GiB", "labels")
-def _(root: Path) -> None:
-    sparse(root / "labels.tsv", 2 * GB, b"good.png\ta\n")
 
 
 @kind("a labels file, 3 million images that are not there", "labels")
@@ -163,11 +159,6 @@ def _(root: Path) -> None:
     (root / "annotations" / "captions_train.json").write_text('{"images":[' + "[]," * 40_000_000 + "[]]}")
 
 
-@kind("COCO's captions of 2 GiB, holes", "coco")
-def _(root: Path) -> None:
-    sparse(root / "annotations" / "captions_train.json", 2 * GB, b'{"images": "')
-
-
 def member(name: bytes, size: int, type: bytes = b"0") -> bytes:
     """A header of a tar, in GNU's form where the size needs it."""
     info = tarfile.TarInfo(name.decode())
@@ -175,12 +166,8 @@ def member(name: bytes, size: int, type: bytes = b"0") -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-@kind("tar, an image of 3 GiB, holes", "tar")
-def _(root: Path) -> None:
-    sparse(root / "a.tar", 3 * GB + 2048, member(b"bad.png", 3 * GB) + good_png()[:40])
-
-
 @kind("tar, an image of 3 GiB, packed", "pack-tar")
+@kind("tar, an image of 3 GiB, holes", "tar")
 def _(root: Path) -> None:
     sparse(root / "a.tar", 3 * GB + 2048, member(b"bad.png", 3 * GB) + good_png()[:40])
 
@@ -220,15 +207,6 @@ def _(root: Path) -> None:
     sparse(root / "a.tar", GB, info.tobuf(tarfile.PAX_FORMAT) + b"99999999\n" + b"1" * 64_000_000)
 
 
-def zipped(path: Path, members: dict[str, int], compression: int = zipfile.ZIP_DEFLATED) -> None:
-    """A zip whose members are zeros."""
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, size in members.items():
-            with archive.open(name, "w", force_zip64=True) as file:
-                for _ in range(size >> 20):
-                    file.write(bytes(1 << 20))
-
-
 @kind("weights, a zip of 6 GB of zeros", "weights")
 def _(root: Path) -> None:
     import torch
@@ -265,11 +243,6 @@ def _(root: Path) -> None:
 @kind("weights, a pickle of 40 million lists", "weights")
 def _(root: Path) -> None:
     pickled(root / "w.pt", b"\x80\x02](" + b"]" * 40_000_000 + b"e.")
-
-
-@kind("weights, a file of holes of 4 GiB", "weights")
-def _(root: Path) -> None:
-    sparse(root / "w.pt", 4 * GB, b"\x80\x02")
 
 
 @kind("weights, a tar with a pax header of 1.8 GB", "weights")
@@ -336,13 +309,3 @@ def _(root: Path) -> None:
 @kind("a manifest of 40 million brackets", "show")
 def _(root: Path) -> None:
     (root / "manifest.json").write_text('{"schema": 1, "kind": "tokens", "facts": [' + "[]," * 40_000_000 + "[]]}")
-
-
-@kind("a manifest of 2 GiB, holes", "show")
-def _(root: Path) -> None:
-    sparse(root / "manifest.json", 2 * GB, b'{"schema": "')
-
-
-@kind("prompts of 2 GiB in one line", "prompts")
-def _(root: Path) -> None:
-    sparse(root / "p.txt", 2 * GB)

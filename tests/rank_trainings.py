@@ -100,6 +100,21 @@ def tokenizer_training(train: Train, revive_after: int | None = 2) -> Training:
     return Training(updater, photo_batches(train), step)
 
 
+def pixel_training(train: Train, tokenizer: Tokenizer, adversary: Adversary | None) -> Training:
+    """A tokenizer that reconstructs pixels by L1."""
+    objective = TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary)).to(DEVICE)
+    updater = Updater(objective, GENTLE, train, DEVICE)
+
+    def step(number: int, batch: Any) -> dict[str, Any]:
+        images = unit(batch.images, DEVICE)
+        values = update(updater, adversary, number, [images], images)
+        with updater.guarding(tokenizer.quantizer):
+            tokenizer.quantizer.after_step(number)
+        return values
+
+    return Training(updater, photo_batches(train), step)
+
+
 def adversarial_training(train: Train, adaptive: bool = False) -> Training:
     """A tokenizer that reconstructs pixels under a discriminator which starts in the second step.
 
@@ -115,17 +130,7 @@ def adversarial_training(train: Train, adaptive: bool = False) -> Training:
         warmup=1, ramp=2, lecam=0.1,
     )  # fmt: skip
     adversary = Adversary(gan, train, DEVICE, 0)
-    objective = TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], adversary)).to(DEVICE)
-    updater = Updater(objective, GENTLE, train, DEVICE)
-
-    def step(number: int, batch: Any) -> dict[str, Any]:
-        images = unit(batch.images, DEVICE)
-        values = update(updater, adversary, number, [images], images)
-        with updater.guarding(quantizer):
-            quantizer.after_step(number)
-        return values
-
-    return Training(updater, photo_batches(train), step, {"adversary": adversary.updater})
+    return pixel_training(train, tokenizer, adversary)._replace(others={"adversary": adversary.updater})
 
 
 def gradient_training(train: Train) -> Training:
@@ -135,18 +140,7 @@ def gradient_training(train: Train) -> Training:
     decoder = DECODERS["conv"](8, (8, 8), 16, widths=[64, 64], blocks=1, channels=8)
     quantizer = QUANTIZERS["vq"](codebook_size=12, code_dim=8, learning="gradient", rescue="anchors", init="uniform")
     tokenizer = Tokenizer(encoder, quantizer, pixel_decoder=decoder)
-    updater = Updater(
-        TokenizerLoss(tokenizer, PixelLoss([("l1", 1.0, LOSSES["l1"]())], None)).to(DEVICE), GENTLE, train, DEVICE
-    )
-
-    def step(number: int, batch: Any) -> dict[str, Any]:
-        images = unit(batch.images, DEVICE)
-        values = update(updater, None, number, [images], images)
-        with updater.guarding(quantizer):
-            quantizer.after_step(number)
-        return values
-
-    return Training(updater, photo_batches(train), step)
+    return pixel_training(train, tokenizer, None)
 
 
 def cluster_training(train: Train) -> Training:

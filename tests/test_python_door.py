@@ -60,7 +60,18 @@ def test_images_of_every_form_give_the_same_tokens(made: dict[str, Path]) -> Non
     array = np.array(Image.open(path))
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     wanted = tokenizer.encode(path)
-    for form in (str(path), array, array[None], tensor, tensor[None], tensor / 255, [tensor, array][:1], array / 255.0):
+    for form in (
+        str(path),
+        array,
+        array[None],
+        tensor,
+        tensor[None],
+        tensor / 255,
+        [tensor, array][:1],
+        array / 255.0,
+        (array / 255).astype(">f4"),
+        np.array([str(path), None], object)[:1],
+    ):
         assert tokenizer.encode(form).equal(wanted)
 
 
@@ -74,6 +85,10 @@ def test_images_of_every_form_give_the_same_tokens(made: dict[str, Path]) -> Non
         (torch.zeros(3, 8, 8, dtype=torch.int32), "must be uint8, or floats in [0, 1]"),
         ([], "there are none"),
         (7, "are of a type that is not read"),
+        (b"\x89PNG", "are of a type that is not read. Got bytes"),
+        (torch.zeros(3, 8, 8).to_sparse(), "are of a type that is not read. Got cpu torch.sparse_coo"),
+        (torch.zeros(3, 8, 8, device="meta"), "are of a type that is not read. Got meta"),
+        (np.zeros((8, 8, 3), complex), "are of a type that is not read. Got complex128"),
         ("no-such.png", "no-such.png: cannot be read (No such file or directory)"),
     ],
 )
@@ -119,6 +134,10 @@ def test_sample_gives_the_tokens_of_the_command(made: dict[str, Path]) -> None:
         ({"classes": ["cow"]}, "no such class 'cow'"),
         ({"top_p": 2.0}, "top_p"),
         ({"prompts": ["a cat"]}, "not on captions"),
+        ({"prompts": 5}, "prompts: must be a list. Got int"),
+        ({"classes": 0}, "classes: must be a list. Got int"),
+        ({"seed": "one"}, "seed: should be a valid integer"),
+        ({"seed": 1.5}, "seed: should be a valid integer"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(asked: dict[str, object], said: str, made: dict[str, Path]) -> None:
@@ -178,7 +197,10 @@ def test_the_lines_of_the_readme_run(made: dict[str, Path], monkeypatch: pytest.
         (lambda t: t.decode([[1, 2], [3]]), "must be an array of whole numbers"),
         (lambda t: t.decode([[0] * 64], decoder=3), "must be a path"),
         (lambda t: tokcli.load(None), "takes the path of an artifact"),
-        (lambda t: tokcli.load(t.artifact.path, device="xpu9"), "there is no such device"),
+        (lambda t: tokcli.load(t.artifact.path, device="xpu9"), "device xpu9: no such device"),
+        (lambda t: tokcli.load(t.artifact.path, device="meta"), "device meta: this device is not supported"),
+        (lambda t: tokcli.load(t.artifact.path, device=None), "device None: no such device"),
+        (lambda t: tokcli.load(t.artifact.path, device="cuda:9999"), "device cuda:9999: "),
     ],
 )
 def test_mistakes_are_one_line(ask: Any, said: str, made: dict[str, Path]) -> None:
@@ -188,11 +210,12 @@ def test_mistakes_are_one_line(ask: Any, said: str, made: dict[str, Path]) -> No
 
 
 def test_rows_and_numbers_that_are_not_there_are_refused(made: dict[str, Path]) -> None:
-    for rows, view in (([-1], 0), ([36], 0), ([0], 99), ([0], -1), ([0.5], 0)):
+    for rows, view in (([-1], 0), ([36], 0), ([0], 99), ([0], -1), ([0.5], 0), (3, 0), ("ab", 0), ([0], "x")):
         with pytest.raises(TokError, match="there are rows 0 to 5"):
             tokcli.load(made["tokens"]).indices(rows, view)
-    with pytest.raises(TokError, match="numbered 0 to 2"):
-        tokcli.load(made["samples"]).images([])
+    for numbers in ([], [3], 1, "ab", [0.5]):
+        with pytest.raises(TokError, match="numbered 0 to 2"):
+            tokcli.load(made["samples"]).images(numbers)
 
 
 def test_numbers_and_names_may_be_numpys(made: dict[str, Path]) -> None:

@@ -33,21 +33,32 @@ def device_of(options: Options) -> torch.device:
     Raises:
         TokError: an unknown device, or a GPU where there is none.
     """
-    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def device_named(name: str, flag: str) -> torch.device:
+    """A device by its name; `cuda` is this rank's GPU.
+
+    Raises:
+        TokError: an unknown device, or a GPU where there is none.
+    """
+    where = f"{flag} {name}"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise TokError(f"--device {name}", "no such device", next="Choose cpu, cuda or cuda:N") from None
+        raise TokError(where, "no such device", next="Choose cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise TokError(f"--device {name}", "no CUDA device is available", next="Use --device cpu")
+            raise TokError(where, "no CUDA device is available", next="Choose cpu")
         device = torch.device("cuda", distributed.local_rank() if device.index is None else device.index)
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise TokError(f"--device {name}", f"there are {count} CUDA devices", next=f"Choose a number below {count}")
-        torch.cuda.set_device(device)
+            raise TokError(where, f"there are {count} CUDA devices", next=f"Choose a number below {count}")
     elif device.type != "cpu":  # float64, which draws are made in, is not to be had everywhere
-        raise TokError(f"--device {name}", "this device is not supported", next="Choose cpu, cuda or cuda:N")
+        raise TokError(where, "this device is not supported", next="Choose cpu, cuda or cuda:N")
     return device
 
 

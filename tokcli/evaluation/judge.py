@@ -216,11 +216,11 @@ class Judge:
             worst,
         )
 
-    def _input(self, a: Artifact, role: str) -> Artifact:
-        wanted = str(a.input_id(role))
+    def _tokenizer_of(self, a: Artifact) -> Artifact:
+        wanted = str(a.input_id("tokenizer"))
         if wanted in self.given:
             return self.given[wanted]
-        return a if a.id == wanted else locate(wanted, a.inputs[role]["path"], a.path.parent)
+        return a if a.id == wanted else locate(wanted, a.inputs["tokenizer"]["path"], a.path.parent)
 
     def _roles(self, a: Artifact) -> Callable[[Extractor], tuple[str, ...]]:
         """The roles of an extractor in the training of an artifact and its ancestors."""
@@ -274,7 +274,7 @@ class Judge:
 
     def _decoder(self, a: Artifact) -> list[Measurement]:
         size, settings = a.facts["use_size"], self.settings
-        tokenizer, source = self._network(self._input(a, "tokenizer")), self.held_out(a)
+        tokenizer, source = self._network(self._tokenizer_of(a)), self.held_out(a)
         self.reconstructed[a.id] = judge_decoder(
             tokenizer,
             self._pixels(a),
@@ -295,7 +295,7 @@ class Judge:
         size = a.facts["use_size"]
         return judge_proposal(
             loading.load_proposal(a, self.device),
-            self._network(self._input(a, "tokenizer")),
+            self._network(self._tokenizer_of(a)),
             self.held_out(a),
             self.device,
             size=size,
@@ -328,5 +328,5 @@ class Judge:
 
     def decode(self, decoder: Artifact, images: UInt8[Tensor, "b 3 s s"]) -> UInt8[Tensor, "b 3 s s"]:
         """Images through a decoder's tokenizer and back."""
-        tokenizer = self._network(self._input(decoder, "tokenizer"))
+        tokenizer = self._network(self._tokenizer_of(decoder))
         return reconstruct(tokenizer, self._pixels(decoder), images, self.device)

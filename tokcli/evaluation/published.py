@@ -46,13 +46,13 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
             got=", ".join(arrays) or "neither",
             next="Run python -m pytorch_fid --save-stats to make them",
         )
-    pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, None, where)
+    pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, where)
     if not {"mu_s", "sigma_s"} <= arrays.keys():
         return pooled, None, images
-    return pooled, _gaussian(arrays["mu_s"], arrays["sigma_s"], SPATIAL, None, where), images
+    return pooled, _gaussian(arrays["mu_s"], arrays["sigma_s"], SPATIAL, where), images
 
 
-def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int | None, where: str) -> Gaussian:
+def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, where: str) -> Gaussian:
     if mean.shape != (width,) or covariance.shape != (width, width):
         got = f"mean {mean.shape}, covariance {covariance.shape}"
         raise TokError(
@@ -63,7 +63,7 @@ def _gaussian(mean: np.ndarray, covariance: np.ndarray, width: int, count: int |
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise TokError(where, "holds numbers that are not finite", next="Fetch it again")
-    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), count, where)
+    return Gaussian(mean.astype(np.float64), covariance.astype(np.float64), None, where)
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

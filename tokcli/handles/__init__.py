@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tokcli.artifact.opening import open_artifact
+from tokcli.command.session import device_named
 from tokcli.errors import TokError
 from tokcli.handles.networks import DecoderHandle, Handle, TokenizerHandle
 from tokcli.handles.proposal import ProposalHandle
@@ -31,7 +32,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The handle of an artifact; weights are read, and their hash is checked, when they are first needed.
 
     Raises:
-        TokError: no artifact, one that is unfinished or damaged, or a kind without a handle.
+        TokError: no artifact, one that is unfinished or damaged, or a kind without a handle, or no such device.
     """
     if not isinstance(path, str | Path):
         raise TokError(
@@ -40,10 +41,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Any:
             got=type(path).__name__,
             next="Give a folder that a tok command printed",
         )
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise TokError("device", "there is no such device", got=str(device), next="Give cpu, cuda or cuda:0") from None
+    where = device_named(str(device), "device")
     artifact = open_artifact(path, "load")
     if artifact.kind not in HANDLES:
         raise TokError(

@@ -47,16 +47,17 @@ def _each(images: Any) -> Iterable[Tensor]:
     """uint8 (3, h, w) of every image."""
     if isinstance(images, str | Path | Image.Image):
         yield _one(images)
-    elif isinstance(images, np.ndarray) and images.dtype.kind in "US":
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "USO":
         yield from _each(images.ravel().tolist())
+    elif isinstance(images, np.ndarray) and images.dtype.kind in "buif" and images.itemsize <= 8:
+        copied = images.astype(images.dtype.newbyteorder("="))  # Pillow's are read-only
+        yield from _of_tensor(torch.from_numpy(copied), channels_last=True)
+    elif isinstance(images, Tensor) and images.layout is torch.strided and not images.is_meta:
+        yield from _of_tensor(images.detach().cpu(), channels_last=False)
     elif isinstance(images, Tensor | np.ndarray):
-        found = (
-            torch.from_numpy(np.array(images))  # a copy: Pillow's are read-only
-            if isinstance(images, np.ndarray)
-            else images.detach().cpu()
-        )
-        yield from _of_tensor(found, channels_last=isinstance(images, np.ndarray))
-    elif isinstance(images, Iterable):
+        kind = f"{images.device} {images.layout}" if isinstance(images, Tensor) else str(images.dtype)
+        raise TokError(WHERE, "are of a type that is not read", got=kind, next=ACCEPTED)
+    elif isinstance(images, Iterable) and not isinstance(images, bytes):
         for one in images:
             yield from _each(one)
     else:
@@ -79,12 +80,13 @@ def _of_tensor(found: Tensor, channels_last: bool) -> Iterable[Tensor]:
         wanted = "(h, w, 3) or (b, h, w, 3)" if channels_last else "(3, h, w) or (b, 3, h, w)"
         raise TokError(WHERE, f"must be {wanted}", got=str(tuple(found.shape)), next=ACCEPTED)
     if batch.is_floating_point():
+        batch = batch.float()
         low, high = float(batch.min()), float(batch.max())
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise TokError(
                 WHERE, "floats must lie in [0, 1]", got=f"{low:g} to {high:g}", next="Divide them by 255, or give uint8"
             )
-        batch = (batch.float() * 255).round().to(torch.uint8)
+        batch = (batch * 255).round().to(torch.uint8)
     elif batch.dtype != torch.uint8:
         raise TokError(
             WHERE, "must be uint8, or floats in [0, 1]", got=str(batch.dtype).removeprefix("torch."), next=ACCEPTED

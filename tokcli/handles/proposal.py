@@ -1,6 +1,7 @@
 """Proposal networks from Python: new tokens for classes or captions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class ProposalHandle(Handle):
         classes: Sequence[int | str] | str | None = None,
         prompts: Sequence[str] | None = None,
         seed: int = 0,
-        recipe: str | None = None,
+        recipe: str | Path | None = None,
         **settings: Any,
     ) -> Int64[Tensor, "n tokens"]:
         """Tokens of `n` images, on the CPU: those of `tok sample -n N --seed SEED` with the same settings.
@@ -52,15 +53,17 @@ class ProposalHandle(Handle):
             TokError: a class that does not exist, captions for a network that reads none, an unknown key, or a value out of range.
         """
         known = [key for key in declared(SampleOptions) if key not in FILES]
-        if isinstance(prompts, str):
-            prompts = [prompts]
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        for what, some in (("classes", classes), ("prompts", prompts)):
+            if some is not None and not isinstance(some, Iterable):
+                raise TokError(what, "must be a list", got=type(some).__name__, next=f"Give {what}=[...]")
         if classes is not None and not isinstance(classes, str):
             classes = [one.item() if isinstance(one, np.generic) else one for one in classes]
             if not classes:
                 raise TokError("classes", "there are none", next="Name some, or leave classes out")
         settings = {key: one.item() if isinstance(one, np.generic) else one for key, one in settings.items()}
         n = n.item() if isinstance(n, np.generic) else n
-        seed = int(seed)
+        seed = seed.item() if isinstance(seed, np.generic) else seed
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise TokError(
@@ -70,7 +73,11 @@ class ProposalHandle(Handle):
         sets: dict[str, Any] = {f"sample.{key}": value for key, value in given.items() if value is not None}
         if prompts is not None and n is None and "sample.per_class" not in sets:
             sets["sample.number"] = len(prompts)
-        options = Options(workspace=self.artifact.path.parent, recipe=recipe, sets={"seed": seed, **sets})
+        options = Options(
+            workspace=self.artifact.path.parent,
+            recipe=None if recipe is None else str(recipe),
+            sets={"seed": seed, **sets},
+        )
         request = request_of(options, {}, self.artifact, None, None)
         return self._draw(request.recipe, request.settings, request.labels)
 

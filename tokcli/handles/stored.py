@@ -1,5 +1,6 @@
 """Stored results from Python: tokens, samples, reference statistics, reports."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,15 @@ from tokcli.measure.previews import read_samples
 from tokcli.proposals.training_tokens import open_store
 
 
+def _numbers(asked: Any, count: int) -> list[int] | None:
+    """A sequence of whole numbers from 0 to count - 1, of any integer type; None: it is none."""
+    try:
+        found = [operator.index(one) for one in asked]
+    except TypeError:
+        return None
+    return found if all(0 <= one < count for one in found) else None
+
+
 class TokensHandle(Handle):
     """The tokens of a data set, mapped into memory."""
 
@@ -36,15 +46,14 @@ class TokensHandle(Handle):
         Raises:
             TokError: no such row or view.
         """
-        if not 0 <= view < self.store.views or any(not 0 <= row < len(self) or row != int(row) for row in rows):
+        wanted, views = _numbers(rows, len(self)), _numbers([view], self.store.views)
+        if wanted is None or views is None:
             held = f"rows 0 to {len(self) - 1} and views 0 to {self.store.views - 1}"
+            got = f"rows {str(rows)[:80]}, view {view}"
             raise TokError(
-                "indices",
-                f"there are {held}",
-                got=f"rows {list(rows)[:8]}, view {view}",
-                next="Ask for rows and a view among these",
+                "indices", f"there are {held}", got=got, next="Ask for a list of rows and a view among these"
             )
-        return self.store.batch(np.asarray(rows), np.full(len(rows), view))
+        return self.store.batch(np.asarray(wanted, dtype=np.int64), np.full(len(wanted), view))
 
 
 class SamplesHandle(Handle):
@@ -59,14 +68,10 @@ class SamplesHandle(Handle):
         Raises:
             TokError: a file is missing or damaged, or there is no such number.
         """
-        wanted = range(len(self)) if numbers is None else numbers
-        if not len(wanted) or any(not 0 <= number < len(self) or number != int(number) for number in wanted):
-            raise TokError(
-                "images",
-                f"are numbered 0 to {len(self) - 1}",
-                got=", ".join(map(str, wanted)),
-                next="Give numbers in this range",
-            )
+        wanted = _numbers(range(len(self)) if numbers is None else numbers, len(self))
+        if not wanted:
+            span = f"are numbered 0 to {len(self) - 1}"
+            raise TokError("images", span, got=str(numbers)[:80], next="Give a list of numbers in this range")
         return read_samples(self.artifact, wanted)
 
     @property

@@ -95,7 +95,7 @@ def main(
         todo = [r.recipe.sample.neighbours for d, r in zip(drafts, requests, strict=True) if isinstance(d, Draft)]
         beside = beside_of(todo, proposal_artifact, device)  # now: what is missing must not show when all is drawn
         made = [
-            d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, beside, shared, device)
+            d if isinstance(d, Artifact) else _sample(d, r, proposal_artifact, generator, beside, shared)
             for d, r in zip(drafts, requests, strict=True)
         ]
     return made if sweep else made[0]
@@ -175,7 +175,6 @@ def _sample(
     generator: Any,
     beside: Mapping[str, Beside],
     share: tuple[int, int],
-    device: torch.device,
 ) -> Artifact:
     recipe, asked = request.recipe, request.recipe.sample
     number, size = len(request.labels), asked.batch_size
