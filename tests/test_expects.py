@@ -39,7 +39,10 @@ def test_every_fact_that_differs_is_told_with_what_accepts_it() -> None:
 def test_counts_are_at_least_one(value: Any) -> None:
     with pytest.raises(InvalidRecipe) as caught:
         check(Wanting, {"stage": "s", "expects": {"code_dim": value}}, "r", {})
-    assert str(caught.value) == f"r: expects.code_dim: should be at least 1, or a list of such numbers. Got {value}."
+    assert (
+        str(caught.value)
+        == f"r: expects.code_dim: should be at least 1, or a list of such numbers. Got {value}. Run tok recipes --explain expects.code_dim."
+    )
 
 
 @pytest.mark.parametrize("value", [True, 1.5, "many", [1, "2"]])

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from pydantic import Field, PositiveInt
 
 from tokcli import build
-from tokcli.cli import cli
+from tokcli.cli import cli, recipes
 from tokcli.cli.recipes import check_file, topics
 from tokcli.errors import Misuse
 from tokcli.recipe.check import InvalidRecipe, check, component_model, leaving_out, resolved
@@ -165,6 +165,14 @@ def test_a_component_without_keys_says_so() -> None:
 
 def test_without_a_name_everything_is_listed() -> None:
     assert [line.split()[0] for line in explained().stdout.splitlines()] == list(TOPICS)
+
+
+@pytest.mark.parametrize("name", TOPICS)
+def test_every_key_can_be_explained_by_its_path_as_errors_advise(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "topics", lambda: TOPICS)
+    section = "" if name.startswith("recipe.") else f"{name}."
+    for key in TOPICS[name].keys:
+        assert key.name in recipes.explanation(f"{section}{key.name}")
 
 
 def test_a_family_lists_its_components() -> None:

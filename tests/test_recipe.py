@@ -83,15 +83,19 @@ def test_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_key_unlike_any_other_is_refused_with_all_there_are() -> None:
-    assert faults(zzz=1) == ["toy.yaml: zzz: unknown key. Choose one of codes, loss, optim, seed, stage"]
+    assert faults(zzz=1) == ["toy.yaml: zzz: unknown key. Choose one of codes, loss, optim, seed, stage."]
 
 
 def test_wrong_type_is_refused_with_path_expected_and_got() -> None:
-    assert faults(optim__warmup_steps="ten") == ['toy.yaml: optim.warmup_steps: should be a valid integer. Got "ten".']
+    assert faults(optim__warmup_steps="ten") == [
+        'toy.yaml: optim.warmup_steps: should be a valid integer. Got "ten". Run tok recipes --explain optim.warmup_steps.'
+    ]
 
 
 def test_value_outside_its_range_is_refused_with_the_range() -> None:
-    assert faults(optim__lr=-1) == ["toy.yaml: optim.lr: should be greater than 0. Got -1."]
+    assert faults(optim__lr=-1) == [
+        "toy.yaml: optim.lr: should be greater than 0. Got -1. Run tok recipes --explain optim.lr."
+    ]
 
 
 @pytest.mark.parametrize("value", ["1", True, 1.5, None])
@@ -129,7 +133,9 @@ def test_component_takes_the_keyword_only_arguments_of_its_constructor() -> None
         "size": 8, "metric": "euclidean", "revive_after": None, "scale": [0.5, 1.0],
     }  # fmt: skip
     assert faults(codes__supplied=1)[0].startswith("toy.yaml: codes.supplied: unknown key.")
-    assert faults(codes__metric="l3") == ["toy.yaml: codes.metric: should be 'cosine' or 'euclidean'. Got \"l3\"."]
+    assert faults(codes__metric="l3") == [
+        "toy.yaml: codes.metric: should be 'cosine' or 'euclidean'. Got \"l3\". Run tok recipes --explain codes.metric."
+    ]
 
 
 def test_unknown_component_is_refused_with_the_nearest_one() -> None:

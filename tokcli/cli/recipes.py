@@ -140,9 +140,11 @@ def explanation(name: str | None) -> str:
     if family := {path: topic for path, topic in known.items() if path.startswith(f"{name}.")}:
         return explain.contents(family)
     section, _, key = name.rpartition(".")
+    section = section or "recipe"  # of a key that stands in no section
     holders = {path: topic for path, topic in known.items() if f"{path}.".startswith(f"{section}.")}
     if found := {path: one for path, topic in holders.items() if (one := topic.only(key)).keys}:
-        return "\n\n".join(explain.text(path, one) for path, one in found.items())
+        once = {tuple(one.keys): explain.text(path, one) for path, one in reversed(found.items())}
+        return "\n\n".join(reversed(once.values()))
     of_section = [f"{section}.{key.name}" for topic in holders.values() for key in topic.keys]
     raise TokError(f"section '{name}'", "no such section or key", next=nearest(name, [*known, *of_section]))
 

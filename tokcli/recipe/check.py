@@ -98,7 +98,11 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str
     for part in location[:-1]:
         field = getattr(owner, "model_fields", {}).get(str(part))
         owner = field.annotation if field else None
-    return nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields)
+    return _sentence(nearest(str(location[-1]), getattr(owner, "model_fields", None) or model.model_fields))
+
+
+def _sentence(advice: str) -> str:
+    return advice if advice.endswith("?") else f"{advice}."
 
 
 def _bare(kind: Any) -> Any:
@@ -138,17 +142,24 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
         elif item["type"] == "missing":
             lines.append(f"{path}: this key is missing. Set it: --set {path}=VALUE.")
         elif item["type"] == "value_error":  # a validator of ours: its own words
-            lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.")
+            lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{_advice(path)}")
         else:
             message = (
                 item["msg"].removeprefix("Input ").removeprefix("List ").partition(" after validation")[0].rstrip(".")
             )
-            lines.append(f"{path}: {message}. Got {_shown(item['input'])}.")
+            lines.append(f"{path}: {message}. Got {_shown(item['input'])}.{_advice(path)}")
     for path, items in tried.items():
         wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
         outermost = min(items, key=lambda item: len(item["loc"]))
-        lines.append(f"{path}: should be {' or '.join(wanted)}. Got {_shown(outermost['input'])}.")
+        lines.append(f"{path}: should be {' or '.join(wanted)}. Got {_shown(outermost['input'])}.{_advice(path)}")
     return lines
+
+
+def _advice(path: str) -> str:
+    """Where the range of a key is written."""
+    keys = [part for part in path.split(".") if part and not part.isdigit()]  # digits: places in a list
+    topic = ".".join(keys[:-1] if keys[1:] and keys[-1] == "name" else keys)
+    return f" Run tok recipes --explain {topic}." if topic else ""
 
 
 def _shown(value: Any) -> str:
@@ -181,7 +192,7 @@ def _check_component(
         factory = other
     if factory is None:
         kind = path.removesuffix(f".{name}").split(".")[-1]
-        return _Checked({}, [f"{path}: no such {kind} '{name}'. {nearest(name, table)}"], {})
+        return _Checked({}, [f"{path}: no such {kind} '{name}'. {_sentence(nearest(name, table))}"], {})
     if not isinstance(keys, Mapping):
         return _Checked({}, [f"{path}: expected keys and values. Got {json.dumps(keys, default=str)}."], {})
     model = create_model("keys", __base__=component_model(factory), **others)

@@ -39,10 +39,11 @@ class Topic:
 
     title: str
     keys: list[Key]
+    file: str  # where it is written
 
     def only(self, key: str) -> "Topic":
         """It with one of its keys, or with none."""
-        return Topic(self.title, [known for known in self.keys if known.name == key])
+        return Topic(self.title, [known for known in self.keys if known.name == key], self.file)
 
 
 def topics(
@@ -62,14 +63,17 @@ def topics(
             known = models.get(path)
             if part not in models.values() and (known is None or issubclass(part, known)):
                 models[path] = part
-    found: dict[str, Topic] = {path: Topic(_title(model), keys(model, model)) for path, model in models.items()}
+    found: dict[str, Topic] = {
+        path: Topic(_title(model), keys(model, model), _file(model)) for path, model in models.items()
+    }
     for model, families in stages.values():
         for section, table in families.items():
             one = len({*table.values()}) == 1 and len(table) > 1  # all names are of one class, as all teachers are
             for component, factory in table.items():
                 path = section if one else f"{section}.{component}"
                 weighed = [WEIGHT] if _is_sum(model, section) else []
-                found.setdefault(path, Topic(_title(factory), [*weighed, *keys(component_model(factory), factory)]))
+                own = keys(component_model(factory), factory)
+                found.setdefault(path, Topic(_title(factory), [*weighed, *own], _file(factory)))
     return dict(sorted(found.items()))
 
 
@@ -131,6 +135,10 @@ def _as_yaml(text: str) -> str:
     for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
         text = re.sub(rf"\b{python}\b", yaml, text)
     return text
+
+
+def _file(documented: Any) -> str:
+    return f"{inspect.unwrap(documented).__module__.replace('.', '/')}.py"
 
 
 def _title(documented: Any) -> str:
@@ -215,7 +223,7 @@ def contents(known: Mapping[str, Topic]) -> str:
 
 def text(name: str, topic: Topic) -> str:
     """A topic for a terminal: a line of type, range and default for each key, its meaning under it."""
-    lines = [f"{name}: {topic.title}", ""]
+    lines = [f"{name}: {topic.title} ({topic.file})", ""]
     width = max((len(key.name) for key in topic.keys), default=0)
     for key in topic.keys:
         facts = [key.type, key.range, "required" if key.default == "required" else f"default {key.default}"]
