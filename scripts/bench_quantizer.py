@@ -97,8 +97,9 @@ def peers() -> dict[str, Search]:
     """The searches to compare, by name; what is not installed is said and left out."""
     found: dict[str, Search] = {"cdist": by_cdist, "expansion": by_expansion}
     for name, module, search_ in (
-        ("vector-quantize-pytorch", VectorQuantize, by_vector_quantize), ("faiss", faiss, by_faiss),
-    ):  # fmt: skip
+        ("vector-quantize-pytorch", VectorQuantize, by_vector_quantize),
+        ("faiss", faiss, by_faiss),
+    ):
         if module is None:
             print(f"{name}: not installed, left out")
         else:

@@ -174,8 +174,11 @@ def compare(title: str, ways: dict[str, Callable[[], object]], images: int, roun
         wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
         first = first or (wall, cpu)
         ratio = statistics.median(base[0] / own[0] for base, own in zip(found[next(iter(found))], times, strict=True))
-        print(f"  {name:28} {images / wall:7.0f} images/s, {ratio:5.2f} of the first; CPU {cpu / images * 1e3:6.2f} ms an image, "
-              f"{cpu / first[1]:5.2f} of the first", flush=True)  # fmt: skip
+        print(
+            f"  {name:28} {images / wall:7.0f} images/s, {ratio:5.2f} of the first; CPU {cpu / images * 1e3:6.2f} ms an image, "
+            f"{cpu / first[1]:5.2f} of the first",
+            flush=True,
+        )
 
 
 PEAK = """
@@ -194,8 +197,24 @@ def memory(bench: Bench) -> None:
     print("memory: peak of the main process, MB")
     for shard in (128, 1024):
         for views in ([], ["--crops", "10", "--flip"]):
-            command = ["tokenize", "--recipe", "toy/tokens", "--tokenizer", bench.made, "--data", bench.root / "train", *views,
-                       "--set", f"tokens.shard_size={shard}", "--workers", "2", "--threads", "1", "--out", bench.out()]  # fmt: skip
+            command = [
+                "tokenize",
+                "--recipe",
+                "toy/tokens",
+                "--tokenizer",
+                bench.made,
+                "--data",
+                bench.root / "train",
+                *views,
+                "--set",
+                f"tokens.shard_size={shard}",
+                "--workers",
+                "2",
+                "--threads",
+                "1",
+                "--out",
+                bench.out(),
+            ]
             code = PEAK.format(scripts=str(Path(__file__).parent), arguments=[*map(str, command)])
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             peak = int(done.stderr.split()[-1]) / 1024
@@ -210,8 +229,11 @@ def main() -> None:
     parser.add_argument("--what", default="tokenize,free,eval,png,memory")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, one thread for the network; torch "
-          f"{torch.__version__}, torchvision {torchvision.__version__}; load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    print(
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, one thread for the network; torch "
+        f"{torch.__version__}, torchvision {torchvision.__version__}; load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.images, args.size)
 

@@ -66,10 +66,18 @@ def llama(ours: AutoregressiveProposal) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=CODES + CLASSES + 1, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=CODES + CLASSES + 1,
+        hidden_size=WIDTH,
+        intermediate_size=MLP,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     theirs = LlamaForCausalLM(config).eval()
     state = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
     state["model.norm.weight"] = ours.transformer.norm.weight
@@ -91,9 +99,16 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=CODES + CLASSES + 1, n_embd=WIDTH, n_layer=DEPTH, n_head=HEADS, n_inner=3 * MLP // 2, n_positions=512,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=CODES + CLASSES + 1,
+        n_embd=WIDTH,
+        n_layer=DEPTH,
+        n_head=HEADS,
+        n_inner=3 * MLP // 2,
+        n_positions=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 

@@ -178,9 +178,14 @@ class Table:
         peak = next((1e12 * value for part, value in PEAKS.items() if part in name), None)
         self.rates = {"of peak": peak, "of product": product(device, side, least / 2)}
         self.facts = {
-            "device": name, "torch": torch.__version__, "cuda": torch.version.cuda, "tok": __version__,
-            "threads": torch.get_num_threads(), "peak": peak, "product": self.rates["of product"],
-        }  # fmt: skip
+            "device": name,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "tok": __version__,
+            "threads": torch.get_num_threads(),
+            "peak": peak,
+            "product": self.rates["of product"],
+        }
         self.rows: dict[str, dict[str, float | int | None]] = {}
 
     def add(

@@ -14,8 +14,15 @@ from hostile_makers import GB, good_png, kind, member, png, saved, sparse
 
 BRACKETS = 40_000_000
 TOKENS = {
-    "name": "x", "rows": 4, "shards": 1, "views": ["center"], "grid": [2, 2], "codebook_size": 8, "classes": ["a", "b"], "use_size": 64,
-}  # fmt: skip
+    "name": "x",
+    "rows": 4,
+    "shards": 1,
+    "views": ["center"],
+    "grid": [2, 2],
+    "codebook_size": 8,
+    "classes": ["a", "b"],
+    "use_size": 64,
+}
 SAMPLES = {"name": "x", "number": 1, "per_file": 1, "labels": [-1], "classes": [], "use_size": 64, "format": "png"}
 
 

@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "STOP": signal.SIGSTOP}
 RESUMABLE = 75
 LONGEST = 600.0  # seconds of a command that hangs
-STEPS = ["--set", "train.steps=8", "--set", "train.save_every=2"]
+STEPS = "--set train.steps=8 --set train.save_every=2"
 
 
 def draw(folder: Path) -> None:
@@ -49,25 +49,26 @@ def draw(folder: Path) -> None:
         file.with_suffix(".txt").write_text(f"a {label}, number {number}")
 
 
-def family(root: Path) -> dict[str, list[Any]]:
+def family(root: Path) -> dict[str, list[str]]:
     """Commands of a toy pipeline without `--out`, in the order in which they can run; later ones read what earlier ones made."""
-    photos, made = root / "photos", root / "undisturbed"
-    train, val = ["--data", photos / "train"], ["--data", photos / "val"]
-    return {
-        "tokenizer-vqkd": ["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", *train, *STEPS],
-        "tokenizer-vqgan": ["train-tokenizer", "--recipe", "toy/tokenizer-vqgan", *train, *STEPS, "--set", "train.keep=2"],
-        "decoder": ["train-decoder", "--recipe", "toy/decoder-conv", "--tokenizer", made / "tokenizer-vqkd", *train, *STEPS],
-        "tokens": ["tokenize", "--recipe", "toy/tokens", "--tokenizer", made / "tokenizer-vqkd", *train, "--set", "tokens.shard_size=3"],
-        "proposal-ar": ["train-proposal", "--mode", "ar", "--recipe", "toy/proposal-ar", "--tokens", made / "tokens", *STEPS],
-        "proposal-nar": ["train-proposal", "--mode", "nar", "--recipe", "toy/proposal-nar", "--tokens", made / "tokens", *STEPS],
-        "samples": ["sample", "--recipe", "toy/sample-nar", "--proposal", made / "proposal-nar", "--decoder", made / "decoder",
-                    "-n", "24", "--batch-size", "2"],
-        "samples-shards": ["sample", "--recipe", "toy/sample-ar", "--proposal", made / "proposal-ar", "--decoder", made / "decoder",
-                           "-n", "12", "--batch-size", "2", "--format", "shards", "--set", "sample.shard_size=4"],
-        "report": ["eval", "--recipe", "toy/eval", *(made / name for name in ("tokenizer-vqkd", "decoder", "proposal-nar", "samples")), *val],
-        "viz": ["viz-codebook", "--recipe", "toy/viz", "--tokenizer", made / "tokenizer-vqkd", *train, "--set", "viz.images=12",
-                "--set", "viz.perplexity=5"],
-    }  # fmt: skip
+    made = root / "undisturbed"
+    train, val = f"--data {root}/photos/train", f"--data {root}/photos/val"
+    vqkd, decoder = f"--tokenizer {made}/tokenizer-vqkd", f"--decoder {made}/decoder"
+    judged = " ".join(f"{made}/{name}" for name in ("tokenizer-vqkd", "decoder", "proposal-nar", "samples"))
+    by_nar, by_ar = (f"--proposal {made}/proposal-{mode} {decoder} --batch-size 2" for mode in ("nar", "ar"))
+    commands = {
+        "tokenizer-vqkd": f"train-tokenizer --recipe toy/tokenizer-vqkd {train} {STEPS}",
+        "tokenizer-vqgan": f"train-tokenizer --recipe toy/tokenizer-vqgan {train} {STEPS} --set train.keep=2",
+        "decoder": f"train-decoder --recipe toy/decoder-conv {vqkd} {train} {STEPS}",
+        "tokens": f"tokenize --recipe toy/tokens {vqkd} {train} --set tokens.shard_size=3",
+        "proposal-ar": f"train-proposal --mode ar --recipe toy/proposal-ar --tokens {made}/tokens {STEPS}",
+        "proposal-nar": f"train-proposal --mode nar --recipe toy/proposal-nar --tokens {made}/tokens {STEPS}",
+        "samples": f"sample --recipe toy/sample-nar {by_nar} -n 24",
+        "samples-shards": f"sample --recipe toy/sample-ar {by_ar} -n 12 --format shards --set sample.shard_size=4",
+        "report": f"eval --recipe toy/eval {judged} {val}",
+        "viz": f"viz-codebook --recipe toy/viz {vqkd} {train} --set viz.images=12 --set viz.perplexity=5",
+    }
+    return {name: words.split() for name, words in commands.items()}
 
 
 def start(command: list[Any], out: Path, log: Path) -> int:

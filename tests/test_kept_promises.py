@@ -111,3 +111,41 @@ def test_a_decoder_that_was_trained_for_a_tokenizer_comes_before_its_own(
     assert decoder_among([tokenizer, trained[0]], tokenizer.id, "--decoder") is trained[0]
     with pytest.raises(TokError, match="2 fit"):
         decoder_among([tokenizer, *trained], tokenizer.id, "--decoder")
+
+
+def test_formatting_is_switched_off_for_tables_of_tests_alone() -> None:
+    files = [file for folder in ("tokcli", "scripts") for file in (PACKAGE.parent / folder).rglob("*.py")]
+    assert [file.name for file in files if "fmt: skip" in file.read_text(encoding="utf-8")] == []
+
+
+def test_every_default_of_a_function_is_set_by_some_caller_in_the_package() -> None:
+    """What tests alone set is a constant. Functions are told apart by name: one that shares its name may be passed over."""
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")}
+    nodes = [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+    calls: dict[str, list[tuple[list[ast.expr], list[ast.keyword]]]] = {}
+    for _, node in nodes:
+        if isinstance(node, ast.Call):
+            function, given = node.func, node.args
+            if getattr(function, "id", "") == "partial" and given:
+                function, given = given[0], given[1:]
+            name = getattr(function, "id", getattr(function, "attr", ""))
+            calls.setdefault(name, []).append((given, node.keywords))
+    never = []
+    for file, node in nodes:
+        if not isinstance(node, ast.FunctionDef) or node.name not in calls:
+            continue
+        named = [a.arg for a in node.args.args if a.arg not in ("self", "cls")]
+        first = len(named) - len(node.args.defaults)
+        defaults = [*enumerate(named[first:], first), *(
+            (len(named) + 99, a.arg) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d
+        )]  # fmt: skip
+        for place, name in defaults:
+            set_somewhere = any(
+                len(given) > place
+                or any(isinstance(g, ast.Starred) for g in given)
+                or any(keyword.arg in (name, None) for keyword in keywords)
+                for given, keywords in calls[node.name]
+            )
+            if not set_somewhere:
+                never.append(f"{file.name}: {node.name}({name})")
+    assert never == []

@@ -40,12 +40,13 @@ def write_batch(
     indices: Int64[Tensor, "b n"],
     images: UInt8[Tensor, "b ..."],
     form: str,
-    finish: Callable[[Tensor], Tensor] = lambda image: image,
+    finish: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Write a batch's images, in as many threads as processes read, then its indices, which say that it is whole.
 
     Args:
         finish: makes the picture, uint8 (3, h, w), of what `images` hold of each; large ones do not wait in memory.
+            None: they hold the picture.
 
     Raises:
         TokError: the disk is full or cannot be written.
@@ -55,7 +56,8 @@ def write_batch(
         path = image_path(folder, number, form)
         try:
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(finish(image).permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
+            picture = image if finish is None else finish(image)
+            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(path, compress_level=1)
         except OSError as error:
             raise disk_error(path, error) from error
 

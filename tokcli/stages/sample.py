@@ -6,7 +6,6 @@ are made and written while the next batch's tokens are drawn.
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,11 +208,9 @@ def _write(
 ) -> None:
     with held.pop(batch):  # only now may another job look for it
         edit, images = request.edit, networks.pixels(tokens.unflatten(1, (-1, networks.proposal.tokens)).flatten(0, 1))
-        write = partial(store.write_batch, folder, batch, numbers, tokens.cpu(), form=request.recipe.sample.format)
-        if edit is None:
-            write(images)
-        else:
-            write(images.unflatten(0, (-1, len(edit.windows))), finish=edit.paste)
+        images = images if edit is None else images.unflatten(0, (-1, len(edit.windows)))
+        finish = None if edit is None else edit.paste
+        store.write_batch(folder, batch, numbers, tokens.cpu(), images, request.recipe.sample.format, finish)
 
 
 def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[str, Beside]) -> Artifact:
