@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_proposals import livened
 from torch import Tensor, nn
 
 from tokcli.errors import TokError
@@ -20,11 +21,7 @@ K = 5
 
 def build(mode: str, grid: tuple[int, int]) -> Proposal:
     torch.manual_seed(0)
-    network = PROPOSALS[mode](K, grid, 2, width=16, depth=1, heads=2, mlp_width=16)
-    for parameter in network.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.5)
-    return network.eval()
+    return livened(PROPOSALS[mode](K, grid, 2, width=16, depth=1, heads=2, mlp_width=16), std=0.5)
 
 
 def chain(network: Any, tokens: Tensor, order: tuple[int, int]) -> Tensor:

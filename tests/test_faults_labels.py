@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_data_tars import write as tar
+from test_faults_folder import draw
 
 from tokcli.data.sources import open_source
 from tokcli.data.sources.caption_files import MOST_CAPTION, captions_beside
@@ -17,13 +19,6 @@ from tokcli.data.sources.folder import Folder
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOK_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def draw(root: Path, *names: str) -> Path:
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / name)
-    return root
 
 
 def folder(root: Path, labels: str | None = None) -> Folder:
@@ -206,15 +201,6 @@ def test_hugging_faces_csv_is_read_and_folders_stay_classes_where_it_says_no_lab
     (root / "metadata.csv").write_text('file_name,text\ncat/1.png,"a cat,\nasleep"\n')
     source = folder(root)
     assert source.captions(0) == ["a cat, asleep"] and source.classes == ["cat", "dog"]
-
-
-def tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def png(shade: int = 0) -> bytes:

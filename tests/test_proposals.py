@@ -20,14 +20,18 @@ MODES = [name for name in CASES if issubclass(MEMBERS[name], TransformerProposal
 WARM = {"plain": Sampling(steps=4), "guided": Sampling(steps=4, cfg_scale=2.0, top_k=9, top_p=0.9, temperature=0.8)}
 
 
+def livened(network: Any, std: float = 0.3) -> Any:
+    """A fresh network in eval mode whose matrices all matter; its head is zero otherwise."""
+    for parameter in network.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=std)
+    return network.eval()
+
+
 def build(mode: str, classes: int = CLASSES, **keys: float) -> Proposal:
     """A tiny network with a head that is not zero, in eval mode."""
     torch.manual_seed(0)
-    network = MEMBERS[mode](K, (3, 3), classes, **CASES[mode] | keys)
-    for parameter in network.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return network.eval()
+    return livened(MEMBERS[mode](K, (3, 3), classes, **CASES[mode] | keys))
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:

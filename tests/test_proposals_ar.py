@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_proposals import livened
 from torch import Tensor
 
 from tokcli.proposals import Sampling
@@ -29,11 +30,7 @@ def uncached(network: AutoregressiveProposal, condition: Tensor, seeds: Tensor, 
 @pytest.fixture
 def network() -> AutoregressiveProposal:
     torch.manual_seed(0)
-    built = AutoregressiveProposal(K, (4, 8), CLASSES, width=16, depth=2, heads=2, mlp_width=24)
-    for parameter in built.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return built.eval()
+    return livened(AutoregressiveProposal(K, (4, 8), CLASSES, width=16, depth=2, heads=2, mlp_width=24))
 
 
 def _batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:

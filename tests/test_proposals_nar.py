@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_proposals import livened
 from torch import Tensor
 
 from tokcli.errors import TokError
@@ -19,11 +20,7 @@ K, N = 16, 16
 @pytest.fixture
 def network() -> MaskedProposal:
     torch.manual_seed(0)
-    built = MaskedProposal(K, (4, 4), 3, width=16, depth=2, heads=2, mlp_width=24, dropout=0.0)
-    for parameter in built.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return built.eval()
+    return livened(MaskedProposal(K, (4, 4), 3, width=16, depth=2, heads=2, mlp_width=24, dropout=0.0))
 
 
 def masked_logits(network: MaskedProposal, indices: Tensor, mask: Tensor, prefix: Tensor) -> Tensor:

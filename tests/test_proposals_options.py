@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from test_proposals import livened
 from test_proposals_ar import uncached
 from torch import Tensor
 
 from tokcli.artifact.weights import save_tensors
 from tokcli.errors import TokError
 from tokcli.pretrained import published_weights
-from tokcli.proposals import PROPOSALS, Proposal, Sampling
+from tokcli.proposals import PROPOSALS, Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
 from tokcli.proposals.gpt2 import GPT2Proposal
 from tokcli.proposals.transformer import grid_rotation, rotate
@@ -34,11 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def build(mode: str, **keys: Any) -> Any:
     torch.manual_seed(0)
-    network: Proposal = PROPOSALS[mode](K, GRID, CLASSES, **SIZES | keys)
-    for parameter in network.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return network.eval()
+    return livened(PROPOSALS[mode](K, GRID, CLASSES, **SIZES | keys))
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from test_docs_extending import shown
+from test_proposals import livened
 from torch import Tensor
 
 from tokcli.errors import TokError
@@ -28,10 +29,7 @@ def network(name: str, k: int = K, grid: tuple[int, int] = (3, 4), **more: Any) 
     kind, keys = FAMILIES[name]
     torch.manual_seed(0)
     built = PROPOSALS[kind](k, grid, CLASSES, width=16, depth=2, heads=2, mlp_width=24, dropout=0.1, **keys, **more)
-    for parameter in built.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return built.train()  # `redraw` is without dropout all the same
+    return livened(built).train()  # `redraw` is without dropout all the same
 
 
 def batch(rows: int, n: int = N) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokcli.codebook.patches import crop_patches
+from tokcli.codebook.patches import crop_patches, mosaic
 from tokcli.codebook.similarity import along_curve
 from tokcli.codebook.view import Codebook
 from tokcli.files import atomic_write, write_text
-from tokcli.pictures.canvas import blank, to_array, to_uint8
+from tokcli.pictures.canvas import to_array, to_uint8
 from tokcli.pictures.theme import fill
 
 WEB = Path(__file__).parent / "web"
@@ -109,15 +109,6 @@ def _save(folder: Path, name: str, board: UInt8[np.ndarray, "H W 3"], lossless: 
     return {"file": name, "size": [board.shape[1], board.shape[0]]}
 
 
-def _tiled(tiles: UInt8[np.ndarray, "m h w 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Tiles in rows of `columns`, without gaps; the last row is filled up with grey."""
-    m, high, wide, _ = tiles.shape
-    rows = -(-m // columns)
-    board = blank(rows * columns, high, wide)
-    board[:m] = tiles
-    return board.reshape(rows, columns, high, wide, 3).swapaxes(1, 2).reshape(rows * high, columns * wide, 3)
-
-
 def _image_sheets(folder: Path, images: UInt8[Tensor, "N 3 s s"]) -> tuple[dict[str, Any], list[str]]:
     """All images on as many sheets as they need, none larger than `SHEET_PX`."""
     side = min(images.shape[-1], IMAGE_PX)
@@ -127,7 +118,7 @@ def _image_sheets(folder: Path, images: UInt8[Tensor, "N 3 s s"]) -> tuple[dict[
         if part.shape[-1] != side:
             part = to_uint8(F.interpolate(part.float() / 255, (side, side), mode="area"))
         name = f"page/images-{number}.webp"
-        sheets.append(_save(folder, name, _tiled(to_array(part), across), lossless=side <= LOSSLESS_PX))
+        sheets.append(_save(folder, name, mosaic(to_array(part), across, gap=0), lossless=side <= LOSSLESS_PX))
     found = {"count": len(images), "side": side, "across": across, "each": across * across, "sheets": sheets}
     return found, [sheet["file"] for sheet in sheets]
 
@@ -143,6 +134,6 @@ def _code_sheet(folder: Path, name: str, book: Codebook, context: int) -> dict[s
     if cell > most:
         shown = torch.from_numpy(tiles).permute(0, 3, 1, 2)
         tiles = to_array(to_uint8(F.interpolate(shown.float() / 255, (most, most), mode="area")))
-    saved = _save(folder, name, _tiled(tiles, columns), lossless=True)
+    saved = _save(folder, name, mosaic(tiles, columns, gap=0), lossless=True)
     high, wide = tiles.shape[1:3]
     return {"file": name, "sheet": saved["size"], "high": high, "wide": wide, "edge": context, "columns": columns}

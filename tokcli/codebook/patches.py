@@ -81,11 +81,11 @@ def _outline(tiles: UInt8[np.ndarray, "*k P Q 3"], colours: Int[np.ndarray, "*k 
         side[...] = colours
 
 
-def mosaic(tiles: UInt8[np.ndarray, "m P Q 3"], columns: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Tiles in rows of `columns`, a gap to the right of and below each."""
+def mosaic(tiles: UInt8[np.ndarray, "m P Q 3"], columns: int, gap: int = GAP) -> UInt8[np.ndarray, "H W 3"]:
+    """Tiles in rows of `columns`, a gap to the right of and below each; the last row is filled up with grey."""
     m, high, wide, _ = tiles.shape
     rows = -(-m // columns)
-    board = blank(rows * columns, high + GAP, wide + GAP)
+    board = blank(rows * columns, high + gap, wide + gap)
     board[:m, :high, :wide] = tiles
-    board = board.reshape(rows, columns, high + GAP, wide + GAP, 3).swapaxes(1, 2)
-    return board.reshape(rows * (high + GAP), columns * (wide + GAP), 3)
+    board = board.reshape(rows, columns, high + gap, wide + gap, 3).swapaxes(1, 2)
+    return board.reshape(rows * (high + gap), columns * (wide + gap), 3)
