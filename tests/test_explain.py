@@ -120,7 +120,7 @@ def test_keys_that_a_constructor_hands_on_are_those_of_its_base(kind: type) -> N
         Key("own", "integer", "at least 1", "3", "of this member."),
     ]
     assert build.component("part", {"m": kind}, {"name": "m", "size": 2}, 7).given == (7, 2, 0.25, "b")
-    faults = r"(?s)part.size: should be greater than 0.*part.kept: unknown key"
+    faults = r"(?s)part.size: should be at least 1.*part.kept: unknown key"
     with pytest.raises(InvalidRecipe, match=faults):
         check(Whole, {"stage": "x", "part": {"name": "m", "size": 0, "kept": "c"}}, "r.yaml", {"part": {"m": kind}})
     assert set(component_model(leaving_out(kind, "size")).model_fields) == {"size", "low", "own"}

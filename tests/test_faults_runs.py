@@ -153,9 +153,9 @@ def test_a_report_that_lost_its_table_is_damaged(flat: dict[str, Path], tmp_path
     [
         ("toy/tokenizer-vqkd", "optim.betas=[1.5, 0.9]", "optim.betas"),
         ("toy/tokenizer-vqgan", "encoder.widths=[]", "encoder.widths: should have at least 1 item. Got []"),
-        ("toy/tokenizer-vqgan", "encoder.channels=0", "encoder.channels: should be greater than 0. Got 0"),
+        ("toy/tokenizer-vqgan", "encoder.channels=0", "encoder.channels: should be at least 1. Got 0"),
         ("toy/tokenizer-vqgan", "gan.discriminator.depth=50", "gan.discriminator.depth: 50 stages need images of"),
-        ("toy/tokenizer-vqgan", "loss.l1.weight=-1", "loss.l1.weight: should be greater than or equal to 0. Got -1"),
+        ("toy/tokenizer-vqgan", "loss.l1.weight=-1", "loss.l1.weight: should be at least 0. Got -1"),
         ("toy/tokenizer-vqgan", "loss.l1.weight=.nan", "loss.l1.weight: should be"),
         ("toy/tokenizer-vqgan", "quantizer={name: none, code_dim: 8}", "quantizer none: vqgan needs codes"),
         (

@@ -59,7 +59,7 @@ def test_two_faults_of_one_component_are_two_lines() -> None:
     with pytest.raises(InvalidRecipe) as caught:
         check(ProposalRecipe, tree, "r", FAMILIES)
     assert str(caught.value).splitlines() == [
-        "r: proposal.width: should be greater than 0. Got 0. Run tok recipes --explain proposal.width.",
-        "r: proposal.dropout: should be less than 1. Got 2. Run tok recipes --explain proposal.dropout.",
+        "r: proposal.width: should be at least 1. Got 0. Run tok recipes --explain proposal.width.",
+        "r: proposal.dropout: should be under 1. Got 2. Run tok recipes --explain proposal.dropout.",
         "r: proposal.random_order: should be [low, high] with 0 <= low < high <= 1. Got [1.0, 0.0]. Run tok recipes --explain proposal.random_order.",
     ]

@@ -93,9 +93,7 @@ def test_wrong_type_is_refused_with_path_expected_and_got() -> None:
 
 
 def test_value_outside_its_range_is_refused_with_the_range() -> None:
-    assert faults(optim__lr=-1) == [
-        "toy.yaml: optim.lr: should be greater than 0. Got -1. Run tok recipes --explain optim.lr."
-    ]
+    assert faults(optim__lr=-1) == ["toy.yaml: optim.lr: should be over 0. Got -1. Run tok recipes --explain optim.lr."]
 
 
 @pytest.mark.parametrize("value", ["1", True, 1.5, None])

@@ -23,6 +23,10 @@ R = TypeVar("R", bound=Recipe)
 M = TypeVar("M", bound=BaseModel)
 
 
+BOUNDS = {"gt": "over", "ge": "at least", "lt": "under", "le": "at most"}
+"""A range's ends, as pydantic names them, in words."""
+
+
 class InvalidRecipe(TokError):
     """All faults of one recipe, a line each."""
 
@@ -144,15 +148,23 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
         elif item["type"] == "value_error":  # a validator of ours: its own words
             lines.append(f"{path or 'recipe'}: {item['msg'].removeprefix('Value error, ').rstrip('.')}.{_advice(path)}")
         else:
-            message = (
-                item["msg"].removeprefix("Input ").removeprefix("List ").partition(" after validation")[0].rstrip(".")
-            )
-            lines.append(f"{path}: {message}. Got {_shown(item['input'])}.{_advice(path)}")
+            lines.append(f"{path}: {_message(item)}. Got {_shown(item['input'])}.{_advice(path)}")
     for path, items in tried.items():
-        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
+        wanted = dict.fromkeys(_message(item).removeprefix("should be ") for item in items)
         outermost = min(items, key=lambda item: len(item["loc"]))
         lines.append(f"{path}: should be {' or '.join(wanted)}. Got {_shown(outermost['input'])}.{_advice(path)}")
     return lines
+
+
+def _message(item: Any) -> str:
+    """What a value should be; of ranges in the words that explain a key."""
+    for name, words in BOUNDS.items():
+        if name in item.get("ctx", {}):
+            bound = item["ctx"][name]
+            words, bound = ("at least", 1) if (name, bound) == ("gt", 0) and isinstance(bound, int) else (words, bound)
+            return f"should be {words} {bound:,}" if isinstance(bound, int) else f"should be {words} {bound:g}"
+    text = str(item["msg"]).removeprefix("Input ").removeprefix("List ")
+    return text.partition(" after validation")[0].rstrip(".")
 
 
 def _advice(path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from tokcli.recipe.check import component_model
+from tokcli.recipe.check import BOUNDS, component_model
 from tokcli.recipe.sections import Component, Recipe, Section
 
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any", type(None): "null"}
@@ -184,12 +184,11 @@ def range_of(field: FieldInfo) -> str:
 
 def _ranges(annotation: Any, metadata: Any) -> Iterator[str]:
     bounds = [part for data in metadata for part in (data.metadata if isinstance(data, FieldInfo) else [data])]
-    words = {"gt": "over", "ge": "at least", "lt": "under", "le": "at most"}
-    given = {name: getattr(b, name) for name in words for b in bounds if hasattr(b, name)}
+    given = {name: getattr(b, name) for name in BOUNDS for b in bounds if hasattr(b, name)}
     if given.get("gt") == 0 and int in _kinds(annotation):
         given = {"ge": 1, **given}
         del given["gt"]
-    said = [f"{words[name]} {value:,}" for name, value in given.items()]
+    said = [f"{BOUNDS[name]} {value:,}" for name, value in given.items()]
     if said:
         yield " and ".join(said)
     for bound in bounds:
