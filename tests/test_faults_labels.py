@@ -14,6 +14,7 @@ from tokcli.data.sources import open_source
 from tokcli.data.sources.caption_files import MOST_CAPTION, captions_beside
 from tokcli.data.sources.classes import class_name
 from tokcli.data.sources.folder import Folder
+from tokcli.errors import TokError
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +34,30 @@ def folder(root: Path, labels: str | None = None) -> Folder:
 @pytest.mark.parametrize(
     ("value", "name"),
     [(2, "2"), (2.0, "2"), ("2.0", "2"), (" cat\n", "cat"), (-1, None), (-1.0, None), ("-1", None), ("-1.0", None),
-     (None, None), ("", None), (0, "0"), ("007", "007"), ("1.5", "1.5"), ("n01440764", "n01440764"), ("2.0b", "2.0b")],
+     (None, None), ("", None), (0, "0"), ("\ufeff10", "10"), ("\ufeff-1\r\n", None), ("007", "007"), ("1.5", "1.5"), ("n01440764", "n01440764"), ("2.0b", "2.0b")],
 )  # fmt: skip
 def test_a_label_means_the_class_that_it_names(value: object, name: str | None) -> None:
     assert class_name(value) == name
 
 
 @pytest.mark.parametrize(
-    "value", [True, False, 0.5, -2, "-2", "-2.0", [3], {"a": 1}, float("nan"), float("inf"), "x" * 1001, "\ud800"]
+    "value",
+    [
+        True,
+        False,
+        0.5,
+        -2,
+        "-2",
+        "-2.0",
+        [3],
+        {"a": 1},
+        float("nan"),
+        float("inf"),
+        "x" * 1001,
+        "\ud800",
+        "3\n5",
+        "cat\r\ndog",
+    ],
 )
 def test_a_label_that_names_no_class_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="its label is not understood"):
@@ -163,6 +180,30 @@ def test_hugging_faces_metadata_gives_captions_and_labels(tmp_path: Path) -> Non
     assert [source.captions(i) for i in range(3)] == [["one"], ["two"], []]
     assert ([source.label(i) for i in range(3)], source.classes) == ([3, -1, -1], ["0", "1", "2", "3"])
     assert source.problems == [("9.png", "in metadata.jsonl, but no such image")]
+
+
+@pytest.mark.parametrize("row", [{}, {"file_name": "images/3.png", "text": "three"}])
+def test_folders_are_no_classes_beside_the_labels_of_metadata(tmp_path: Path, row: dict[str, str]) -> None:
+    root = draw(tmp_path / "d", "images/1.png", "images/2.png", "images/3.png", "other/4.png")
+    rows = [
+        {"file_name": "images/1.png", "label": 10},
+        {"file_name": "images/2.png", "label": 2},
+        *([row] if row else []),
+    ]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = folder(root)
+    assert [source.label(i) for i in range(4)] == [10, 2, -1, -1] and source.problems == []
+
+
+def test_an_image_to_which_metadata_gives_two_classes_is_refused(tmp_path: Path) -> None:
+    root = draw(tmp_path / "d", "a/1.png", "2.png")
+    row = '{"file_name": "1.png", "label": %s}\n'
+    (root / "a/metadata.jsonl").write_text(row % 3 + row % '"3.0"')
+    (root / "metadata.jsonl").write_text('{"file_name": "a/1.png", "label": 5}')
+    assert folder(root).label(1) == 3  # the nearest table counts
+    (root / "a/metadata.jsonl").write_text(row % 3 + row % 4)
+    with pytest.raises(TokError, match=r"metadata.jsonl: a/1.png has two classes. Got 3 and 4"):
+        folder(root)
 
 
 def test_texts_and_tables_are_found_whatever_the_case_of_their_names(tmp_path: Path) -> None:

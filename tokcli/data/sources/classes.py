@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -24,15 +24,16 @@ def class_name(value: Any) -> str | None:
     """The class that a label names: text, or a whole number written as text, as an integer or as 2.0; None for -1, "" and null.
 
     Raises:
-        ValueError: it is something else (true, a list, 0.5, -2); the message says so.
+        ValueError: it is something else (true, a list, 0.5, -2, two lines); the message says so.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
-        text = re.sub(r"(?a)^(-?\d{1,18})\.0+$", r"\1", str("" if value is None else value).strip())
+        plain = str("" if value is None else value).strip().removeprefix("\ufeff").strip()
+        text = re.sub(r"(?a)^(-?\d{1,18})\.0+$", r"\1", plain)
         if text in ("", "-1"):
             return None
-        if not re.fullmatch(r"(?a)-\d+", text) and len(text) <= MOST_NAME and "\ufffd" not in text and _whole(text):
+        if not re.fullmatch(r"(?a)-\d+", text) and len(text) <= MOST_NAME and _whole(text):
             return text
         value = text
     shown = json.dumps(value, default=str)
@@ -40,7 +41,8 @@ def class_name(value: Any) -> str | None:
 
 
 def _whole(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    """One line of whole characters: two lines are two labels."""
+    return not any("\ud800" <= c <= "\udfff" or c in "\ufffd\n\r" for c in text)
 
 
 def class_numbers(names: Sequence[str | None], where: str) -> tuple[np.ndarray, list[str]]:
@@ -142,13 +144,13 @@ def read_labels(path: Path, where: str, find: Callable[[str], str | None]) -> La
             said.absent.append(key)
             refuse_many(len(said.absent), str(path))
         elif said.classes.setdefault(image, name) != name:
-            raise TokError(
-                f"{path}:{number}",
-                f"{key} has two classes",
-                got=f"{said.classes[image]} and {name}",
-                next="Keep one of the two lines",
-            )
+            refuse_two_classes(f"{path}:{number}", key, said.classes[image], name, "lines")
     return said
+
+
+def refuse_two_classes(where: str, key: str, one: str | None, other: str | None, lines: str) -> NoReturn:
+    """Raises TokError: a table gives an image two classes."""
+    raise TokError(where, f"{key} has two classes", got=f"{one} and {other}", next=f"Keep one of the two {lines}")
 
 
 def _parts(line: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from tokcli.data.sources.caption_files import (
     read_metadata,
     usable,
 )
-from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_labels
+from tokcli.data.sources.classes import class_name, class_numbers, ranks, read_labels, refuse_two_classes
 from tokcli.data.sources.contents import CHUNK, digest_of, file_digests
 from tokcli.data.sources.listing import (
     IMAGE_EXTENSIONS,
@@ -139,8 +139,8 @@ class Folder:
 
         A table speaks of the images in and below its own folder, and more closely than one above.
         """
-        found, labelled = Keys(keys, self.root), False
-        place = {key: i for i, key in enumerate(keys)}
+        found = Keys(keys, self.root)
+        labelled: dict[str, str | None] = {}
         said: dict[str, dict[str, list[str]]] = {TABLE: {}, METADATA[0]: {}}
         read: set[str] = set()
         for name in sorted(tables, key=lambda name: (name.count("/"), *_order(name))):
@@ -151,6 +151,7 @@ class Folder:
                 continue
             read.add(f"{folder}/{kind}")
             captions: dict[str, list[str]] = {}
+            classes: dict[str, str | None] = {}
             absent = 0
             refuse_large(self.root / name, len(keys))
             for row in (read_captions if kind == TABLE else read_metadata)(self.root / name):
@@ -163,15 +164,19 @@ class Folder:
                     continue
                 captions.setdefault(key, []).extend(row.captions)
                 if row.label is not ...:
-                    names[place[key]] = self._class(key, row.label)
-                    labelled = True
+                    label = self._class(key, row.label)
+                    if classes.setdefault(key, label) != label:
+                        refuse_two_classes(str(self.root / name), key, classes[key], label, "rows")
             said[kind].update(captions)
+            labelled.update(classes)
+        if labelled:  # folders then are no classes: their names among the labels would be others
+            names[:] = [labelled.get(key) for key in keys]
         if said[TABLE] or any(said[METADATA[0]].values()):
             self._captions = said[TABLE] or said[METADATA[0]]
         for key, texts in self._captions.items():
             self.problems += [(key, fault) for fault in faults_of(texts)]
             texts[:] = usable(texts)
-        return labelled
+        return bool(labelled)
 
     def _class(self, key: str, label: object) -> str | None:
         try:

@@ -26,7 +26,7 @@ MOST_TEXT = 1 << 20  # bytes of a label, caption or JSON member that are read
 HIDDEN = "file whose name begins with a dot"
 MOST_LIST = 64 << 20  # bytes of the list of classes
 VERSION = 4  # of an index beside a shard
-KEPT = "tar-index-5"  # in the cache, with the version of what is in it
+KEPT = "tar-index-6"  # in the cache, with the version of what is in it
 BLOCK = 512
 MOST_HEADER = 1 << 20  # bytes of a member's name and what else stands in its header
 
