@@ -11,6 +11,7 @@ from claims_results import (
     Results,
     change,
     correlate,
+    level,
     over_seeds,
     pairs,
     predictor_points,
@@ -57,10 +58,11 @@ def objective(results: Results, path: Path) -> None:
         for row, quantizer in enumerate(QUANTIZERS):
             for shift, (kind, colour) in zip((0.14, -0.14), COLOURS.items(), strict=True):
                 name = f"openmoji-{kind}-{quantizer}" + (f"-{MAIN}" if kind == "features" else "")
-                runs = [*results.runs(name, f"fd_{JUDGE}_{mode}").values()]
-                if not runs:
+                number = f"fd_{JUDGE}_{mode}"
+                spread = level(results, name, number)
+                if spread is None:
                     continue
-                spread, y = over_seeds(runs), len(QUANTIZERS) - 1 - row + shift
+                runs, y = [*results.runs(name, number).values()], len(QUANTIZERS) - 1 - row + shift
                 axes.errorbar(
                     spread.mean,
                     y,
@@ -105,9 +107,9 @@ def teachers(results: Results, path: Path) -> None:
             _scatter(axes, points, names=True)
             pixels = [*results.runs("openmoji-pixels-vq", f"fd_{judge}_{mode}").values()]
             if pixels:
-                level, at = over_seeds(pixels).mean, axes.get_yaxis_transform()
-                axes.axhline(level, color=COLOURS["pixels"], linewidth=1)
-                axes.text(0.01, level, "pixels", transform=at, fontsize=6, va="bottom", color=COLOURS["pixels"])
+                beaten, at = over_seeds(pixels).mean, axes.get_yaxis_transform()
+                axes.axhline(beaten, color=COLOURS["pixels"], linewidth=1)
+                axes.text(0.01, beaten, "pixels", transform=at, fontsize=6, va="bottom", color=COLOURS["pixels"])
             axes.set_xlabel("linear probe on the teacher, %", fontsize=8)
             axes.set_ylabel(f"FD_{mode.upper()} by {judge}", fontsize=8)
     _save(figure, path)

@@ -21,6 +21,7 @@ from claims_results import (
     change,
     correlate,
     hours,
+    level,
     over_seeds,
     pairs,
     plain,
@@ -59,8 +60,7 @@ def label(name: str) -> str:
 
 def cell(results: Results, name: str, number: str, scale: float = 1, star: bool = False) -> str:
     """A number of a cell over its seeds."""
-    runs = [[scale * value for value in run] for run in results.runs(name, number).values()]
-    return shown(over_seeds(runs) if runs else None, star)
+    return shown(level(results, name, number, scale), star)
 
 
 COLUMNS = {  # number -> factor

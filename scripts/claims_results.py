@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,31 +62,47 @@ def hours(results: Results) -> dict[int, float]:
 # --- statistics ---
 
 
+class Noise(NamedTuple):
+    """What another seed changes: a standard deviation and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+def pooled(rows: Iterable[Sequence[float]]) -> Noise | None:
+    """The deviation within rows of several seeds each, taken as equal in all; None where no row has two."""
+    several = [row for row in rows if len(row) > 1]
+    freedom = sum(len(row) - 1 for row in several)
+    squares = sum((value - sum(row) / len(row)) ** 2 for row in several for value in row)
+    return Noise(math.sqrt(squares / freedom), freedom) if freedom else None
+
+
 class Spread(NamedTuple):
-    """A mean over seeds with a 95 % interval; of one seed the interval is over its images (or None), and `seeds` is 1."""
+    """A mean over seeds with a 95 % interval."""
 
     mean: float
     half: float | None
     seeds: int
 
 
-def over_seeds(runs: Sequence[Sequence[float]]) -> Spread:
-    """Mean of runs, each [value] or [value, low, high]; Student's interval from two seeds on."""
+def over_seeds(runs: Sequence[Sequence[float]], noise: Noise | None = None) -> Spread:
+    """Mean of runs, each [value] or [value, low, high].
+
+    The interval is Student's: of the noise that is given, so that a single seed has one too, else of these seeds. Of one seed without
+    noise it is that of its images, or None.
+    """
     from scipy.stats import t
 
     values = [run[0] for run in runs]
     n, mean = len(values), sum(values) / len(values)
-    if n == 1:
+    noise = noise or pooled([values])
+    if noise is None:
         return Spread(mean, (runs[0][2] - runs[0][1]) / 2 if len(runs[0]) > 2 else None, 1)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return Spread(mean, float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n), n)
+    return Spread(mean, float(t.ppf(0.975, noise.freedom)) * noise.deviation / math.sqrt(n), n)
 
 
-def difference(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Spread | None:
-    """Mean of ours - theirs over the seeds that both have, in percent of theirs; None where they share none.
-
-    Of one seed: the interval over images, of both.
-    """
+def differences(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> list[list[float]]:
+    """ours - theirs in percent of theirs, for each seed that both have; with the interval over images, of both."""
     runs = []
     for seed in sorted(ours.keys() & theirs.keys()):
         a, b = ours[seed], theirs[seed]
@@ -96,7 +112,7 @@ def difference(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> 
             half = 100 * a[0] / b[0] * math.hypot((a[2] - a[1]) / 2 / a[0], (b[2] - b[1]) / 2 / b[0])
             run += [run[0] - half, run[0] + half]
         runs.append(run)
-    return over_seeds(runs) if runs else None
+    return runs
 
 
 class Correlation(NamedTuple):
@@ -164,7 +180,30 @@ def pairs(results: Results) -> list[Pair]:
 def change(results: Results, pair: Pair, mode: str) -> Spread | None:
     """`difference` of a pair's distances of samples."""
     number = f"fd_{pair.judge}_{mode}"
-    return difference(results.runs(pair.ours, number), results.runs(pair.theirs, number))
+    runs = differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))
+    return over_seeds(runs, change_noise(results, pair.judge)) if runs else None
+
+
+def change_noise(results: Results, judge: str) -> Noise | None:
+    """How much another seed changes a difference in percent, over all pairs with that judge and both networks."""
+    rows = []
+    for pair in pairs(results):
+        for number in (f"fd_{judge}_{mode}" for mode in MODES if pair.judge == judge):
+            rows.append(
+                [run[0] for run in differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))]
+            )
+    return pooled(rows)
+
+
+def level(results: Results, name: str, number: str, scale: float = 1) -> Spread | None:
+    """A number of a cell, times `scale`; None where it was not measured. Another seed changes it by the same share in all cells."""
+    rows = [[run[0] for run in results.runs(one, number).values()] for one in results.names()]
+    relative = pooled([[value * len(row) / sum(row) for value in row] for row in rows if sum(row)])
+    runs = [[scale * value for value in run] for run in results.runs(name, number).values()]
+    if not runs:
+        return None
+    mean = over_seeds(runs).mean
+    return over_seeds(runs, Noise(relative.deviation * mean, relative.freedom) if relative else None)
 
 
 class Point(NamedTuple):
