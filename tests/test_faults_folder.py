@@ -146,7 +146,13 @@ def test_tables_in_sub_folders_speak_of_what_lies_in_and_below_them(tmp_path: Pa
     (tmp_path / "c" / "5.txt").write_text("beside")
     source = folder(tmp_path)
     assert [source.captions(i) for i in range(5)] == [["one"], ["near"], ["three"], ["four"], ["beside"]]
-    assert [source.label(i) >= 0 and source.classes[source.label(i)] for i in range(5)] == [False, "y", "a", "c", "c"]
+    assert [source.label(i) >= 0 and source.classes[source.label(i)] for i in range(5)] == [
+        False,
+        "y",
+        False,
+        False,
+        False,
+    ]
     assert source.problems == [("c/gone.png", "in c/metadata.csv, but no such image")]
     assert source.ignored == {"metadata.csv beside metadata.jsonl": 1}
     before = source.id
