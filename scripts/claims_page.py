@@ -58,9 +58,12 @@ def label(name: str) -> str:
     return f"{objective}, {quantizer.upper()}" + (f", {rest[0]}" if rest else "")
 
 
-def cell(results: Results, name: str, number: str, scale: float = 1, star: bool = False) -> str:
+def cell(
+    results: Results, name: str, number: str, scale: float = 1, star: bool = False, *, interval: bool = True
+) -> str:
     """A number of a cell over its seeds."""
-    return shown(level(results, name, number, scale), star)
+    found = level(results, name, number, scale)
+    return shown(found if found is None or interval else found._replace(half=None), star)
 
 
 COLUMNS = {  # number -> factor
@@ -86,7 +89,7 @@ def main_block(results: Results) -> str:
             free = unbiased(results, name)
             seeds = str(len([s for s in results.seeds if name in results.cells[s]]))
             row = [label(name), seeds]
-            row += [cell(results, name, number, scale) for number, scale in COLUMNS.items()]
+            row += [cell(results, name, number, scale, interval=False) for number, scale in COLUMNS.items()]
             row += [cell(results, name, f"{k}_{j}", star=j not in free) for k in ("rfd", "prfd") for j in JUDGES]
             row += [cell(results, name, f"fd_{j}_{mode}", star=j not in free) for mode in MODES for j in JUDGES]
             rows.append(row)
