@@ -3,7 +3,8 @@
 `python scripts/scale_data.py` makes its links and shards in a temporary folder (about 2 GB for the defaults) and prints a Markdown
 table. Every start is a process of its own: the first with an empty cache, the second with what the first has kept. Times are CPU
 seconds, which other work on the machine does not change, and in brackets those on the clock, from the import of torch to the first
-batch. The last columns extrapolate CPU seconds and memory from half of the data and all of it, by a line through both.
+batch. The last columns extrapolate CPU seconds and memory from half of the data and all of it, by a line through both: they mean something
+only where both differ by seconds, as with the defaults, and are noise with a few thousand images.
 """
 
 import argparse

@@ -233,7 +233,7 @@ def test_a_check_reports_what_is_wrong_with_the_other_splits_and_stops_where_val
     found = json.loads(done.stdout)["splits"]["val"]
     assert done.exit_code == 0 and (found["images"], found["images_without_class"]) == (2, 2)
     assert found["unreadable"][0][0] == "0/2.png" and "its label is not understood: true" in found["left_out"][0][1]
-    assert "val, cannot be read: 1" in run("check", photos).stdout
+    assert "val, cannot be read: 1" in run("check", photos).stdout and found["also_here"] == []
     (val / "metadata.jsonl").write_text("{")
     done = run("check", photos)
     assert done.exit_code == 1 and "val cannot be opened: " in done.stdout
@@ -270,3 +270,10 @@ def test_a_class_that_a_shard_would_call_otherwise_is_refused_before_anything_is
 
 def test_an_empty_spec_is_not_the_folder_one_is_in() -> None:
     assert "--data: is empty" in str(run("check", "").exception)
+
+
+def test_a_check_names_images_of_val_that_training_sees(photos: Path) -> None:
+    (photos.parent / "val").symlink_to(photos)
+    found = json.loads(run("check", photos, "--json").stdout)
+    assert len(found["splits"]["val"]["also_here"]) == found["images"] == 5
+    assert "val, equal pixels above: 5" in run("check", photos).stdout

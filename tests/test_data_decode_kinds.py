@@ -124,11 +124,12 @@ def test_twelve_bits_of_grey_reach_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "kind", "why"), [(16, 2, "signed"), (32, 1, "32-bit"), (32, 2, "32-bit"), (32, 3, "float")]
+    ("bits", "kind", "why"),
+    [(8, 2, "signed"), (16, 2, "signed"), (32, 1, "32-bit"), (32, 2, "32-bit"), (32, 3, "float")],
 )
 def test_pixels_without_a_known_white_are_refused(bits: int, kind: int, why: str) -> None:
     with pytest.raises(BadImage, match=f"{why}.* no known white"):
-        decode(tiff(np.array([1, 2], "<i2" if bits == 16 else "<i4").tobytes(), bits, sample_format=kind, width=2))
+        decode(tiff(np.array([1, 2], f"<i{bits // 8}").tobytes(), bits, sample_format=kind, width=2))
 
 
 def png(depth: int, colour: int, row: bytes, *chunks: tuple[bytes, bytes], width: int = 4, after: bytes = b"") -> bytes:

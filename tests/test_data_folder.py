@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tokcli.command.data import held_out_beside
 from tokcli.data.decode import BadImage
 from tokcli.data.sources import open_source, sibling
 from tokcli.errors import TokError
@@ -201,3 +202,11 @@ def test_broken_coco_annotations_are_one_line(coco: Path, text: str) -> None:
     (coco / "annotations" / "captions_val2017.json").write_text(text)
     with pytest.raises(TokError, match="not COCO's captions"):
         open_source(str(coco / "val2017"), size=8)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_val_split_of_the_same_images_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture, same: bool) -> None:
+    draw(tmp_path / "train", "a.png")
+    draw(tmp_path / "val", "a.png", colour=0 if same else 9)
+    held_out_beside(open_source(str(tmp_path / "train"), size=8), 8, 4)
+    assert ("no image is held out" in caplog.text) is same

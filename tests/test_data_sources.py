@@ -324,7 +324,17 @@ def test_a_registered_source_goes_before_a_plain_folder(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "other"),
-    [("Train", "Val"), ("training", "validation"), ("train", "valid"), ("train2014", "val2014"), ("TRAIN", "val")],
+    [
+        ("Train", "Val"),
+        ("training", "validation"),
+        ("train", "valid"),
+        ("train2014", "val2014"),
+        ("TRAIN", "val"),
+        ("train", "Val"),
+        ("train-set", "val-set"),
+        ("train_2024", "val_2024"),
+        ("Training Set", "Validation Set"),
+    ],
 )
 def test_the_other_split_is_found_under_its_usual_names(tmp_path: Path, name: str, other: str) -> None:
     (tmp_path / name).mkdir()

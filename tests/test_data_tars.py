@@ -311,3 +311,10 @@ def test_past_the_bound_the_time_of_a_shard_stands_for_its_contents(
     assert open_source(str(tmp_path / "copy" / "a.tar"), size=8).id == first
     os.utime(path, ns=(1, 1))
     assert open_source(str(path), size=8).id != first
+
+
+def test_tars_of_a_folder_are_read_in_any_case_and_compressed_ones_counted(tmp_path: Path) -> None:
+    for name in ("a.tar", "b.TAR", "c.tar.gz", "d.tgz"):
+        write(tmp_path / name, {"1.png": picture()})
+    source = open_source(str(tmp_path), size=8)
+    assert len(source) == 2 and source.ignored == {".tar.gz": 1, ".tgz": 1}

@@ -88,4 +88,7 @@ def held_out_beside(source: ImageSource, size: int, most: int) -> ImageSource | 
     if spec is None:
         log.info("no held-out images beside %s: metrics are left to `tok eval --data`", source.name)
         return None
-    return limited(open_source(spec, size=size, max_pixels=source.max_pixels), most)
+    held_out = open_source(spec, size=size, max_pixels=source.max_pixels)
+    if held_out.id == source.id:
+        log.warning("%s holds the same images as %s: no image is held out from training", spec, source.name)
+    return limited(held_out, most)

@@ -265,6 +265,9 @@ def _decoded(image: Image.Image, name: str) -> UInt8[Tensor, "3 h w"]:
         depth = str(image.tile[0][3]) if isinstance(image, PngImageFile) and image.tile else ""
         image.load()  # which turns a TIFF and forgets its orientation; before EXIF is asked for, which would hide what is wrong with a PNG
         turn = _orientation(image)
+        tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+        if tags.get(_SAMPLE_FORMAT, (1,))[0] == 2 and image.mode == "L":
+            raise BadImage(name, "signed pixels have no known white")
         if image.mode == "F":
             raise BadImage(name, "floating-point pixels have no known white")
         grey = _grey(image, name) if image.mode.startswith("I;16") or image.mode == "I" else None

@@ -37,10 +37,12 @@ def examine(spec: str, *, labels: Path | None, size: int, max_bad: float, max_pi
     """
     remember(spec)
     source = open_source(spec, size=size, labels=labels, max_pixels=max_pixels)
-    splits = {
-        split: _split(other, size, max_pixels) for split in NAMES if (other := sibling(source.name, split)) is not None
-    }
     seen = list(_look(source))
+    splits = {
+        split: _split(other, size, max_pixels, seen)
+        for split in NAMES
+        if (other := sibling(source.name, split)) is not None
+    }
     sides = sorted(((s.width, s.height) for s in seen if not s.why), key=lambda side: (side[0] * side[1], side))
     unreadable = [[source.key(i), s.why] for i, s in enumerate(seen) if s.why]
     captioned = sum(bool(source.captions(i)) for i in range(len(source)))
@@ -81,8 +83,10 @@ def _look(source: ImageSource) -> list[_Seen]:
     return found
 
 
-def _split(spec: str, size: int, max_pixels: int) -> dict[str, Any]:
+def _split(spec: str, size: int, max_pixels: int, first: list[_Seen]) -> dict[str, Any]:
     """What another split of the same data holds, and what is wrong with it; its `error` where it cannot be opened.
+
+    Its `also_here` are its images with the pixels of one of the first split's, in `first`.
 
     It is opened as a training opens it: without the file of labels, which is the first split's.
     """
@@ -90,13 +94,15 @@ def _split(spec: str, size: int, max_pixels: int) -> dict[str, Any]:
         source = open_source(spec, size=size, max_pixels=max_pixels)
     except TokError as error:
         return {"name": spec, "error": str(error)}
-    counts = class_counts(source)
+    counts, seen = class_counts(source), list(_look(source))
+    known = {(one.width, one.digest) for one in first if not one.why}
     return {
         "name": source.name,
         "images": len(source),
         "classes": [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count],
         "images_without_class": len(source) - int(counts.sum()),
-        "unreadable": [[source.key(i), one.why] for i, one in enumerate(_look(source)) if one.why],
+        "also_here": [source.key(i) for i, one in enumerate(seen) if (one.width, one.digest) in known],
+        "unreadable": [[source.key(i), one.why] for i, one in enumerate(seen) if one.why],
         "left_out": [list(one) for one in source.problems],
     }
 
@@ -155,6 +161,7 @@ def text(found: dict[str, Any]) -> str:
             lines.append(f"  {split} cannot be opened: {theirs['error']}")
             continue
         lines.append(f"  {split}: {theirs['images']:,} images, {theirs['images_without_class']:,} without class")
+        lines += _listed(f"{split}, equal pixels above", theirs["also_here"])
         lines += _listed(f"{split}, cannot be read", [": ".join(one) for one in theirs["unreadable"]])
         lines += _listed(f"{split}, left out or incomplete", [": ".join(one) for one in theirs["left_out"]])
     why = "too much is left out" if "error" not in found["splits"].get("val", {}) else "its val split cannot be opened"

@@ -155,7 +155,7 @@ NAMES = {
 }
 
 
-_END = r"(?i:[ _-]?set)?(?:\d{4})?$"
+_END = r"(?i:[ _-]?set)?(?:[ _-]?\d{4})?$"
 
 
 def split_named(name: str) -> str | None:
@@ -167,12 +167,12 @@ def split_named(name: str) -> str | None:
 def other_names(name: str, split: str) -> list[str]:
     """What another split beside the split `name` may be called, the likeliest first; [] where `name` says no other split.
 
-    Case and end are those of `name`: `Train` -> `Val`, `train2017` -> `val2017`, `training_set` -> `val_set`.
+    Case and end are those of `name`, if there is one of that case: `Train` -> `Val`, `train2017` -> `val2017`, `training_set` -> `val_set`.
     """
     if split_named(name) in (None, split):
         return []
     end = re.search(_END, name)[0]  # type: ignore[index]  # it may be empty
-    styled = [style(other) for other in NAMES[split] for style in (_like(name), str)]
+    styled = [style(other) for other in NAMES[split] for style in (_like(name), str, str.capitalize)]
     return [other + end for other in dict.fromkeys(styled)]
 
 

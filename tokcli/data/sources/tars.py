@@ -23,6 +23,7 @@ from tokcli.progress import passing
 from tokcli.recipe import MAX_PIXELS
 
 MOST_SHARDS = 1_000_000
+COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def braces(pattern: str) -> Iterator[str]:
@@ -49,7 +50,9 @@ def expand(pattern: str) -> list[Path]:
     """
     where = f"--data {pattern}"
     if os.path.isdir(pattern):
-        return sorted(path for path in Path(pattern).glob("*.tar") if not path.name.startswith("."))
+        return sorted(
+            path for path in Path(pattern).iterdir() if path.suffix.lower() == ".tar" and not path.name.startswith(".")
+        )
     patterns = itertools.islice(braces(pattern), MOST_SHARDS + 1)
     paths: list[str] = []
     for one in patterns:
@@ -82,7 +85,7 @@ class Tars:
         states = self._states()
         shards = self._indexes(sum(size for size, _ in states) <= CONTENTS_UP_TO)
         self.problems = [(key, why) for shard in shards for key, why in shard.problems]
-        self.ignored = dict(sum((Counter(shard.ignored) for shard in shards), Counter[str]()))
+        self.ignored = dict(sum((Counter(shard.ignored) for shard in shards), _compressed(self.name)))
         self.notes = self._notes(shards)
         prefixes = shard_names(self.shards)
         self.keys = [f"{prefix}/{key}" for prefix, shard in zip(prefixes, shards, strict=True) for key in shard.keys]
@@ -135,7 +138,7 @@ class Tars:
         if path.is_dir():
             return _only_tars(path)
         return not is_url(spec) and (
-            spec.endswith((".tar", ".tgz", ".tar.gz")) or ("{" in spec and ".parquet" not in spec)
+            spec.lower().endswith((".tar", ".tgz", ".tar.gz")) or ("{" in spec and ".parquet" not in spec)
         )
 
     @classmethod
@@ -187,8 +190,14 @@ def _only_tars(folder: Path) -> bool:
                 continue
             if entry.is_dir() or entry.name.lower().endswith(IMAGE_EXTENSIONS):
                 return False
-            found = found or entry.name.endswith(".tar")
+            found = found or entry.name.lower().endswith(".tar")
     return found
+
+
+def _compressed(folder: str) -> Counter[str]:
+    """Compressed tars in a folder of tars by their extension: they are not read."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return Counter(end for name in names for end in COMPRESSED if name.lower().endswith(end))
 
 
 def shard_names(paths: list[Path]) -> list[str]:
