@@ -47,7 +47,9 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _seeds(results: Results) -> str:
-    return f"{len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}"
+    counts = [sum(name in known for known in results.cells.values()) for name in results.names()]
+    low, most = min(counts, default=0), max(counts, default=0)
+    return f"{low} to {most} seeds" if low < most else f"{most} seed{'s' * (most != 1)}"
 
 
 def objective(results: Results, path: Path) -> None:

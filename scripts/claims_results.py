@@ -169,9 +169,12 @@ def pairs(results: Results) -> list[Pair]:
     """The comparisons of the two objectives that were measured, by the two teachers that were chosen beforehand."""
     found, known = [], {*results.names()}
     for one in cells(0):
-        if one.objective == "features" and one.teacher in (MAIN, SECOND) and not one.perturb:
+        if one.objective in ("features", "cluster") and one.teacher in (MAIN, SECOND) and not one.perturb:
             pixels = replace(one, objective="pixels", teacher=None).name
-            what = f"{one.data}, {'caption' if one.captions else 'class'}, {one.quantizer.upper()}, {one.teacher}"
+            how = (
+                f"{one.quantizer.upper()}, {one.teacher}" if one.objective == "features" else f"cluster, {one.teacher}"
+            )
+            what = f"{one.data}, {'caption' if one.captions else 'class'}, {how}"
             if {one.name, pixels} <= known:
                 found.append(Pair(what, one.name, pixels, untaught(one.teacher)[0]))
     return found
