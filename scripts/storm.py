@@ -51,8 +51,8 @@ def draw(folder: Path) -> None:
 
 def family(root: Path) -> dict[str, list[str]]:
     """Commands of a toy pipeline without `--out`, in the order in which they can run; later ones read what earlier ones made."""
-    made = root / "undisturbed"
-    train, val = f"--data {root}/photos/train", f"--data {root}/photos/val"
+    made = "{root}/undisturbed"  # filled in word by word: a folder's name may hold spaces
+    train, val = "--data {root}/photos/train", "--data {root}/photos/val"
     vqkd, decoder = f"--tokenizer {made}/tokenizer-vqkd", f"--decoder {made}/decoder"
     judged = " ".join(f"{made}/{name}" for name in ("tokenizer-vqkd", "decoder", "proposal-nar", "samples"))
     by_nar, by_ar = (f"--proposal {made}/proposal-{mode} {decoder} --batch-size 2" for mode in ("nar", "ar"))
@@ -68,7 +68,7 @@ def family(root: Path) -> dict[str, list[str]]:
         "report": f"eval --recipe toy/eval {judged} {val}",
         "viz": f"viz-codebook --recipe toy/viz {vqkd} {train} --set viz.images=12 --set viz.perplexity=5",
     }
-    return {name: words.split() for name, words in commands.items()}
+    return {name: [word.format(root=root) for word in words.split()] for name, words in commands.items()}
 
 
 def start(command: list[Any], out: Path, log: Path) -> int:

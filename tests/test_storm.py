@@ -79,6 +79,14 @@ def test_what_a_command_leaves_behind_is_seen(tmp_path: Path, make_artifact: Mak
         storm.signature(made.path)
 
 
+def test_a_storm_s_folder_may_have_spaces_in_its_name(storm: Any) -> None:
+    for command in storm.family(Path("/a b/{c}")).values():
+        assert [word for word in command if "/a b/{c}/" in word] == [
+            word for word in command if "a b" in word or "{" in word
+        ]
+        assert not {"/a", "b/{c}"} & set(command)
+
+
 def test_a_storm_asks_only_for_what_commands_know(storm: Any, tmp_path: Path) -> None:
     from tokcli.cli import cli
 
