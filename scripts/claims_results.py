@@ -171,31 +171,25 @@ def pairs(results: Results) -> list[Pair]:
     for one in cells(0):
         if one.objective in ("features", "cluster") and one.teacher in (MAIN, SECOND) and not one.perturb:
             pixels = replace(one, objective="pixels", teacher=None).name
-            how = (
-                f"{one.quantizer.upper()}, {one.teacher}" if one.objective == "features" else f"cluster, {one.teacher}"
-            )
-            what = f"{one.data}, {'caption' if one.captions else 'class'}, {how}"
+            how = one.quantizer.upper() if one.objective == "features" else one.objective
+            what = f"{one.data}, {'caption' if one.captions else 'class'}, {how}, {one.teacher}"
             if {one.name, pixels} <= known:
                 found.append(Pair(what, one.name, pixels, untaught(one.teacher)[0]))
     return found
 
 
-def change(results: Results, pair: Pair, mode: str) -> Spread | None:
-    """`difference` of a pair's distances of samples."""
+def changes(results: Results, pair: Pair, mode: str) -> list[list[float]]:
+    """`differences` of a pair's distances of samples."""
     number = f"fd_{pair.judge}_{mode}"
-    runs = differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))
-    return over_seeds(runs, change_noise(results, pair.judge)) if runs else None
+    return differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))
 
 
-def change_noise(results: Results, judge: str) -> Noise | None:
-    """How much another seed changes a difference in percent, over all pairs with that judge and both networks."""
-    rows = []
-    for pair in pairs(results):
-        for number in (f"fd_{judge}_{mode}" for mode in MODES if pair.judge == judge):
-            rows.append(
-                [run[0] for run in differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))]
-            )
-    return pooled(rows)
+def change(results: Results, pair: Pair, mode: str) -> Spread | None:
+    """Their mean. What another seed changes is pooled over all pairs with that judge and both networks."""
+    judged = [one for one in pairs(results) if one.judge == pair.judge]
+    noise = pooled([run[0] for run in changes(results, one, other)] for one in judged for other in MODES)
+    runs = changes(results, pair, mode)
+    return over_seeds(runs, noise) if runs else None
 
 
 def level(results: Results, name: str, number: str, scale: float = 1) -> Spread | None:

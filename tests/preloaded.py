@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,10 @@ sys.exit(int(server.recv(4) or b"70"))
 @contextmanager
 def preloaded(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
     """A folder for the PATH whose `tok` is served; `environment` is that of the imports."""
-    program, address = folder / "tok", f"/tmp/tok-{os.getpid()}-{folder.name}"[:100]  # a socket's name is short
+    short = tempfile.TemporaryDirectory(
+        prefix="tok-"
+    )  # a socket's name may have a hundred bytes, fewer than a test's folder
+    program, address = folder / "tok", f"{short.name}/socket"
     program.write_text(CLIENT.format(python=sys.executable, address=address))
     program.chmod(0o755)
     server = subprocess.Popen([sys.executable, __file__, address], env=dict(environment), stdout=subprocess.PIPE)
@@ -39,7 +43,7 @@ def preloaded(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
     finally:
         server.kill()
         server.wait()
-        Path(address).unlink(missing_ok=True)
+        short.cleanup()
 
 
 def serve(address: str) -> None:

@@ -142,10 +142,8 @@ def on_meta() -> Iterator[torch.device]:
         yield META
 
 
-GROUPS, OWN_GROUP = (
-    Path("/sys/fs/cgroup"),
-    Path("/proc/self/cgroup"),
-)  # where Linux shows control groups, and names this process's
+GROUPS = Path("/sys/fs/cgroup")  # where Linux shows control groups
+OWN_GROUP = Path("/proc/self/cgroup")  # where it names this process's
 
 
 def cores() -> int:

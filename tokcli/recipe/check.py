@@ -27,6 +27,13 @@ BOUNDS = {"gt": "over", "ge": "at least", "lt": "under", "le": "at most"}
 """A range's ends, as pydantic names them, in words."""
 
 
+def bound_in_words(name: str, bound: float, *, whole: bool) -> str:
+    """An end of the range of whole numbers or of any: "at least 1", "under 0.5"."""
+    if whole and (name, bound) == ("gt", 0):
+        return "at least 1"
+    return f"{BOUNDS[name]} {bound:,}" if isinstance(bound, int) else f"{BOUNDS[name]} {bound:g}"
+
+
 class InvalidRecipe(TokError):
     """All faults of one recipe, a line each."""
 
@@ -158,11 +165,10 @@ def _faults(error: ValidationError, model: type[BaseModel], prefix: str) -> list
 
 def _message(item: Any) -> str:
     """What a value should be; of ranges in the words that explain a key."""
-    for name, words in BOUNDS.items():
+    for name in BOUNDS:
         if name in item.get("ctx", {}):
-            bound = item["ctx"][name]
-            words, bound = ("at least", 1) if (name, bound) == ("gt", 0) and isinstance(bound, int) else (words, bound)
-            return f"should be {words} {bound:,}" if isinstance(bound, int) else f"should be {words} {bound:g}"
+            bound = item["ctx"][name]  # a float where the key takes floats
+            return f"should be {bound_in_words(name, bound, whole=isinstance(bound, int))}"
     text = str(item["msg"]).removeprefix("Input ").removeprefix("List ")
     return text.partition(" after validation")[0].rstrip(".")
 

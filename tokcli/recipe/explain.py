@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
-from tokcli.recipe.check import BOUNDS, component_model
+from tokcli.recipe.check import BOUNDS, bound_in_words, component_model
 from tokcli.recipe.sections import Component, Recipe, Section
 
 NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any", type(None): "null"}
@@ -185,10 +185,7 @@ def range_of(field: FieldInfo) -> str:
 def _ranges(annotation: Any, metadata: Any) -> Iterator[str]:
     bounds = [part for data in metadata for part in (data.metadata if isinstance(data, FieldInfo) else [data])]
     given = {name: getattr(b, name) for name in BOUNDS for b in bounds if hasattr(b, name)}
-    if given.get("gt") == 0 and int in _kinds(annotation):
-        given = {"ge": 1, **given}
-        del given["gt"]
-    said = [f"{BOUNDS[name]} {value:,}" for name, value in given.items()]
+    said = [bound_in_words(name, value, whole=int in _kinds(annotation)) for name, value in given.items()]
     if said:
         yield " and ".join(said)
     for bound in bounds:

@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = int(super().construct_yaml_int(self._as_written(node)))
-        if abs(value) >= 1 << 64:  # not even a float may be made of it later on
+        if abs(value) >= 1 << 64:  # no key holds more; a seed beyond 63 bits is refused by its range
             raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
         return value
 

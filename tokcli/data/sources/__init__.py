@@ -167,10 +167,8 @@ def sibling(spec: str, split: str) -> str | None:
     """The same data's other split ("openmoji/train", "val" -> "openmoji/val"), if there is one."""
     bare, columns = without_columns(spec)
     folder, _, name = bare.rstrip("/").rpartition("/")
-    names = [
-        name,
-        split_of(Path(name)),
-    ]  # of a folder such as train-set, then of files such as train-00000-of-00002.parquet
+    # the split of a folder such as train-set, then that of files such as train-00000-of-00002.parquet
+    names = [name, split_of(Path(name))]
     others = [f"{folder}/{other}" for one in names for other in other_names(one, split)] if folder else []
     found = next((other for other in others if _kind(other) is not None), None)
     return f"{found}:{columns}" if found and columns else found
