@@ -82,7 +82,7 @@ def test_a_padded_source_is_read_alike_by_everything(photos: Path) -> None:
     wanted = Pad(8, colour="edge")(source.image(1), torch.Generator())
     assert torch.equal(evaluation_transform(8)(squares.image(1), torch.Generator()), wanted)
     given = Image.fromarray(source.image(1).permute(1, 2, 0).numpy())
-    assert torch.equal(as_squares(given, 8, "edge")[0], wanted)
+    assert torch.equal(next(as_squares(given, 8, "edge"))[0], wanted)
 
 
 def test_a_preset_s_decoder_pads_as_its_tokenizer_does() -> None:

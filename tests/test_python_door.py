@@ -98,6 +98,27 @@ def test_images_that_cannot_be_meant_are_refused_in_one_line(images: object, sai
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_list_that_contains_itself_is_refused(made: dict[str, Path]) -> None:
+    images: list[object] = []
+    images.append(images)
+    with pytest.raises(TokError, match="lie in more than 8 sequences"):
+        tokcli.load(made["tokenizer"]).encode(images)
+
+
+def test_images_of_a_generator_are_read_batch_by_batch(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, asked, read = tokcli.load(made["tokenizer"]), 0, []
+
+    def paths() -> Iterator[Path]:
+        nonlocal asked
+        for path in sorted(made["data"].rglob("*.png")) * 30:
+            asked += 1
+            yield path
+
+    whole = tokenizer.network.encode
+    monkeypatch.setattr(tokenizer.network, "encode", lambda batch: (read.append(asked), whole(batch))[1])
+    assert len(tokenizer.encode(paths())) == asked == 180 and read == [64, 128, 180]
+
+
 def test_decode_gives_uint8_images_by_the_tokenizers_own_decoder_or_a_named_one(made: dict[str, Path]) -> None:
     tokenizer = tokcli.load(made["tokenizer"])
     indices = tokenizer.encode(sorted(made["data"].rglob("*.png")))

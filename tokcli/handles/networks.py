@@ -1,7 +1,8 @@
 """Trained networks from Python: images as a user has them to indices, indices to images, new indices."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,15 @@ from tokcli.errors import TokError
 from tokcli.models import Tokenizer
 
 WHERE = "images"
+BATCH = 64  # images at a time, as `tok tokenize` takes views
+DEEPEST = 8  # sequences of sequences; a list that holds itself has no end
 ACCEPTED = "Give paths, PIL images, (b, 3, h, w) tensors or (b, h, w, 3) arrays, of uint8 or of floats from 0 to 1"
 
 
-def as_squares(images: Any, size: int, padding: Padding | None = None) -> UInt8[Tensor, "b 3 s s"]:
+def as_squares(images: Any, size: int, padding: Padding | None = None) -> Iterator[UInt8[Tensor, "b 3 s s"]]:
     """Images as `tok tokenize` reads them: short side to `size` (bicubic, antialiased), centre crop; whole with padding.
+
+    They come in batches of at most BATCH, so that a long list or a generator of paths is never in memory as a whole.
 
     Args:
         images: one image or several: a path; a PIL image; a tensor (3, h, w) or (b, 3, h, w); an array (h, w, 3) or (b, h, w, 3); or
@@ -37,18 +42,21 @@ def as_squares(images: Any, size: int, padding: Padding | None = None) -> UInt8[
         TokError: values above 1 in floats, another shape or type, a file that cannot be read, or no image at all.
     """
     transform, unused = evaluation_transform(size, padding), torch.Generator()
-    squares = [transform(image, unused) for image in _each(images)]
-    if not squares:
+    squares = (transform(image, unused) for image in _each(images))
+    none = True
+    while batch := list(islice(squares, BATCH)):
+        none = False
+        yield torch.stack(batch)
+    if none:
         raise TokError(WHERE, "there are none", next=ACCEPTED)
-    return torch.stack(squares)
 
 
-def _each(images: Any) -> Iterable[Tensor]:
-    """uint8 (3, h, w) of every image."""
+def _each(images: Any, depth: int = 0) -> Iterator[Tensor]:
+    """uint8 (3, h, w) of every image; `depth`: how many sequences it lies in."""
     if isinstance(images, str | Path | Image.Image):
         yield _one(images)
     elif isinstance(images, np.ndarray) and images.dtype.kind in "USO":
-        yield from _each(images.ravel().tolist())
+        yield from _each(images.ravel().tolist(), depth)
     elif isinstance(images, np.ndarray) and images.dtype.kind in "buif" and images.itemsize <= 8:
         copied = images.astype(images.dtype.newbyteorder("="))  # Pillow's are read-only
         yield from _of_tensor(torch.from_numpy(copied), channels_last=True)
@@ -58,8 +66,10 @@ def _each(images: Any) -> Iterable[Tensor]:
         kind = f"{images.device} {images.layout}" if isinstance(images, Tensor) else str(images.dtype)
         raise TokError(WHERE, "are of a type that is not read", got=kind, next=ACCEPTED)
     elif isinstance(images, Iterable) and not isinstance(images, bytes):
+        if depth == DEEPEST:
+            raise TokError(WHERE, f"lie in more than {DEEPEST} sequences, one in another", next=ACCEPTED)
         for one in images:
-            yield from _each(one)
+            yield from _each(one, depth + 1)
     else:
         raise TokError(WHERE, "are of a type that is not read", got=type(images).__name__, next=ACCEPTED)
 
@@ -73,7 +83,7 @@ def _one(image: str | Path | Image.Image) -> Tensor:
         raise TokError(error.key, error.why, next="Leave it out, or give another file") from None
 
 
-def _of_tensor(found: Tensor, channels_last: bool) -> Iterable[Tensor]:
+def _of_tensor(found: Tensor, channels_last: bool) -> Iterator[Tensor]:
     batch = found[None] if found.dim() == 3 else found
     channels = batch.shape[-1 if channels_last else 1] if batch.dim() == 4 else None
     if channels != 3 or 0 in batch.shape:
@@ -92,9 +102,6 @@ def _of_tensor(found: Tensor, channels_last: bool) -> Iterable[Tensor]:
             WHERE, "must be uint8, or floats in [0, 1]", got=str(batch.dtype).removeprefix("torch."), next=ACCEPTED
         )
     yield from batch.permute(0, 3, 1, 2) if channels_last else batch
-
-
-BATCH = 64  # images at a time, as `tok tokenize` takes views
 
 
 class Handle:
@@ -166,7 +173,7 @@ class TokenizerHandle(Decoding):
         loading.check_discrete(self.artifact)
         squares = as_squares(images, self.facts["use_size"], self.facts.get("padding"))
         with tensor_cores():
-            return torch.cat([self.network.encode(unit(part, self.device)).cpu() for part in squares.split(BATCH)])
+            return torch.cat([self.network.encode(unit(batch, self.device)).cpu() for batch in squares])
 
     def decode(
         self, indices: Any, decoder: "str | Path | DecoderHandle | TokenizerHandle | None" = None
