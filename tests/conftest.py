@@ -69,6 +69,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def closed() -> str:
+    """A path that nobody may look at, root included: a folder in somebody's closed home is refused in the same way."""
+    return "/" + "x" * 300
+
+
+@pytest.fixture
 def make_artifact() -> Callable[..., Any]:
     """Write a small complete artifact: `make_artifact(folder, weights=b"1", kind="tokenizer", ...)`."""
     from tokcli.artifact.draft import Draft, begin

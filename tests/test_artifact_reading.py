@@ -124,6 +124,15 @@ def test_moved_artifact_is_found_by_its_id(tmp_path: Path, make_artifact: Make) 
         locate("tokenizer-000000000000", None, tmp_path)
 
 
+def test_an_input_is_found_beside_where_its_recorded_path_is_out_of_sight(
+    tmp_path: Path, make_artifact: Make, closed: str
+) -> None:
+    made = make_artifact(tmp_path / "a")
+    assert locate(made.id, f"{closed}/a", tmp_path).path == tmp_path / "a"
+    with pytest.raises(TokError, match="cannot be looked at: "):
+        open_artifact(closed)
+
+
 def test_artifacts_of_different_tokenizers_are_refused_together(tmp_path: Path, make_artifact: Make) -> None:
     one, two = make_artifact(tmp_path / "1"), make_artifact(tmp_path / "2", weights=b"2")
     made_by = {"tokenizer": {"id": one.id, "path": str(one.path)}}

@@ -124,7 +124,7 @@ def copy(artifact: Path, to: Path) -> Path:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("", "empty"), ("nowhere", "no such folder"), ("pipe:ls", "no pipes"), ("ftp://a/b.tar", "https addresses are read"),
+        ("", "empty"), ("nowhere", "no such folder"), ("~nobody-of-this-name/photos", "no such folder"), ("pipe:ls", "no pipes"), ("ftp://a/b.tar", "https addresses are read"),
         ("http://127.0.0.1:9/b.tar", "the server cannot be reached"),
         ("a-{000..001}.tar", "no such file"), ("openmoji/test", "openmoji/val"), ("opnmoji/train", "Did you mean 'openmoji'?"),
     ],

@@ -47,6 +47,9 @@ def test_json_that_would_take_more_is_refused_unparsed() -> None:
         parse_json(data, 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * 200_000 + b"]" * 200_000)
+    assert parse_json(b"[" * 100 + b"]" * 100) and parse_json(b"[" + b"[]," * 1000 + b"[]]")
+    with pytest.raises(ValueError, match="nested too deeply"):  # which Python reads, and then fails to compare
+        parse_json(b'{"a": [' * 60 + b"]}" * 60)
 
 
 @pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl", "metadata.csv", "labels"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_evidence_that_claims_too_much_is_not_shown(tmp_path: Path, monkeypatch:
     (tmp_path / EVIDENCE).write_text(json.dumps(facts))
     assert "not finite: the loss or a gradient of step 3" in show_evidence(tmp_path)
     monkeypatch.setattr(limits.read_json, "__defaults__", (100,))
+    assert show_evidence(tmp_path) == []
+
+
+def test_evidence_is_lines_of_text_whatever_it_names_and_a_pipe_is_none(tmp_path: Path) -> None:
+    facts = {"step": 3, "dropout_seeds": [1], "samples": [[2]], "gradient_norms": {"w\nforged\r\x1b[A": 1.0}}
+    (tmp_path / EVIDENCE).write_text(json.dumps(facts))
+    assert all(line.isprintable() for line in show_evidence(tmp_path))
+    (tmp_path / EVIDENCE).unlink()
+    os.mkfifo(tmp_path / EVIDENCE)
     assert show_evidence(tmp_path) == []
 
 

@@ -58,6 +58,7 @@ def test_no_bar_without_a_terminal_on_other_ranks_or_for_short_work(
 ) -> None:
     seen = screen(terminal, delay)
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert distributed.rank() == int(rank)
     work(2)
     assert seen.getvalue() == ""

@@ -22,6 +22,42 @@ from tokcli.errors import Interrupted, TokError
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "abc"}, "RANK: is no whole number from 0 on. Got abc."),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE: is no whole number from 1 on. Got -1."),
+        ({"RANK": "3"}, "RANK: is not below WORLD_SIZE, which is 1. Got 3."),  # it would leave the work to nobody
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "torchrun: the 2 ranks that WORLD_SIZE promises do not find each other"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"},
+            "torchrun: the 2 ranks that WORLD_SIZE promises do not find each other",
+        ),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"},
+            "torchrun: the 2 ranks that WORLD_SIZE promises do not find each other",
+        ),
+    ],
+)
+def test_variables_of_ranks_that_cannot_be_are_one_line(
+    variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TokError) as caught:
+        distributed.rank()
+        distributed.start(CPU)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_an_empty_variable_of_ranks_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert (distributed.rank(), distributed.world_size(), distributed.local_world_size()) == (0, 1, 1)
+
+
 def error_of_one() -> None:
     """Rank 1 fails while rank 0 waits for it in a collective."""
     if distributed.rank() == 1:

@@ -13,6 +13,7 @@ from tokcli.artifact.opening import Artifact
 from tokcli.command.data import recorded_data
 from tokcli.command.options import Options
 from tokcli.data import addresses
+from tokcli.data.sources import sibling
 from tokcli.errors import TokError
 from tokcli.stages import evaluate
 
@@ -88,6 +89,15 @@ def test_data_that_is_gone_is_named_with_the_artifact_that_records_it(
             str(caught.value) == f"{a.path}: the data that it records is not on this machine. Got /gone/photos. {step}."
         )
     assert recorded_data(a, planned=True) == "/gone/photos"
+
+
+def test_recorded_data_that_is_out_of_sight_is_not_on_this_machine(
+    make_artifact: Callable[..., Artifact], tmp_path: Path, closed: str
+) -> None:
+    a = make_artifact(tmp_path / "a", inputs={"data": {"id": "data-1", "path": f"{closed}/train"}})
+    with pytest.raises(TokError, match="the data that it records is not on this machine"):
+        recorded_data(a)
+    assert sibling(f"{closed}/train", "val") is None
 
 
 def test_an_evaluation_says_whose_record_it_follows(

@@ -50,6 +50,14 @@ def test_a_stream_escapes_all_but_new_lines_and_what_moves_a_progress_bar() -> N
     assert raw.getvalue().decode() == "\r 3% \\x1b[31m\n\n\x1b[A\\u202egnp.exe"
 
 
+def test_no_progress_bar_moves_where_results_are_printed() -> None:
+    raw = io.BytesIO()
+    stream = terminal.Result(raw, encoding="utf-8")
+    stream.write("a\r\n\x1b[Ab")
+    stream.flush()
+    assert raw.getvalue() == b"a\\r\n\\x1b[Ab"
+
+
 def test_a_notice_is_one_line_whatever_it_names() -> None:
     record = logging.LogRecord("tok", logging.INFO, "", 0, "%s: left out", (f"a\n{RED}.png",), None)
     assert terminal.Line().format(record) == "a\\n\\x1b[31m.png: left out"
@@ -98,8 +106,9 @@ def test_a_closed_standard_input_is_known_as_closed(tmp_path: Path) -> None:
 
 
 def test_words_of_the_command_line_are_printed_escaped() -> None:
-    done = run(f"sys.argv = ['tok', 'verify', 'a', {TURNED!r}]", capture_output=True)
-    assert done.returncode == 2 and "\\u202egnp" in done.stderr and "\u202e" not in done.stderr
+    for words in (["verify", "a", f"{TURNED}\r\n\x1b[A"], [f"--{TURNED}\r\n\x1b[A"]):
+        done = run(f"sys.argv = ['tok', *{words!r}]", capture_output=True)
+        assert done.returncode == 2 and "\\u202egnp.exe\\r\\n\\x1b[A" in done.stderr and "\u202e" not in done.stderr
 
 
 def test_a_closed_session_stops_a_command_as_sigterm_does() -> None:

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,22 +22,38 @@ log = logging.getLogger("tok")
 FAILED = "a rank has failed"  # key of the ranks' store
 GRACE = 3.0  # seconds that a rank has left when another one has failed
 FOREVER = datetime.timedelta(days=28)
+UNSET = "Unset it, or start the command with torchrun, which sets it"
 _store: dist.Store | None = None
 _all: Any = None  # the group by which ranks that are done wait for the others, however long these take
 
 
-def _environment(name: str, slurm: str, default: int) -> int:
+def _environment(name: str, slurm: str, least: int) -> int:
+    """A number that torchrun or SLURM has set; the least that it can be where neither has.
+
+    Raises:
+        TokError: something else stands there.
+    """
     # SLURM's variables are also set in a plain `srun` shell of one task, so they count only beside a rendezvous address.
-    if name in os.environ:
-        return int(os.environ[name])
-    if "MASTER_ADDR" in os.environ and slurm in os.environ:
-        return int(os.environ[slurm])
-    return default
+    names = [name, slurm] if "MASTER_ADDR" in os.environ else [name]
+    found = next((one for one in names if os.environ.get(one)), None)
+    if found is None:
+        return least
+    text = os.environ[found]
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise TokError(found, f"is no whole number from {least} on", got=text, next=UNSET)
+    return int(text)
 
 
 def rank() -> int:
-    """This process's number in [0, world_size)."""
-    return _environment("RANK", "SLURM_PROCID", 0)
+    """This process's number in [0, world_size).
+
+    Raises:
+        TokError: it is not; a process that takes itself for another's would leave its work to nobody.
+    """
+    number, world = _environment("RANK", "SLURM_PROCID", 0), world_size()
+    if number >= world:
+        raise TokError("RANK", f"is not below WORLD_SIZE, which is {world}", got=str(number), next=UNSET)
+    return number
 
 
 def world_size() -> int:
@@ -62,11 +79,22 @@ def is_main() -> bool:
 def start(device: torch.device) -> None:
     """Join the process group if there is more than one process: gloo between CPUs, NCCL between GPUs, where gloo carries what no
     GPU should be waited for.
+
+    Raises:
+        TokError: the processes do not find each other.
     """
     global _store, _all
     if world_size() == 1 or dist.is_initialized():
         return
-    opened, *_ = next(dist.rendezvous("env://", rank(), world_size()))
+    try:
+        opened, *_ = next(dist.rendezvous("env://", rank(), world_size()))
+    except (ValueError, RuntimeError) as error:  # a variable that is missing or no number; nobody at that address
+        raise TokError(
+            "torchrun",
+            f"the {world_size()} ranks that WORLD_SIZE promises do not find each other",
+            why=str(error).splitlines()[0][:160],
+            next="Start them with torchrun or srun, with MASTER_ADDR and MASTER_PORT of the first one's machine",
+        ) from None
     # torchrun's agent keeps one store for all attempts, with the addresses of ranks that died. Machines count attempts each for
     # itself, so that several cannot agree on a name by the count.
     alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"

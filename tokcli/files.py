@@ -19,9 +19,21 @@ from tokcli.errors import TokError
 WAITING = 2  # pieces of work that may wait to be written; who has more waits too
 
 
+def from_home(path: str | Path) -> Path:
+    """A path with the home folder for its `~` or `~NAME`; as it is where nobody has that name, as shells leave it."""
+    return Path(os.path.expanduser(path))
+
+
 def cache_dir() -> Path:
-    """Where fetched weights and computed features are kept: $TOK_CACHE, else ~/.cache/tok."""
-    return Path(os.environ.get("TOK_CACHE") or Path.home() / ".cache" / "tok").expanduser()
+    """Where fetched weights and computed features are kept: $TOK_CACHE, else ~/.cache/tok.
+
+    Raises:
+        TokError: neither is known: $HOME is not set, and the system does not know this user.
+    """
+    folder = from_home(os.environ.get("TOK_CACHE") or "~/.cache/tok")
+    if folder.parts[:1] == ("~",):
+        raise TokError("TOK_CACHE", "is not set, and this user has no home folder", next="Set it to a folder")
+    return folder
 
 
 def sha256(path: str | Path) -> str:

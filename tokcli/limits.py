@@ -12,6 +12,7 @@ from typing import Any
 from tokcli.errors import TokError
 
 MOST_JSON = 600_000_000  # bytes of memory that a JSON file may take
+DEEPEST = 100  # brackets of JSON within each other: what goes through values by recursion has a thousand at most
 MOST_LINE = 1 << 20  # characters of a line of a table
 MOST_DIRECTORY = 16 << 20  # bytes: of a zip of 200,000 members
 COSTS = {b":": 48, b",": 64, b"[": 80, b"{": 200}  # bytes of the objects that come with a sign of JSON, at most
@@ -47,14 +48,25 @@ def parse_json(data: bytes, most: int = MOST_JSON) -> Any:
 
     Raises:
         TooLarge: it would take more than `most` bytes of memory.
-        ValueError: it is no JSON.
+        ValueError: it is no JSON, or has more than DEEPEST brackets within each other.
     """
     if weigh_json(data) > most:
         raise TooLarge(f"would take more than {most:,} bytes of memory")
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        found = json.loads(data.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("brackets are nested too deeply") from None
+    if data.count(b"[") + data.count(b"{") > DEEPEST and _deeper([found]):
+        raise ValueError("brackets are nested too deeply")
+    return found
+
+
+def _deeper(level: list[Any]) -> bool:
+    """Whether values hold more than DEEPEST lists or mappings within each other."""
+    for _ in range(DEEPEST + 1):
+        held = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for values in held for one in values if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def read_json(path: Path, most: int = MOST_JSON) -> Any:

@@ -25,14 +25,13 @@ def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
-MOVES = re.compile(
-    r"(\n|\r|\x1b\[A)"
-)  # new line, and how a progress bar goes back to the start of its own or up to another
+BREAKS = re.compile(r"(\n)")
+MOVES = re.compile(r"(\n|\r|\x1b\[A)")  # and how a progress bar goes back to the start of its own line or up to another
 
 
-def shown(text: str) -> str:
-    """The same for several lines and for progress bars: breaks of lines stay."""
-    return text if text.isprintable() else "".join(p if MOVES.fullmatch(p) else printable(p) for p in MOVES.split(text))
+def shown(text: str, kept: re.Pattern[str] = MOVES) -> str:
+    """The same for several lines: what is `kept` stays, breaks of lines and what moves progress bars."""
+    return text if text.isprintable() else "".join(p if kept.fullmatch(p) else printable(p) for p in kept.split(text))
 
 
 def as_json(value: Any) -> str:
@@ -52,10 +51,18 @@ class Line(logging.Formatter):
 class Terminal(io.TextIOWrapper):
     """A text stream that prints what `shown` leaves of a text; bytes written to its `buffer` pass as they are."""
 
+    kept = MOVES
+
     def write(self, text: str) -> int:
         """Print text; returns the number of characters that were given."""
-        super().write(shown(text))
+        super().write(shown(text, self.kept))
         return len(text)
+
+
+class Result(Terminal):
+    """Where results are printed, and no progress bars."""
+
+    kept = BREAKS
 
 
 class _Deaf(io.FileIO):
@@ -94,13 +101,13 @@ def guard() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
         if number and getattr(sys, name) is None:  # a closed stdin stays None, which who asks for it can say
             setattr(sys, name, open(number, "w", closefd=False))
-    sys.stdout = _terminal(_Named(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _terminal(_Deaf(2, "w", closefd=False), sys.stderr)
+    sys.stdout = _terminal(Result, _Named(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _terminal(Terminal, _Deaf(2, "w", closefd=False), sys.stderr)
 
 
-def _terminal(raw: io.FileIO, before: TextIO) -> Terminal:
+def _terminal(kind: type[Terminal], raw: io.FileIO, before: TextIO) -> Terminal:
     before.flush()
-    return Terminal(io.BufferedWriter(raw), encoding=before.encoding, errors="backslashreplace", line_buffering=True)
+    return kind(io.BufferedWriter(raw), encoding=before.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def give_up_stdout() -> None:

@@ -158,7 +158,12 @@ def read_manifest(path: Path, where: str) -> dict[str, Any]:
         TokError: no such folder, no manifest, a damaged one, one of another schema, or one that was changed.
     """
     file = path / MANIFEST
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except OSError as error:  # within a folder of somebody else's, or a name that no disk takes
+        why = error.strerror or str(error)
+        raise TokError(where, "cannot be looked at", why=why, next="Check the path and its permissions") from None
+    if not there:
         raise TokError(where, "no such folder", next="Give the path that the command which made the artifact printed")
     if not file.is_file():
         raise TokError(where, "is not an artifact (it holds no manifest.json)", next="Run tok show to list artifacts")

@@ -1,8 +1,10 @@
 """The command line. Nothing here imports torch: a stage is imported inside the command that runs it."""
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -15,6 +17,16 @@ from tokcli.training.signals import heard
 INTERRUPTED = Interrupted("tok", "interrupted", next="Repeat the command to go on")
 
 
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Escape what a mistaken word holds: names of files are words, too, where a shell completes them."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = terminal.printable(error.message)
+        raise
+
+
 class InOrder(click.Group):
     """Lists commands in the order of the pipeline, not of the alphabet."""
 
@@ -22,13 +34,19 @@ class InOrder(click.Group):
         """Names in the order they were added."""
         return list(self.commands)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; what is wrong with it is said in one line."""
+        with _one_line():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what the system refuses (a name too long, a disk that went away) is no fault of tok's.
 
         A loop ends well at a signal; one that comes before, after or between loops ends here.
         """
         try:
-            return super().invoke(ctx)
+            with _one_line():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
@@ -95,6 +113,11 @@ def main() -> None:
         click.echo(f"{error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        sys.exit(1)
+    except ImportError as error:
+        if "map segment" not in str(error):
+            raise
+        click.echo(f"tok: out of memory. {error}. Allow this process more memory (ulimit -v).", err=True)
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():

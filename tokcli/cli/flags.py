@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tokcli import terminal
+from tokcli.files import from_home
 from tokcli.recipe.sample_options import Option, declared
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _by_name(given: tuple[str, ...]) -> dict[str, Path]:
     for text in given:
         name, sign, file = text.rpartition("=")
         key = f"teacher:{name}" if sign and not Path(text).exists() else "teacher"
-        path = Path(file if key != "teacher" else text).expanduser()
+        path = from_home(file if key != "teacher" else text)
         if not path.is_file():
             raise click.BadParameter(f"File '{path}' does not exist.", param_hint="'--teacher-weights'")
         if key in found:

@@ -23,6 +23,7 @@ from tokcli.data.transforms import Padding, evaluation_transform
 from tokcli.errors import TokError
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.evaluation.records import Against
+from tokcli.files import from_home
 from tokcli.measure.extractors import Extractor, Seen, chosen, look
 from tokcli.metrics.fid import Gaussian
 from tokcli.progress import passing
@@ -251,7 +252,7 @@ def is_npz(spec: str) -> bool:
 
 
 def _file(spec: str) -> Path:
-    path = Path(spec).expanduser().resolve()
+    path = from_home(spec).resolve()
     if not path.is_file():
         raise TokError(f"--reference {spec}", "no such file", next="Give a .npz of statistics or images, or a data set")
     return path

@@ -19,6 +19,7 @@ from tokcli.data.decode import BadImage, decode, pixels_of
 from tokcli.data.transforms import Padding, evaluation_transform, unit
 from tokcli.device import tensor_cores
 from tokcli.errors import TokError
+from tokcli.files import from_home
 from tokcli.models import Tokenizer
 
 WHERE = "images"
@@ -78,7 +79,7 @@ def _one(image: str | Path | Image.Image) -> Tensor:
     try:
         if isinstance(image, Image.Image):
             return pixels_of(image, "PIL image")
-        return decode(Path(image).expanduser())
+        return decode(from_home(image))
     except BadImage as error:
         raise TokError(error.key, error.why, next="Leave it out, or give another file") from None
 

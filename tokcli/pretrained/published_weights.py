@@ -14,7 +14,7 @@ from pathlib import Path
 from tokcli.artifact.manifest import canonical_hash
 from tokcli.data.sources.contents import known_sha256
 from tokcli.errors import TokError
-from tokcli.files import atomic_write, cache_dir, sha256
+from tokcli.files import atomic_write, cache_dir, from_home, sha256
 
 TIMEOUT = 5.0  # seconds without an answer after which a hub counts as unreachable
 
@@ -111,7 +111,7 @@ def download(url: str) -> Path:
         Unreachable: no answer, no such file, or other content than its name says.
     """
     name = url.rsplit("/", 1)[-1]
-    torch_home = Path(os.environ.get("TORCH_HOME") or Path.home() / ".cache" / "torch").expanduser()
+    torch_home = from_home(os.environ.get("TORCH_HOME") or "~/.cache/torch")
     ours = cache_dir() / "hub" / name
     for path in (torch_home / "hub" / "checkpoints" / name, ours):
         if path.is_file():

@@ -18,6 +18,7 @@ from tokcli import distributed
 from tokcli.data.randomness import seed_of
 from tokcli.files import write_text
 from tokcli.limits import read_json
+from tokcli.terminal import printable
 
 
 class NonFinite(Exception):
@@ -153,6 +154,8 @@ def write_evidence(folder: Path, found: NonFinite, seed: int, numbers: Tensor) -
 
 def show_evidence(folder: Path) -> list[str]:
     """The file of a folder as lines of text; none where there is none, or none that can be read."""
+    if not (folder / EVIDENCE).is_file():  # a pipe would be waited for
+        return []
     try:
         facts = read_json(folder / EVIDENCE)
         norms: Mapping[str, Any] = facts["gradient_norms"]
@@ -166,6 +169,6 @@ def show_evidence(folder: Path) -> list[str]:
             f"    {name:<40}{norms[name] if isinstance(norms[name], str) else f'{norms[name]:.4g}'}"
             for name in worst[:SHOWN]
         ]
-        return [*lines, ""]
+        return [*map(printable, lines), ""]  # nothing vouches for this file
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -3,6 +3,7 @@
 A new kind of source is one file and one line in `SOURCES`: `open_source` asks each member whether a spec is its own.
 """
 
+import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from tokcli.data.sources.subset import evenly, limited, padded, padding_of
 from tokcli.data.sources.summary import say_found
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import Misuse, NotFound, TokError
+from tokcli.files import from_home
 from tokcli.recipe import MAX_PIXELS
 from tokcli.registry import nearest
 
@@ -147,14 +149,24 @@ def open_source(spec: str, *, size: int, labels: Path | None = None, max_pixels:
         if known.startswith("Did")
         else f"Choose a folder, or one of {', '.join(f'{name}/train' for name in EMBEDDED)}"
     )
-    if not Path(spec).expanduser().exists():
+    if not from_home(spec).exists():
         raise NotFound(where, "no such folder", next=hint)
     raise TokError(where, "not a folder or a tar", next=hint)
 
 
 def names_data(spec: str) -> bool:
     """Whether `open_source` knows what a spec is: an embedded set, an address that is read, or something that is there."""
-    return _kind(spec) is not None
+    return _found(spec) is not None
+
+
+def _found(spec: str) -> type[Source] | None:
+    """The kind of source that a recorded or guessed spec is of; None also where it lies out of sight, in somebody's closed folder."""
+    try:
+        return _kind(spec)
+    except OSError:
+        if os.path.lexists(from_home(without_columns(spec)[0])):
+            raise
+        return None
 
 
 def _kind(spec: str) -> type[Source] | None:
@@ -170,5 +182,5 @@ def sibling(spec: str, split: str) -> str | None:
     # the split of a folder such as train-set, then that of files such as train-00000-of-00002.parquet
     names = [name, split_of(Path(name))]
     others = [f"{folder}/{other}" for one in names for other in other_names(one, split)] if folder else []
-    found = next((other for other in others if _kind(other) is not None), None)
+    found = next((other for other in others if _found(other) is not None), None)
     return f"{found}:{columns}" if found and columns else found

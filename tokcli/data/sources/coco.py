@@ -16,6 +16,7 @@ from tokcli.data.sources.contents import State, digest_of, state_of
 from tokcli.data.sources.folder import read_encoded
 from tokcli.data.sources.listing import bad_name, data_id, refuse_labels
 from tokcli.errors import TokError
+from tokcli.files import from_home
 from tokcli.limits import TooLarge, read_json
 from tokcli.recipe import MAX_PIXELS
 
@@ -98,14 +99,14 @@ class Coco:
     @classmethod
     def claims(cls, spec: str) -> bool:
         """DIR/train2017, or DIR/train for short, beside DIR/annotations; DIR itself is told to choose."""
-        path = Path(spec).expanduser()
+        path = from_home(spec)
         return coco_split(path) is not None or bool(coco_splits(path))
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Coco":
         """The split that a spec names; raises TokError where it names none, or with labels."""
         refuse_labels(labels, spec)
-        path = Path(spec).expanduser()
+        path = from_home(spec)
         if found := coco_split(path):
             return cls(*found)
         ways = " or ".join(str(path / split) for split in coco_splits(path))

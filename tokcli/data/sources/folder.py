@@ -34,6 +34,7 @@ from tokcli.data.sources.listing import (
 from tokcli.data.sources.summary import counted
 from tokcli.data.sources.walk import DEPTH, SIDECARS, Found, walk
 from tokcli.errors import TokError
+from tokcli.files import from_home
 from tokcli.recipe import MAX_PIXELS
 from tokcli.terminal import printable
 
@@ -84,12 +85,12 @@ class Folder:
     @classmethod
     def claims(cls, spec: str) -> bool:
         """Any folder; so it is asked last."""
-        return Path(spec).expanduser().is_dir()
+        return from_home(spec).is_dir()
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Folder":
         """The images in a folder; raises TokError where there are none, or only splits."""
-        return cls(Path(spec).expanduser(), labels=labels)
+        return cls(from_home(spec), labels=labels)
 
     def key(self, i: int) -> str:
         """Sample i's path relative to the folder."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokcli.data.sources.contents import digest_of, state_of
 from tokcli.data.sources.listing import data_id, embedded_split, refuse_labels
 from tokcli.errors import NotFound, TokError
-from tokcli.files import cache_dir
+from tokcli.files import cache_dir, from_home
 from tokcli.recipe import MAX_PIXELS
 
 FILES = {"train": "train", "val": "t10k"}
@@ -86,14 +86,14 @@ class Idx:
     @classmethod
     def claims(cls, spec: str) -> bool:
         """DIR/train and DIR/val where DIR holds idx files; DIR itself is told to choose."""
-        path = Path(spec).expanduser()
+        path = from_home(spec)
         return path.name in idx_splits(path.parent) or bool(idx_splits(path))
 
     @classmethod
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Idx":
         """The split that a spec names; raises TokError where it names none, or with labels."""
         refuse_labels(labels, spec)
-        path = Path(spec).expanduser()
+        path = from_home(spec)
         if path.name in idx_splits(path.parent):
             return cls(path.parent, path.name)
         ways = " or ".join(str(path / split) for split in idx_splits(path))

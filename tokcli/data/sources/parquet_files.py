@@ -7,6 +7,7 @@ from pathlib import Path
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, NUMBERED, ROLES, split_of
 from tokcli.data.sources.tars import expand
 from tokcli.errors import NotFound, TokError
+from tokcli.files import from_home
 
 END = ".parquet"
 FOLDERS = 2  # how many folders below the named one may hold files: config/split/0000.parquet
@@ -60,7 +61,7 @@ def _files(folder: Path, deeper: int) -> list[Path]:
 
 def names_parquet(spec: str) -> bool:
     """Whether a spec without columns names Parquet files; it looks at names alone."""
-    path = Path(spec).expanduser()
+    path = from_home(spec)
     if path.is_dir():
         return bool(layout(path))
     return spec.endswith(END) or bool(_split(path))
@@ -83,7 +84,7 @@ def files_of(spec: str) -> tuple[str, list[Path]]:
         NotFound: there are none.
         TokError: several splits to choose from, or a file of a numbered split is missing.
     """
-    path = Path(spec).expanduser()
+    path = from_home(spec)
     if spec.endswith(END) and not path.is_dir():
         files = expand(str(path.absolute()))
         return str(path.absolute()), files

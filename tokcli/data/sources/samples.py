@@ -12,6 +12,7 @@ from tokcli.data.sources.folder import Folder
 from tokcli.data.sources.listing import data_id, refuse_labels
 from tokcli.data.sources.tars import Tars
 from tokcli.errors import TokError
+from tokcli.files import from_home
 from tokcli.limits import read_json
 from tokcli.recipe import MAX_PIXELS
 
@@ -45,7 +46,7 @@ class Samples:
     def claims(cls, spec: str) -> bool:
         """Folders of artifacts, of any kind: a preview or a page's pictures are no data."""
         try:
-            manifest = read_json(Path(spec).expanduser() / MANIFEST)
+            manifest = read_json(from_home(spec) / MANIFEST)
         except (OSError, ValueError):
             return False
         return isinstance(manifest, dict) and manifest.get("kind") in KINDS
@@ -54,7 +55,7 @@ class Samples:
     def open(cls, spec: str, *, size: int, labels: Path | None = None) -> "Samples":
         """The images of an artifact; raises TokError as the class does, and with labels."""
         refuse_labels(labels, spec)
-        return cls(Path(spec).expanduser())
+        return cls(from_home(spec))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -19,6 +19,7 @@ from tokcli.data.sources.contents import CONTENTS_UP_TO, state_of
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, data_id, is_url, refuse_labels
 from tokcli.data.sources.tar_index import IMAGES, TarIndex, index_tar, read_member
 from tokcli.errors import NotFound, TokError
+from tokcli.files import from_home
 from tokcli.progress import passing
 from tokcli.recipe import MAX_PIXELS
 
@@ -110,7 +111,7 @@ class Tars:
 
     def _locate(self, pattern: str) -> None:
         """Set `name`, and `shards`, by which keys are named."""
-        self.name = os.path.abspath(os.path.expanduser(pattern))
+        self.name = os.path.abspath(from_home(pattern))
         self.shards = expand(self.name)
 
     def _states(self) -> list[tuple[int, object]]:
@@ -134,7 +135,7 @@ class Tars:
     @classmethod
     def claims(cls, spec: str) -> bool:
         """Names that end in .tar (compressed ones are refused on opening), patterns with braces, and folders of tars alone."""
-        path = Path(spec).expanduser()
+        path = from_home(spec)
         if path.is_dir():
             return _only_tars(path)
         return not is_url(spec) and (
