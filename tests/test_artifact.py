@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -263,6 +264,32 @@ def test_lock_is_free_after_finish_and_after_a_refusal(tmp_path: Path) -> None:
 def test_bulk_writers_share_a_folder(tmp_path: Path) -> None:
     drafts = [begin(tmp_path / "a", "tokens", RECIPE, {}, {}, exclusive=False) for _ in range(2)]
     assert all(isinstance(draft, Draft) for draft in drafts)
+    assert [file.name for file in (tmp_path / "a").iterdir()] == [MANIFEST]
+
+
+def test_of_bulk_writers_of_two_recipes_that_begin_at_once_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, ends = drafts.write_manifest, list[Any]()
+
+    def other() -> None:
+        try:
+            ends.append(begin(tmp_path / "a", "tokens", {"stage": "tokens", "seed": 1}, {}, {}, exclusive=False))
+        except TokError as error:
+            ends.append(error)
+
+    def late(*arguments: Any) -> Any:
+        if not ends:
+            monkeypatch.setattr(drafts, "write_manifest", write)
+            second.start()
+            second.join(0.3)  # it has seen that there is no manifest
+        return write(*arguments)
+
+    second = threading.Thread(target=other)
+    monkeypatch.setattr(drafts, "write_manifest", late)
+    begin(tmp_path / "a", "tokens", {"stage": "tokens", "seed": 0}, {}, {}, exclusive=False)
+    second.join()
+    assert "seed: 0, not 1" in str(ends[0])
 
 
 # disks

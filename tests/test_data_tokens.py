@@ -11,7 +11,7 @@ import torch
 
 from tokcli.data.npy import NpyRows
 from tokcli.data.token_batches import TokenBatches
-from tokcli.data.token_store import TokenStore, merge, present, write_shard
+from tokcli.data.token_store import TokenStore, merge, present, skipped, write_shard
 from tokcli.errors import TokError
 
 SIZES = (4, 1, 3)
@@ -87,6 +87,24 @@ def test_a_missing_shard_is_not_merged_over(tmp_path: Path) -> None:
     assert present(tmp_path) == {0, 2}
     with pytest.raises(TokError, match=r"1 of 3 shards are missing, the first 1"):
         merge(tmp_path, 3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"labels": [0], "keys": [], "captions": [[]], "skipped": []}', None])
+def test_unfinished_work_that_was_damaged_is_told_and_never_vouched_for(tmp_path: Path, content: str | None) -> None:
+    write_all(tmp_path)
+    if content is None:  # one code of a shard
+        file = tmp_path / "indices-00001.npy"
+        file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    else:
+        (tmp_path / "rows-00001.json").write_text(content)
+        with pytest.raises(TokError, match="rows-00001.json: is damaged"):
+            skipped(tmp_path)
+    with pytest.raises(TokError, match="is damaged. Delete indices-00001.npy and rows-00001.json in "):
+        merge(tmp_path, 3)
+    for name in ("indices-00001.npy", "rows-00001.json"):
+        (tmp_path / name).unlink()
+    write_all(tmp_path, order=(1,))
+    assert merge(tmp_path, 3) == (8, 1)
 
 
 def test_large_codebooks_take_four_bytes(tmp_path: Path) -> None:

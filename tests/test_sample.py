@@ -287,6 +287,17 @@ def test_batches_are_put_together_in_their_order(tmp_path: Path) -> None:
     assert np.load(tmp_path / "indices-00000.npy").tolist() == [[999_999], [1_000_000]]
 
 
+@pytest.mark.parametrize("codes", [[[1, 2, 3]], [[1], [2]]])
+def test_unfinished_samples_that_were_damaged_are_told(tmp_path: Path, codes: list[list[int]]) -> None:
+    (tmp_path / store.PARTS).mkdir()
+    for batch, held in enumerate([[[0]], codes]):
+        np.save(tmp_path / store.PARTS / f"indices-{batch:06d}.npy", np.array(held))
+    with pytest.raises(TokError, match="does not hold the indices of 2 images. Delete "):
+        store.merge(tmp_path, 2, per_file=2, codebook_size=8, form="png", labels=[-1, -1], captions=[])
+    with pytest.raises(TokError, match="000000.png: is missing. Delete "):
+        store.check_images(tmp_path, 2, "png")
+
+
 def test_a_caption_ends_at_a_newline_and_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("one\u2028two\r\nthree\x0cfour\n".encode())
     assert read_prompts(str(tmp_path / "p.txt")) == ["one\u2028two", "three\x0cfour"]

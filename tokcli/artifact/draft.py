@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO, Any
 from tokcli.artifact.manifest import MANIFEST, SCHEMA, SEAL, content_id, differing_keys, identity, read_manifest, seal
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.errors import Interrupted, TokError
-from tokcli.files import disk_error, sha256, write_text
+from tokcli.files import disk_error, locked, sha256, write_text
 from tokcli.progress import passing
 
 log = logging.getLogger("tok")
@@ -193,23 +194,24 @@ def begin(
         "provenance": dict(provenance),
     }
     try:
-        if (path / MANIFEST).exists():
-            manifest = read_manifest(path, where)
-            if lock and manifest["kind"] == kind and manifest["status"] == "running" and _untouched(path):
-                manifest = started
-                write_manifest(path, manifest)  # a command that failed at its start holds nothing to protect
-            _refuse_changes(where, manifest, kind, recipe, inputs, settled or {})
-            if manifest["status"] == "complete":
-                if lock:
-                    lock.close()
-                return open_artifact(path)
-            _remove_stale(path, exclusive)
-            if identity(manifest["recipe"]) == identity(recipe):
-                manifest["recipe"] = dict(recipe)  # a tolerance that was raised is what it ends with
-            draft = Draft(path, manifest, lock, resumed=True)
-        else:
-            write_manifest(path, started)
-            draft = Draft(path, started, lock, resumed=False)
+        with contextlib.nullcontext() if exclusive or not os.access(path, os.W_OK) else _one_after_another(path):
+            if (path / MANIFEST).exists():
+                manifest = read_manifest(path, where)
+                if lock and manifest["kind"] == kind and manifest["status"] == "running" and _untouched(path):
+                    manifest = started
+                    write_manifest(path, manifest)  # a command that failed at its start holds nothing to protect
+                _refuse_changes(where, manifest, kind, recipe, inputs, settled or {})
+                if manifest["status"] == "complete":
+                    if lock:
+                        lock.close()
+                    return open_artifact(path)
+                _remove_stale(path, exclusive)
+                if identity(manifest["recipe"]) == identity(recipe):
+                    manifest["recipe"] = dict(recipe)  # a tolerance that was raised is what it ends with
+                draft = Draft(path, manifest, lock, resumed=True)
+            else:
+                write_manifest(path, started)
+                draft = Draft(path, started, lock, resumed=False)
         if lock and not wait:
             _begun.add(draft)
         return draft
@@ -217,6 +219,17 @@ def begin(
         if lock:
             lock.close()
         raise
+
+
+@contextlib.contextmanager
+def _one_after_another(path: Path) -> Iterator[None]:
+    """Of bulk commands that begin a folder at once the first writes its manifest, and the others compare theirs with it."""
+    while True:
+        with locked(path, ".begin.lock", remove=True) as got:
+            if got:
+                yield
+                return
+        time.sleep(0.01)
 
 
 def _untouched(path: Path) -> bool:

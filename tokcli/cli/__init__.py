@@ -98,6 +98,7 @@ def main() -> None:
     """The `tok` program: an expected failure is one line on stderr and an exit code, never a traceback."""
     # OpenMP threads that spin while they wait make two busy processes many times slower; set before torch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.pop("MPLBACKEND", None)  # figures are drawn into files; matplotlib fails at a name that it does not know
     terminal.guard()
     sys.unraisablehook = _interrupted_all_the_same
     for number in heard():

@@ -73,6 +73,21 @@ def present(folder: Path) -> set[int]:
     return {int(p.stem.removeprefix("indices-")) for p in (folder / PARTS).glob("indices-*.npy")}
 
 
+def check_images(folder: Path, number: int, form: str) -> None:
+    """Look whether all images are there before they are put together.
+
+    Raises:
+        TokError: somebody has removed one.
+    """
+    for path in (image_path(folder, one, form) for one in range(number)):
+        if not path.is_file():
+            raise _spoilt(folder, path, "is missing")
+
+
+def _spoilt(folder: Path, path: Path, what: str) -> TokError:
+    return TokError(str(path), what, next=f"Delete {folder} and repeat the command: it draws the images again")
+
+
 def merge(
     folder: Path,
     number: int,
@@ -92,9 +107,15 @@ def merge(
         labels: class of each image, -1 for none.
         captions: of each image, or none at all.
         classes: their names, which mean the same wherever they are read.
+
+    Raises:
+        TokError: the indices are not those of so many images.
     """
     parts = [folder / PARTS / f"indices-{batch:06d}.npy" for batch in sorted(present(folder))]
-    codes = np.concatenate([read_npy(part) for part in parts])
+    held = [read_npy(part) for part in parts]
+    if len({codes.shape[1:] for codes in held}) != 1 or sum(map(len, held)) != number:
+        raise _spoilt(folder, folder / PARTS, f"does not hold the indices of {number} images")
+    codes = np.concatenate(held)
     names = []
     for shard, first in enumerate(range(0, number, per_file)):
         numbers = range(first, min(first + per_file, number))

@@ -1,5 +1,6 @@
 """The token store: indices of a data set in shards, written whole or not at all, of which rows are read when they are needed."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -57,9 +58,10 @@ def write_shard(
     if array.size and (array.min() < 0 or array.max() >= codebook_size):
         raise ValueError(f"indices from {array.min()} to {array.max()}, outside a codebook of {codebook_size}")
     rows = {"labels": list(map(int, labels)), "keys": list(keys), "captions": list(captions), "skipped": list(skipped)}
-    write_text(_sidecar(folder, number), json.dumps(rows, ensure_ascii=False) + "\n")
-    dtype = np.uint16 if codebook_size <= 1 << 16 else np.uint32
-    _save(_shard(folder, number), np.ascontiguousarray(array, dtype=dtype))
+    stored = np.ascontiguousarray(array, dtype=np.uint16 if codebook_size <= 1 << 16 else np.uint32)
+    digest = {"sha256": hashlib.sha256(stored.tobytes()).hexdigest()}
+    write_text(_sidecar(folder, number), json.dumps(rows | digest, ensure_ascii=False) + "\n")
+    _save(_shard(folder, number), stored)
     return _shard(folder, number)
 
 
@@ -75,8 +77,50 @@ def present(folder: Path) -> set[int]:
 
 def skipped(folder: Path) -> int:
     """How many images were left out of the shards that are complete and not merged yet."""
-    parts = [_sidecar(folder, number) for number in present(folder)]
-    return sum(len(json.loads(part.read_text(encoding="utf-8"))["skipped"]) for part in parts if part.exists())
+    waiting = [number for number in present(folder) if _sidecar(folder, number).exists()]
+    return sum(len(_rows(folder, number)["skipped"]) for number in waiting)
+
+
+def _rows(folder: Path, number: int) -> dict[str, Any]:
+    """What waits for `merge` beside a shard.
+
+    Raises:
+        FileNotFoundError: nothing: it is merged.
+        TokError: it is not what was written.
+    """
+    path = _sidecar(folder, number)
+    try:
+        rows: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        labels = np.array(rows["labels"], dtype=np.int32)
+        if labels.shape != (len(rows["keys"]),) or len(labels) != len(rows["captions"]):
+            raise ValueError("of several lengths")
+        _ = [(key, why) for key, why in rows["skipped"]]
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise _damaged(folder, number, path) from None
+    return rows
+
+
+def _damaged(folder: Path, number: int, path: Path) -> TokError:
+    both = f"{_shard(folder, number).name} and {_sidecar(folder, number).name}"
+    how = f"Delete {both} in {folder} and repeat the command: it makes that shard again"
+    return TokError(str(path), "is damaged", next=how)
+
+
+def _check_shard(folder: Path, number: int, rows: Mapping[str, Any]) -> None:
+    """Compare a shard with what waits beside it, before the artifact's hashes vouch for it.
+
+    Raises:
+        TokError: it is not the one that was written.
+    """
+    try:
+        stored, digest = NpyRows(_shard(folder, number)), hashlib.sha256()
+        for block in stored.blocks():
+            digest.update(block.tobytes())
+    except NpyError:
+        raise _damaged(folder, number, _shard(folder, number)) from None
+    known = rows.get("sha256", digest.hexdigest())  # shards that earlier versions began have none
+    if len(stored) != len(rows["keys"]) or digest.hexdigest() != known:
+        raise _damaged(folder, number, _shard(folder, number))
 
 
 class Counts(NamedTuple):
@@ -92,7 +136,7 @@ def merge(folder: Path, shards: int) -> Counts:
     Several processes may do so at once, and again: they write the same bytes.
 
     Raises:
-        TokError: a shard is missing.
+        TokError: a shard is missing or damaged.
     """
     if missing := sorted(set(range(shards)) - present(folder)):
         raise TokError(
@@ -101,9 +145,11 @@ def merge(folder: Path, shards: int) -> Counts:
             next="Repeat tok tokenize: it completes the folder",
         )
     try:
-        parts = [json.loads(_sidecar(folder, i).read_text(encoding="utf-8")) for i in range(shards)]
+        parts = [_rows(folder, i) for i in range(shards)]
     except FileNotFoundError:
         return _merged(folder)
+    for number, part in enumerate(parts):
+        _check_shard(folder, number, part)
     whole = {name: [x for part in parts for x in part[name]] for name in ("labels", "keys", "captions", "skipped")}
     _save(folder / "labels.npy", np.array(whole["labels"], dtype=np.int32))
     write_text(folder / "keys.txt", "".join(f"{key}\n" for key in whole["keys"]))

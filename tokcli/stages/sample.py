@@ -219,6 +219,7 @@ def _finish(draft: Draft, proposal: Artifact, request: Request, beside: Mapping[
     with finishing(folder) as mine:
         if not mine:
             return left_to_another(draft)
+        store.check_images(folder, len(labels), asked.format)
         payload = store.merge(
             folder,
             len(labels),
