@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tokcli.data import decode as decoding
 from tokcli.data.decode import BadImage, decode
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], [[0, 0, 0]] * 4], np.uint8)  # 2 rows of 4
@@ -233,3 +234,17 @@ def test_an_orientation_in_a_text_is_applied_also_beside_large_texts(
 def test_a_damaged_text_of_a_turned_picture_costs_the_turn_alone() -> None:
     broken = (b"zTXt", b"Raw profile type exif\0\0not deflated")
     assert rows(png(8, 0, b"\x00\x01\x02\x03", broken))[0, :, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("side", "trims"), [(16, 1), (8, 0)])
+def test_what_the_decoder_of_a_large_image_freed_is_given_back(
+    side: int, trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(decoding, "LARGE", 100)
+    monkeypatch.setattr(decoding, "_trim_of_libc", lambda: asked.append)
+    assert decode(saved(Image.new("RGB", (side, side)), "PNG")).shape == (3, side, side) and len(asked) == trims
+
+
+def test_memory_is_given_back_or_left_where_there_is_no_glibc() -> None:
+    assert decoding._trim_of_libc()(0) in (0, 1, None)

@@ -1,6 +1,8 @@
 """Image bytes to RGB pixels, for bytes that nobody has looked at: no memory is spent before headers are known to fit the limits."""
 
 import contextlib
+import ctypes
+import functools
 import io
 import os
 import struct
@@ -224,14 +226,14 @@ def decode(data: bytes | Path | Part, key: str = "", *, most: int = MAX_PIXELS) 
     try:
         with opened(data, name, most) as file:
             try:
-                return _decoded(open_image(file, name, most), name)
+                return _opened_and_decoded(file, name, most)
             except BadImage:
                 raise
             except Exception as first:
                 error = first
                 for bare in without_texts(file):
                     try:
-                        return _decoded(open_image(bare, name, most), name)
+                        return _opened_and_decoded(bare, name, most)
                     except Exception as other:
                         error = other
                 raise error from None
@@ -243,6 +245,26 @@ def decode(data: bytes | Path | Part, key: str = "", *, most: int = MAX_PIXELS) 
         raise BadImage(name, f"cannot be read ({error.strerror})") from None
     except Exception as error:  # decoders meet hostile bytes here, and raise whatever breaks first
         raise BadImage(name, f"cannot be decoded ({str(error) or type(error).__name__})") from None
+
+
+def _opened_and_decoded(file: Any, name: str, most: int) -> UInt8[Tensor, "3 h w"]:
+    found = _decoded(open_image(file, name, most), name)
+    if found.numel() > 3 * LARGE:
+        _trim()
+    return found
+
+
+@functools.cache
+def _trim_of_libc() -> Callable[[int], Any]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return lambda padding: None
+
+
+def _trim() -> None:
+    """Give the system what the decoder has freed: glibc would keep it for this thread, and the next one that works on the image has its own."""
+    _trim_of_libc()(0)
 
 
 def pixels_of(image: Image.Image, key: str) -> UInt8[Tensor, "3 h w"]:
