@@ -51,6 +51,7 @@ def serve(address: str) -> None:
     import open_clip  # noqa: F401
     import timm  # noqa: F401
     import torch  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
 
     from tokcli.cli import cli
     from tokcli.stages import evaluate, sample, tokenize, train_decoder, train_proposal, train_tokenizer  # noqa: F401

@@ -116,7 +116,8 @@ def test_the_suite_runs_to_its_table_with_every_cell_filled(
     report = Path(ran.stdout.strip())
     with capsys.disabled():
         table = (report / "report.md").read_text(encoding="utf-8").split("## ")[0]
-        print(f"\n--suite {suite} --mini, {time.monotonic() - started:.0f} s\n{table}")
+        evaluated = next(line for line in ran.stderr.splitlines() if line.startswith("== evaluation"))
+        print(f"\n--suite {suite} --mini, {time.monotonic() - started:.0f} s, {evaluated[3:]}\n{table}")
     with open(report / "table.csv", newline="", encoding="utf-8") as file:
         rows = {row["tokenizer"]: row for row in csv.DictReader(file)}
     guided = {f"{name}: cfg_scale=1.75" for name in ROWS} if suite == "imagenet" else set()
