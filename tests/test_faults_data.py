@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,13 @@ def refused(spec: Path, labels: Path | None = None) -> str:
         open_source(str(spec), size=8, labels=labels)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_pipe_among_files_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for spec in (tmp_path, tmp_path / name):
+        assert "is a folder, a pipe or a device" in refused(spec)
 
 
 @pytest.mark.parametrize("names", [("train",), ("test", "train"), ("train", "validation")])

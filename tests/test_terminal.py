@@ -99,6 +99,12 @@ def test_a_result_that_nobody_takes_is_one_line_and_no_success() -> None:
     assert (done.returncode, done.stderr) == (1, said)
 
 
+def test_help_that_nobody_takes_is_one_line_too() -> None:
+    with open("/dev/full", "w") as full:
+        done = run("sys.argv = ['tok', '--help']", stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "stdout: No space left" in done.stderr
+
+
 def test_a_closed_standard_input_is_known_as_closed(tmp_path: Path) -> None:
     code = "s.listing = lambda: f'{sys.stdin} {open(sys.argv[0]).fileno() > 2}'; sys.argv = [c.__file__, 'recipes']"
     done = run(code, capture_output=True, preexec_fn=lambda: os.close(0))

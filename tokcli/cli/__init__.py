@@ -19,45 +19,43 @@ INTERRUPTED = Interrupted("tok", "interrupted", next="Repeat the command to go o
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Escape what a mistaken word holds: names of files are words, too, where a shell completes them."""
+    """What the system refuses (a name too long, a disk that went away) is no fault of tok's; a mistaken word may hold anything, as names
+    of files do that a shell completes.
+
+    A loop ends well at a signal; one that comes before, after or between loops ends here.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        raise INTERRUPTED from None
     except click.ClickException as error:
         vars(error)["message"] = terminal.printable(error.message)
         raise
+    except OSError as error:
+        name = error.filename if isinstance(error.filename, str) else "tok"
+        raise TokError(
+            name[:200], error.strerror or str(error), next="Check the path, its permissions and the space on the disk"
+        ) from error
 
 
 class InOrder(click.Group):
-    """Lists commands in the order of the pipeline, not of the alphabet."""
+    """Lists commands in the order of the pipeline, not of the alphabet; its errors are one line each."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order they were added."""
         return list(self.commands)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Read the command line; what is wrong with it is said in one line."""
+        """Read the command line, or print what it asks for (`--help`)."""
         with _one_line():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what the system refuses (a name too long, a disk that went away) is no fault of tok's.
-
-        A loop ends well at a signal; one that comes before, after or between loops ends here.
-        """
-        try:
-            with _one_line():
-                return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
-        except KeyboardInterrupt:
-            raise INTERRUPTED from None
-        except OSError as error:
-            name = error.filename if isinstance(error.filename, str) else "tok"
-            raise TokError(
-                name[:200],
-                error.strerror or str(error),
-                next="Check the path, its permissions and the space on the disk",
-            ) from error
+        """Run the command."""
+        with _one_line():
+            return super().invoke(ctx)
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from tokcli.data.sources.listing import IMAGE_EXTENSIONS, NUMBERED, ROLES, split_of
-from tokcli.data.sources.tars import expand
+from tokcli.data.sources.tars import expand, regular
 from tokcli.errors import NotFound, TokError
 from tokcli.files import from_home
 
@@ -86,7 +86,7 @@ def files_of(spec: str) -> tuple[str, list[Path]]:
     """
     path = from_home(spec)
     if spec.endswith(END) and not path.is_dir():
-        files = expand(str(path.absolute()))
+        files = regular(expand(str(path.absolute())))
         return str(path.absolute()), files
     found = layout(path) if path.is_dir() else {}
     if len(found) > 1:
@@ -94,7 +94,7 @@ def files_of(spec: str) -> tuple[str, list[Path]]:
     files = next(iter(found.values()), _split(path))
     if not files:
         raise NotFound(f"--data {spec}", "holds no Parquet files", next="Name a folder or files that do")
-    _refuse_missing(spec, files)
+    _refuse_missing(spec, regular(files))
     return os.path.abspath(files[0].parent / split_of(files[0])), files
 
 

@@ -66,6 +66,18 @@ def expand(pattern: str) -> list[Path]:
     return [Path(path) for path in paths]
 
 
+def regular(paths: list[Path]) -> list[Path]:
+    """The same paths.
+
+    Raises:
+        TokError: one is no file; a pipe would be waited for for ever.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise TokError(f"--data {path}", "is a folder, a pipe or a device", next="Name files, or move it away")
+    return paths
+
+
 class Tars:
     """Samples of one or more tars, in the order of the shards and within them; keys are `shard/key`.
 
@@ -112,7 +124,7 @@ class Tars:
     def _locate(self, pattern: str) -> None:
         """Set `name`, and `shards`, by which keys are named."""
         self.name = os.path.abspath(from_home(pattern))
-        self.shards = expand(self.name)
+        self.shards = regular(expand(self.name))
 
     def _states(self) -> list[tuple[int, object]]:
         """Bytes of each shard, and what changes with it; a missing one is named when it is indexed."""
