@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tokcli import device
 from tokcli.data import decode as decoding
 from tokcli.data.decode import BadImage, decode
 
@@ -242,9 +243,9 @@ def test_what_the_decoder_of_a_large_image_freed_is_given_back(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(decoding, "LARGE", 100)
-    monkeypatch.setattr(decoding, "_trim_of_libc", lambda: asked.append)
+    monkeypatch.setattr(device, "_trim_of_libc", lambda: asked.append)
     assert decode(saved(Image.new("RGB", (side, side)), "PNG")).shape == (3, side, side) and len(asked) == trims
 
 
 def test_memory_is_given_back_or_left_where_there_is_no_glibc() -> None:
-    assert decoding._trim_of_libc()(0) in (0, 1, None)
+    assert device._trim_of_libc()(0) in (0, 1, None)

@@ -1,9 +1,10 @@
-"""Where and how exactly numbers are computed: float32 proper and tensor cores, torch.compile, the meta device, cores of the CPU.
+"""Where and how exactly numbers are computed: float32 proper and tensor cores, torch.compile, the meta device, cores and memory of the CPU.
 
 A command begins in float32 proper (`command.session`); a training step, and what reads or draws many images, takes `tensor_cores`.
 """
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -168,6 +169,23 @@ def _quota(groups: Path, own: Path) -> float:
         quota, period = ((groups / "cpu" / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
         found += [float(quota) / float(period)] if float(quota) > 0 else []
     return min(found)
+
+
+@functools.cache
+def _trim_of_libc() -> Callable[[int], Any]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return lambda padding: None
+
+
+def freed(made: Tensor, large: int) -> Tensor:
+    """The same tensor; where it has more than `large` numbers, what making it has freed goes back to the system: glibc would keep it for
+    this thread, and the next one that makes such a tensor has its own.
+    """
+    if made.numel() > large:
+        _trim_of_libc()(0)
+    return made
 
 
 def compile_module(module: nn.Module) -> Callable[..., Any]:

@@ -1,8 +1,6 @@
 """Image bytes to RGB pixels, for bytes that nobody has looked at: no memory is spent before headers are known to fit the limits."""
 
 import contextlib
-import ctypes
-import functools
 import io
 import os
 import struct
@@ -21,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from tokcli.device import freed
 from tokcli.recipe import MAX_PIXELS
 
 # Decoders that hold several copies: with these shares of the limit none takes more than a PNG, about 9 bytes a pixel.
@@ -219,21 +218,20 @@ def decode(data: bytes | Path | Part, key: str = "", *, most: int = MAX_PIXELS) 
             larger one no more is read than its header.
 
     Raises:
-        BadImage: unreadable, truncated, of more than `most` pixels, or with pixels of unknown range
-            (float, signed, 32-bit; a transparent 16-bit colour).
+        BadImage: unreadable, truncated, of more than `most` pixels, or of unknown range (float, signed, 32-bit; a transparent 16-bit colour).
     """
     name = key or ("image" if isinstance(data, bytes) else str(data if isinstance(data, Path) else data.path))
     try:
         with opened(data, name, most) as file:
             try:
-                return _opened_and_decoded(file, name, most)
+                return freed(_decoded(open_image(file, name, most), name), 3 * LARGE)
             except BadImage:
                 raise
             except Exception as first:
                 error = first
                 for bare in without_texts(file):
                     try:
-                        return _opened_and_decoded(bare, name, most)
+                        return freed(_decoded(open_image(bare, name, most), name), 3 * LARGE)
                     except Exception as other:
                         error = other
                 raise error from None
@@ -245,26 +243,6 @@ def decode(data: bytes | Path | Part, key: str = "", *, most: int = MAX_PIXELS) 
         raise BadImage(name, f"cannot be read ({error.strerror})") from None
     except Exception as error:  # decoders meet hostile bytes here, and raise whatever breaks first
         raise BadImage(name, f"cannot be decoded ({str(error) or type(error).__name__})") from None
-
-
-def _opened_and_decoded(file: Any, name: str, most: int) -> UInt8[Tensor, "3 h w"]:
-    found = _decoded(open_image(file, name, most), name)
-    if found.numel() > 3 * LARGE:
-        _trim()
-    return found
-
-
-@functools.cache
-def _trim_of_libc() -> Callable[[int], Any]:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return lambda padding: None
-
-
-def _trim() -> None:
-    """Give the system what the decoder has freed: glibc would keep it for this thread, and the next one that works on the image has its own."""
-    _trim_of_libc()(0)
 
 
 def pixels_of(image: Image.Image, key: str) -> UInt8[Tensor, "3 h w"]:
