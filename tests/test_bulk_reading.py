@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -314,3 +316,37 @@ def test_pngs_are_written_by_several_threads_and_are_the_same(tmp_path: Path, mo
             store.write_batch(tmp_path / str(workers), 0, range(4), torch.zeros(4, 2, dtype=torch.int64), images, "png")
         written.append([file.read_bytes() for file in sorted((tmp_path / str(workers)).glob("images/*.png"))])
     assert len(written[0]) == 4 and written[0] == written[1]
+
+
+READ = """
+import torch
+from types import SimpleNamespace
+from tokcli.data.reading import load
+
+class Items(list):
+    source = SimpleNamespace(name="items")
+
+if __name__ == "__main__":
+    print([int(item[0]) for item in load(Items(torch.full((3,), i) for i in range(3)), range(3), 1)])
+"""
+
+
+def test_workers_hand_over_images_under_a_long_temporary_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)  # a socket's name may have 107 bytes, and lies there
+    folder.mkdir()
+    (tmp_path / "read.py").write_text(READ)
+    variables = os.environ | {"TMPDIR": str(folder)}
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "read.py"], env=variables, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ran.stdout == "[0, 1, 2]\n" and not ran.stderr and not list(folder.iterdir())
+
+
+def test_a_temporary_folder_is_refused_that_is_too_long_where_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reading, "SHORT", [str(tmp_path / "none")])
+    monkeypatch.setattr(reading.tempfile, "tempdir", str(tmp_path / ("long" * 30)))
+    monkeypatch.setattr(reading.util, "get_temp_dir", lambda: os.listdir(reading.tempfile.tempdir))
+    with pytest.raises(TokError, match="TMPDIR: is too long for processes that read images"):
+        reading._name_sockets_shortly.__wrapped__()

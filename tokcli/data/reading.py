@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ from tokcli.errors import TokError
 from tokcli.progress import passing
 
 AHEAD = 2  # items that a worker may have ready
+LONGEST = 60  # bytes of the temporary folder's name: a socket's may have 103 on macOS, and ends in /pymp-xxxxxxxx/listener-xxxxxxxx
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 class _Failed:
@@ -113,7 +116,9 @@ def _of_death(error: Exception) -> bool:
 
 def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
     """An iterator that says in `next` that a worker died. torch's handler of SIGCHLD would raise it wherever the process just is."""
-    _end_workers_at_exit()
+    if loader.num_workers:
+        _end_workers_at_exit()
+        _name_sockets_shortly()
     before = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if before is not None and threading.current_thread() is threading.main_thread():
@@ -125,6 +130,24 @@ def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
 def _end_workers_at_exit() -> None:
     """Kill what still reads when this process ends: it would wait for workers that take its one SIGTERM for that of the group."""
     util.Finalize(None, _kill_workers, exitpriority=1)
+
+
+@functools.cache
+def _name_sockets_shortly() -> None:
+    """Let workers hand over images by sockets elsewhere, where TMPDIR is longer than a socket's name may be: they would never arrive."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= LONGEST:
+        return
+    for folder in SHORT:
+        tempfile.tempdir = folder
+        try:
+            util.get_temp_dir()  # is remembered, and workers inherit it
+            return
+        except OSError:  # not there, or closed
+            continue
+        finally:
+            tempfile.tempdir = usual
+    raise TokError("TMPDIR", "is too long for processes that read images", got=usual, next="Set it to a shorter path")
 
 
 def _kill_workers() -> None:
