@@ -249,3 +249,15 @@ def test_what_the_decoder_of_a_large_image_freed_is_given_back(
 
 def test_memory_is_given_back_or_left_where_there_is_no_glibc() -> None:
     assert device._trim_of_libc()(0) in (0, 1, None)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (1200, 1200)])  # the larger is read in several blocks
+def test_a_progressive_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+    noise = Image.effect_noise(size, 90)
+    data = saved(noise, "JPEG", progressive=True, quality=95)
+    assert rows(data).shape == (*size[::-1], 3)
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 100 + b"\xff\xd9"
+    scans = data.count(b"\xff\xda") + 99
+    with pytest.raises(BadImage, match=f"{scans} scans are more than 100"):
+        decode(many, "x")

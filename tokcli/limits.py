@@ -1,4 +1,4 @@
-"""What files claim, weighed before it is believed: lengths of texts and lines, JSON, directories of zips."""
+"""What files claim, weighed before it is believed: lengths of texts and lines, JSON, directories of zips, scans of JPEGs."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tokcli.errors import TokError
 
@@ -15,6 +15,7 @@ MOST_JSON = 600_000_000  # bytes of memory that a JSON file may take
 DEEPEST = 100  # brackets of JSON within each other: what goes through values by recursion has a thousand at most
 MOST_LINE = 1 << 20  # characters of a line of a table
 MOST_DIRECTORY = 16 << 20  # bytes: of a zip of 200,000 members
+MOST_SCANS = 100  # of a progressive JPEG: encoders write about ten, and each is a pass over all pixels
 COSTS = {b":": 48, b",": 64, b"[": 80, b"{": 200}  # bytes of the objects that come with a sign of JSON, at most
 
 
@@ -99,6 +100,18 @@ def text_lines(path: Path, where: str) -> Iterator[str]:
         raise TokError(where, "no such file", got=str(path), next="Check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TokError(where, "cannot be read as text", why=str(error), next="Save it as UTF-8 text") from None
+
+
+def check_scans(file: IO[bytes]) -> None:
+    """Raises TooLarge where a progressive JPEG has more than MOST_SCANS scans; the file's position stays."""
+    position, scans, last = file.seek(0, io.SEEK_CUR), 0, b""
+    file.seek(0)
+    while block := file.read(1 << 20):
+        scans += (last + block).count(b"\xff\xda")  # the marker of a scan; in pixels \xff is followed by \0
+        last = block[-1:]
+    if scans > MOST_SCANS:
+        raise TooLarge(f"{scans:,} scans are more than {MOST_SCANS}")
+    file.seek(position)
 
 
 def check_zip(path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from tokcli.device import freed
+from tokcli.limits import check_scans
 from tokcli.recipe import MAX_PIXELS
 
 # Decoders that hold several copies: with these shares of the limit none takes more than a PNG, about 9 bytes a pixel.
@@ -36,7 +37,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")  # chunks of a PNG that say what its pixels are
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _TURNING = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # texts in which other programs keep the orientation
-_TILE = 322, 323
 # bytes of a number of each of TIFF's types, from 1 on
 _SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8), 1))
 _unlimited = threading.Lock()
@@ -136,6 +136,8 @@ def open_image(file: Any, name: str, most: int) -> Image.Image:
     if width * height > share:
         of = f" of a {kind}" if kind in SHARES else ""
         raise BadImage(name, f"{width}x{height} is more than {share:,} pixels{of} (max_pixels)")
+    if kind == "progressive JPEG":
+        check_scans(file)
     return image
 
 
@@ -143,8 +145,7 @@ def _largest_piece(image: Image.Image) -> tuple[int, int]:
     """Width and height of what a decoder makes at once: the image, or a tile or strip of a TIFF that claims to be larger."""
     sides = [image.size]
     if isinstance(image, TiffImageFile):
-        tags = image.tag_v2
-        tile = [tags.get(tag, 0) for tag in _TILE]
+        tile = [image.tag_v2.get(tag, 0) for tag in (322, 323)]  # of its width and length
         sides += [(int(tile[0]), int(tile[1]))] if all(isinstance(side, int) for side in tile) else []
     return max(sides, key=lambda side: side[0] * side[1])
 
@@ -190,8 +191,6 @@ def without_texts(file: Any) -> Iterator[io.BytesIO]:
     if left_out or len(turning) > len(needed):
         yield io.BytesIO(b"".join(needed))
 
-
-__all__ = ["BadImage", "decode", "pixels_of"]
 
 STRIP = 1 << 22  # pixels that are converted at once
 LARGE = 1 << 24  # pixels from which images are decoded one at a time in a process
