@@ -151,12 +151,12 @@ def _well_formed(index: TarIndex) -> bool:
     )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Parts:
     """The members of one sample: by extension those that are read, and the names of images that are not."""
 
     read: dict[str, tuple[int, int]] = field(default_factory=dict)
-    unread: list[tuple[str, str]] = field(default_factory=list)  # (name, extension)
+    unread: tuple[tuple[str, str], ...] = ()  # (name, extension)
 
 
 def _build(path: Path, contents: bool, where: str) -> TarIndex:
@@ -173,7 +173,8 @@ def _build(path: Path, contents: bool, where: str) -> TarIndex:
             raise TokError(
                 where, "not a plain tar", why=str(error), next="Decompress it: samples are read in place"
             ) from None
-        for key, parts in samples.items():
+        for key in list(samples):
+            parts = samples.pop(key)  # millions of them take more than the index does
             _add(index, path, file.fileno(), key, parts)
             for end, (offset, size) in parts.read.items() if contents else ():
                 digest.update(f"{key}.{end} {size}\n".encode("utf-8", "surrogateescape"))
@@ -237,7 +238,7 @@ def _members(tar: tarfile.TarFile, headers: _Headers, path: Path, samples: dict[
                 and not member.issparse()
                 and os.path.splitext(file_name)[1].lower() in (*IMAGE_EXTENSIONS, *OTHER_IMAGES)
             ):
-                samples.setdefault(key, _Parts()).unread.append((member.name, extension.lower()))
+                samples.setdefault(key, _Parts()).unread += ((member.name, extension.lower()),)
                 continue
             kind = _kind(member, extension)
             index.ignored[kind] = index.ignored.get(kind, 0) + 1
