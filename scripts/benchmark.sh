@@ -24,6 +24,9 @@
 # TOK_BUDGET_MINUTES (4): of training for each network of fashion-mnist, the same for all. A step of each is timed once and
 #   the number of steps that fit is kept in the workspace (steps/NETWORK, where it may also be written beforehand), so that a
 #   repetition trains the same networks. Pixel decoders, and proposal networks of one mode, are equally large: equally many steps.
+# TOK_ROWS (all): the tokenizers that are compared, as METHOD or METHOD:TEACHER, separated by spaces.
+# TOK_SEED (that of the recipes): of all networks and samples.
+# TOK_SET_AR, TOK_SET_NAR (none): overrides of the proposal networks' recipes, as KEY=VALUE separated by spaces.
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes; TOK_PLANS: where a dry run leaves its plans (default: nowhere).
 # TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
 # TOK_LAUNCH (tok): what trains, such as "torchrun --nproc-per-node 8 -m tokcli".
@@ -74,6 +77,14 @@ esac
 recipes="$suite" minutes="${TOK_BUDGET_MINUTES:-4}"
 [ -z "$toy" ] || { data=openmoji recipes=toy methods=(vqgan vqkd:efflite0) minutes=0.02 samples=24; }
 [ -z "$mini" ] || samples=10 # the inception score has ten splits
+if [ -n "${TOK_ROWS:-}" ]; then
+    read -ra wanted <<< "$TOK_ROWS"
+    for method in "${wanted[@]}"; do
+        [[ " ${methods[*]} " == *" $method "* ]] || stop "TOK_ROWS: $method is none of ${methods[*]}"
+    done
+    methods=("${wanted[@]}")
+fi
+seed=(${TOK_SEED:+"--seed=$TOK_SEED"})
 N="${TOK_BENCHMARK_SAMPLES:-$samples}"
 export TOK_WORKSPACE="${TOK_WORKSPACE:-artifacts/benchmark-${toy:+toy-}${mini:+mini-}$suite}"
 if [ -n "$dry" ]; then # leaves nothing behind
@@ -124,9 +135,10 @@ stage() {
         found=$(python scripts/mini.py sets "$recipe")
         mapfile -t small <<< "$found"
     fi
-    [ -n "$dry" ] || { "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}"; return; }
+    set -- "${@:2}" --recipe "$recipe" "${seed[@]}" "${small[@]/#/--set=}"
+    [ -n "$dry" ] || { "$@"; return; }
     plan=$(mktemp "$TOK_WORKSPACE/XXXXXX.json")
-    "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}" --dry-run --json > "$plan"
+    "$@" --dry-run --json > "$plan"
     python - "$plan" <<'PYTHON'
 import json, sys
 from pathlib import Path
@@ -203,7 +215,7 @@ weights_of() {
 
 # row METHOD: all networks of one tokenizer; writes down the artifacts that it made
 row() {
-    local name="${1%%:*}" teacher="${1#*:}" row="${1/:/-}" made=() flags captions drawn sweep proposal mode found T D K P
+    local name="${1%%:*}" teacher="${1#*:}" row="${1/:/-}" made=() flags captions drawn sweep proposal mode key sets found T D K P
     [ "$teacher" != "$name" ] || teacher=
     say "$row: tokenizer"
     flags=$(weights_of "$name" "$teacher")
@@ -221,7 +233,10 @@ row() {
         mode="${proposal%%-*}" captions=()
         say "$row: proposal network $proposal and its samples"
         flags=$(case "$proposal" in ar-gpt2) given gpt2-medium language ;; *t2i) given clip text ;; esac)
-        P=$(train "$mode" "proposal-$proposal" "${launch[@]}" train-proposal --mode "$mode" --tokens "$K" ${flags:+"$flags"})
+        key="TOK_SET_${mode^^}"
+        read -ra sets <<< "${!key:-}"
+        P=$(train "$mode${sets:+-${sets[*]//[^[:alnum:]]/-}}" "proposal-$proposal" "${launch[@]}" train-proposal --mode "$mode" --tokens "$K" \
+            ${flags:+"$flags"} "${sets[@]/#/--set=}")
         [[ "$proposal" != *t2i ]] || captions=(--prompts "$(prompts)")
         flags=$([ "${#captions[@]}" = 0 ] || given clip text)
         made+=("$P")

@@ -79,6 +79,21 @@ def test_a_network_that_the_suite_has_not_is_refused_at_once(pretended: dict[str
     assert ran.returncode == 1 and "TOK_AR=unknown: gpt2 or medium" in ran.stderr
 
 
+def test_rows_a_seed_and_overrides_of_networks_can_be_chosen(pretended: dict[str, str]) -> None:
+    chosen = {"TOK_ROWS": "vqgan fsq", "TOK_SEED": "5", "TOK_SET_NAR": "optim.name=adamw proposal.position=rope-2d"}
+    assert run("imagenet", **pretended | chosen).stdout == "/made\n"  # of `tok eval`, the last
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    assert len([line for line in called if line.startswith("train-tokenizer")]) == 2
+    assert all("--seed=5" in line for line in called)
+    changed = [line for line in called if line.endswith("--set=optim.name=adamw --set=proposal.position=rope-2d")]
+    assert changed and all("--mode nar" in line for line in changed) and len(changed) == 2
+
+
+def test_a_row_that_the_suite_has_not_is_refused(pretended: dict[str, str]) -> None:
+    ran = run("imagenet", **pretended | {"TOK_ROWS": "fsq lfq"})
+    assert ran.returncode == 1 and "TOK_ROWS: lfq is none of vqgan fsq" in ran.stderr
+
+
 @pytest.mark.parametrize(("ar", "sampler"), [("gpt2", "sample-ar-gpt2"), ("medium", "sample-ar")])
 def test_samples_are_drawn_by_the_recipe_of_their_network_with_and_without_guidance(
     ar: str, sampler: str, pretended: dict[str, str]
