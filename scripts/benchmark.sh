@@ -25,7 +25,7 @@
 #   the number of steps that fit is kept in the workspace (steps/NETWORK, where it may also be written beforehand), so that a
 #   repetition trains the same networks. Pixel decoders, and proposal networks of one mode, are equally large: equally many steps.
 # TOK_ROWS (all): the tokenizers that are compared, as METHOD or METHOD:TEACHER, separated by spaces.
-# TOK_SEED (that of the recipes): of all networks and samples.
+# TOK_SEED (that of the recipes): of proposal networks and their samples.
 # TOK_SET_AR, TOK_SET_NAR (none): overrides of the proposal networks' recipes, as KEY=VALUE separated by spaces.
 # TOK_WORKSPACE (artifacts/benchmark-SUITE): where everything goes; TOK_PLANS: where a dry run leaves its plans (default: nowhere).
 # TOK_JOBS (1): tokenizers worked on side by side, each on its share of the CPU cores.
@@ -84,7 +84,7 @@ if [ -n "${TOK_ROWS:-}" ]; then
     done
     methods=("${wanted[@]}")
 fi
-seed=(${TOK_SEED:+"--seed=$TOK_SEED"})
+seed=(${TOK_SEED:+"--seed=$TOK_SEED"}) # of what is drawn over the same tokens
 N="${TOK_BENCHMARK_SAMPLES:-$samples}"
 export TOK_WORKSPACE="${TOK_WORKSPACE:-artifacts/benchmark-${toy:+toy-}${mini:+mini-}$suite}"
 if [ -n "$dry" ]; then # leaves nothing behind
@@ -135,7 +135,7 @@ stage() {
         found=$(python scripts/mini.py sets "$recipe")
         mapfile -t small <<< "$found"
     fi
-    set -- "${@:2}" --recipe "$recipe" "${seed[@]}" "${small[@]/#/--set=}"
+    set -- "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}"
     [ -n "$dry" ] || { "$@"; return; }
     plan=$(mktemp "$TOK_WORKSPACE/XXXXXX.json")
     "$@" --dry-run --json > "$plan"
@@ -235,12 +235,13 @@ row() {
         flags=$(case "$proposal" in ar-gpt2) given gpt2-medium language ;; *t2i) given clip text ;; esac)
         key="TOK_SET_${mode^^}"
         read -ra sets <<< "${!key:-}"
-        P=$(train "$mode${sets:+-${sets[*]//[^[:alnum:]]/-}}" "proposal-$proposal" "${launch[@]}" train-proposal --mode "$mode" --tokens "$K" \
-            ${flags:+"$flags"} "${sets[@]/#/--set=}")
+        key="$mode${sets:+ ${sets[*]}}" # networks of other overrides have other steps
+        P=$(train "${key//[^[:alnum:]]/-}" "proposal-$proposal" "${launch[@]}" train-proposal --mode "$mode" --tokens "$K" \
+            ${flags:+"$flags"} "${seed[@]}" "${sets[@]/#/--set=}")
         [[ "$proposal" != *t2i ]] || captions=(--prompts "$(prompts)")
         flags=$([ "${#captions[@]}" = 0 ] || given clip text)
         made+=("$P")
-        drawn=("${captions[@]}" -n "$N" --proposal "$P" --decoder "$D" ${flags:+"$flags"})
+        drawn=("${seed[@]}" "${captions[@]}" -n "$N" --proposal "$P" --decoder "$D" ${flags:+"$flags"})
         sweep=()
         [ "$mode" != ar ] || [ -z "$scales" ] || sweep=(--sweep "cfg_scale=$scales") # the network is loaded once for all scales
         found=$(stage "$(sampler "$proposal")" tok sample --mode "$mode" "${drawn[@]}" "${sweep[@]}")

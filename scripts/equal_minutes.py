@@ -3,8 +3,8 @@
     python scripts/equal_minutes.py 0 1 2    train, sample and compare, on these seeds; what is there already is not made again
     python scripts/equal_minutes.py          write the table in docs/results/fashion-mnist.md from the numbers that are kept
 
-Each seed trains one tokenizer and its pixel decoder, and over their tokens two networks of each mode: `before` by AdamW, with rotary
-positions alone where it is masked, and `now` by the recipes. It is `scripts/benchmark.sh` that runs; its variables count here too:
+One tokenizer and its pixel decoder serve all. Over their tokens each seed trains two networks of each mode: `before` by AdamW, with
+rotary positions alone where it is masked, and `now` by the recipes. It is `scripts/benchmark.sh` that runs; its variables count here too:
 TOK_ROWS (vqkd:vits14) names one tokenizer, TOK_BUDGET_MINUTES the minutes of each network, TOK_WORKSPACE the folder of all artifacts.
 The numbers are kept in recipes/fashion-mnist/results/equal-minutes.json.
 """
