@@ -29,26 +29,36 @@ BEFORE = {"TOK_SET_AR": "optim.name=adamw", "TOK_SET_NAR": "optim.name=adamw pro
 TRAININGS: dict[str, dict[str, str]] = {"before": BEFORE, "now": {}}
 MODES = ("ar", "nar")
 SHOWN = {"bits_per_image": "bits", "fd_efflite0": "FD efflite0", "fd_vits14": "FD vits14"}
+Numbers = dict[str, Any]
 
 
-def run(training: str, seed: int) -> dict[str, Any]:
-    """Train and compare; what the report says, and the steps of each network."""
-    rows = os.environ.get("TOK_ROWS", "vqkd:vits14")
-    workspace = os.environ.get("TOK_WORKSPACE", str(ROOT / "artifacts/equal-minutes"))
-    settings = {"TOK_ROWS": rows, "TOK_SEED": str(seed), "TOK_WORKSPACE": workspace} | TRAININGS[training]
-    script = ["bash", str(ROOT / "scripts/benchmark.sh")]
-    ran = subprocess.run(script, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
-    report = Path(ran.stdout.splitlines()[0])
+def networks(training: str, seed: int, workspace: Path) -> list[str]:
+    """Train and sample: the paths of a network of each mode, each before its samples."""
+    row = os.environ.get("TOK_ROWS", "vqkd:vits14")
+    settings = {"TOK_SEED": str(seed), "TOK_WORKSPACE": str(workspace)} | TRAININGS[training]
+    script = ["bash", str(ROOT / "scripts/benchmark.sh"), "--row", row]
+    subprocess.run(script, env=os.environ | settings, stdout=sys.stderr, check=True)
+    made = (workspace / "rows" / row.replace(":", "-")).read_text(encoding="utf-8").splitlines()
+    return made[-2 * len(MODES) :]
+
+
+def run(training: str, seed: int) -> Numbers:
+    """Train, sample and measure; what is kept of it."""
+    workspace = Path(os.environ.get("TOK_WORKSPACE", ROOT / "artifacts/equal-minutes")).resolve()
+    made = networks(training, seed, workspace)
+    command = ["tok", "eval", *made, "--recipe", "fashion-mnist/eval", "--reference", "fashion-mnist/val"]
+    settings = os.environ | {"TOK_WORKSPACE": str(workspace)}
+    report = subprocess.run(command, env=settings, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     trained = {}
-    for one in json.loads((report / "metrics.json").read_text(encoding="utf-8"))["artifacts"]:
-        if one["kind"] == "proposal":
-            manifest = json.loads((ROOT / one["path"] / "manifest.json").read_text(encoding="utf-8"))
-            seconds = round(manifest["provenance"]["seconds"])
-            trained[one["mode"]] = {"steps": manifest["recipe"]["train"]["steps"], "seconds": seconds}
-    return {"seed": seed, "training": training, "numbers": numbers(report / "metrics.json"), "trained": trained}
+    for mode, network in zip(MODES, made[::2], strict=True):
+        manifest = json.loads((Path(network) / "manifest.json").read_text(encoding="utf-8"))
+        seconds = round(manifest["provenance"]["seconds"])
+        trained[mode] = {"steps": manifest["recipe"]["train"]["steps"], "seconds": seconds}
+    measured = numbers(Path(report) / "metrics.json")
+    return {"seed": seed, "training": training, "numbers": measured, "trained": trained}
 
 
-def page(kept: dict[str, dict[str, Any]]) -> str:
+def page(kept: dict[str, Numbers]) -> str:
     """The table: a row for each training and mode, means over seeds with their intervals."""
     by = {(t, m, n): runs(kept, t, f"{n}_{m}") for t in TRAININGS for m in MODES for n in SHOWN}
     noise = {n: pooled([[run[0] for run in by[t, m, n]] for t in TRAININGS for m in MODES]) for n in SHOWN}
@@ -65,12 +75,12 @@ def page(kept: dict[str, dict[str, Any]]) -> str:
     return table(["networks", "seeds", "steps", *SHOWN.values()], rows)
 
 
-def runs(kept: dict[str, dict[str, Any]], training: str, number: str) -> list[list[float]]:
+def runs(kept: dict[str, Numbers], training: str, number: str) -> list[list[float]]:
     """A number of all seeds of a training."""
     return [one["numbers"][number] for one in kept.values() if one["training"] == training and number in one["numbers"]]
 
 
-def read() -> dict[str, dict[str, Any]]:
+def read() -> dict[str, Numbers]:
     """What was measured, by "SEED TRAINING"."""
     return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
 
