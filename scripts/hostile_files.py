@@ -1,6 +1,6 @@
 """Peak memory of a command on files that claim more than they hold, one row a kind: `python scripts/hostile_files.py`.
 
-Each file is made in a temporary folder (at most a few megabytes on the disk: large ones are holes), a command reads it in a process
+Each file is made in a temporary folder (some megabytes on the disk, at most 128: larger ones are holes), a command reads it in a process
 of its own, and its peak memory is compared with that of the same command on a harmless file. `--only WORD` selects kinds, `--json` prints
 numbers. A command that passes 8 GiB is stopped. The exit code is 1 where a kind takes more than LIMIT above the baseline, runs longer than
 TIME, or ends in a traceback.
