@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,12 @@ SHAPED = [
     "pretrained", "quantizers",
 ]  # fmt: skip
 install_import_hook([f"tokcli.{name}" for name in SHAPED], "beartype.beartype")
+
+
+# A shell starts background jobs with Ctrl-C ignored, and nohup with SIGHUP; commands that tests send these to would inherit it.
+for ignored, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, usual)
 
 
 def pytest_configure(config: pytest.Config) -> None:
