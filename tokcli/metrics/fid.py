@@ -49,6 +49,7 @@ class Moments:
         self.count = 0
         self.mean = torch.zeros(0, dtype=torch.float64)
         self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # sum of (x - mean) (x - mean)^T
+        self._gaussian: Gaussian | None = None  # of all images so far: several references are compared with it
 
     @property
     def dim(self) -> int:
@@ -77,6 +78,7 @@ class Moments:
             )
         if not len(x):
             return
+        self._gaussian = None
         mean = x.mean(dim=0)
         if not self.count:
             self.mean = torch.zeros_like(mean)
@@ -105,8 +107,10 @@ class Moments:
                 got=f"{self.count}",
                 next=f"Use {ENOUGH_IMAGES:,} or more",
             )
-        scatter = (self.scatter + self.scatter.T) / 2
-        return Gaussian(self.mean.cpu().numpy(), (scatter / (self.count - 1)).cpu().numpy(), self.count, self.name)
+        if self._gaussian is None:
+            covariance = (self.scatter + self.scatter.T) / 2 / (self.count - 1)
+            self._gaussian = Gaussian(self.mean.cpu().numpy(), covariance.cpu().numpy(), self.count, self.name)
+        return self._gaussian
 
 
 def _checked(given: Moments | Gaussian) -> Gaussian:
@@ -120,7 +124,8 @@ def _checked(given: Moments | Gaussian) -> Gaussian:
         )
     if not (np.isfinite(g.mean).all() and np.isfinite(g.covariance).all()):
         raise TokError(g.name, "statistics are not finite", next="Make them again")
-    return replace(g, mean=g.mean.astype(np.float64), covariance=g.covariance.astype(np.float64))
+    mean, covariance = (x.astype(np.float64, copy=False) for x in (g.mean, g.covariance))
+    return replace(g, mean=mean, covariance=covariance)
 
 
 def factor_of(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
@@ -131,9 +136,9 @@ def factor_of(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     """
     from scipy.linalg.lapack import dpstrf
 
-    lower, pivots, rank, _ = dpstrf(covariance, lower=1)
+    lower, pivots, rank, _ = dpstrf(covariance.T, lower=1)  # symmetric; LAPACK reads columns
     factor = np.zeros((len(covariance), rank))
-    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    factor[pivots - 1] = np.tril(lower[:, :rank])
     return factor
 
 
