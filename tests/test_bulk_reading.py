@@ -1,6 +1,7 @@
 """Bulk commands read through worker processes: the same bytes, one line when one dies, none left behind, bounded memory."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -57,8 +58,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """However little there is to read, workers are worth it; how many each reading started."""
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """However little there is to read, workers are worth it; how many each reading started. None of them is left afterwards."""
     asked: list[int] = []
 
     def load(dataset: Any, sampler: Any, workers: int) -> Iterator[Any]:
@@ -68,7 +69,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(reading, "WORTH", -1.0)
     monkeypatch.setattr(reading, "CHUNK", 4)
     monkeypatch.setattr(reading, "load", load)
-    return asked
+    yield asked
+    assert not multiprocessing.active_children()
 
 
 def tokenizing(ready: dict[str, Path], data: Path) -> list[Any]:

@@ -89,23 +89,34 @@ def load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
         generator=torch.Generator(),  # not the global one: loading must not change the training
     )
     items = _iterator(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            if not _of_death(error):
-                raise
-            raise TokError(
-                f"--data {dataset.source.name}",
-                "a process that decodes images died",
-                why=str(error).partition("\n")[0] or "what it had read is lost",
-                next="Use fewer --workers: often memory or /dev/shm is full",
-            ) from error
-        if isinstance(item, _Failed):
-            raise item.error
-        yield item
+    try:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _of_death(error):
+                    raise
+                item = _Failed(
+                    _died(dataset, error)
+                )  # to be raised outside: the frames of this error hold the iterator
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        # now: an error's traceback would leave it to the garbage collector, which takes its queues first; workers then wait for
+        # word that never comes, and torch for each of them for 10 s
+        del items
+
+
+def _died(dataset: Any, error: Exception) -> TokError:
+    return TokError(
+        f"--data {dataset.source.name}",
+        "a process that decodes images died",
+        why=str(error).partition("\n")[0] or "what it had read is lost",
+        next="Use fewer --workers: often memory or /dev/shm is full",
+    )
 
 
 def _of_death(error: Exception) -> bool:
