@@ -5,8 +5,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from tokcli.data.reading import processes, read_all
 from tokcli.data.sources import BadImage, open_source
 from tokcli.data.transforms import CenterCrop, CropViews, RandomResizedCrop
 from tokcli.errors import TokError
+from tokcli.training.signals import NothingCame
 
 
 class Numbers:
@@ -26,8 +29,8 @@ class Numbers:
 
     name, id, classes = "numbers", "data-0", ["even", "odd"]
 
-    def __init__(self, count: int, bad: tuple[int, ...] = (), deadly: int = -1) -> None:
-        self.count, self.bad, self.deadly = count, bad, deadly
+    def __init__(self, count: int, bad: tuple[int, ...] = (), deadly: int = -1, endless: int = -1) -> None:
+        self.count, self.bad, self.deadly, self.endless = count, bad, deadly, endless
         self.problems: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
@@ -45,6 +48,8 @@ class Numbers:
     def image(self, i: int) -> Tensor:
         if i == self.deadly:
             os._exit(1)
+        if i == self.endless:
+            time.sleep(600)
         if i in self.bad:
             raise BadImage(f"n{i}", "bad")
         return torch.randint(0, 256, (3, 12, 12), generator=generator(9, i), dtype=torch.uint8)
@@ -177,6 +182,22 @@ def test_workers_outlive_a_signal_that_goes_to_the_whole_job(number: int) -> Non
     batches.close()  # type: ignore[attr-defined]
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_a_signal_does_not_wait_for_a_worker_that_hangs() -> None:
+    def stop(*_: Any) -> None:
+        raise NothingCame
+
+    before = signal.signal(signal.SIGALRM, stop)
+    began = time.monotonic()
+    try:
+        batches = iter(TrainBatches(Numbers(10, endless=7), RANDOM, batch_size=10, seed=0, workers=2))
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(NothingCame):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 4  # torch waits for 5 s, and then for 5 more
 
 
 def test_a_dying_worker_raises_and_does_not_hang() -> None:

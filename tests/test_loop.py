@@ -1,9 +1,11 @@
 """The training loop: stopping, resuming and failing at any step, in this process and on a toy network."""
 
+import itertools
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from tokcli.data.token_batches import TokenBatches
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Optim
 from tokcli.training import loop
-from tokcli.training.signals import STOPPING, StopSignal
+from tokcli.training.signals import STOPPING, NothingCame, StopSignal
 from tokcli.training.updater import Updater
 
 STEPS = 7
@@ -145,6 +147,38 @@ def test_a_signal_finishes_the_step_saves_and_asks_for_exit_code_75(tmp_path: Pa
     assert caught.value.exit_code == 75
     assert str(caught.value) == f"{tmp_path}: interrupted after step 2 of 7, state saved. Repeat the command to go on."
     assert read_checkpoint(tmp_path / "state.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_a_signal_while_a_batch_is_waited_for_saves_at_once(
+    straight: Any, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TokenBatches.from_step
+
+    def hanging(self: TokenBatches, first: int) -> Iterator[Any]:
+        yield from itertools.islice(whole(self, first), stop)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(60)
+
+    began = time.monotonic()
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(Interrupted, match=f"after step {stop} of {STEPS}, state saved"),
+    ):
+        patched.setattr(TokenBatches, "from_step", hanging)
+        train(tmp_path)
+    assert time.monotonic() - began < 30 and read_checkpoint(tmp_path / "state.pt")["step"] == stop
+    assert same(train(tmp_path), straight[0])
+    assert losses(tmp_path) == straight[1]
+
+
+def test_nothing_is_waited_for_after_a_signal() -> None:
+    with StopSignal() as stop:
+        with stop.waiting():
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(NothingCame), stop.waiting():
+            raise AssertionError("it waits")
 
 
 def test_handlers_are_as_before_after_a_run(tmp_path: Path) -> None:

@@ -104,6 +104,10 @@ def load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
             if isinstance(item, _Failed):
                 raise item.error
             yield item
+    except BaseException as ended:
+        if not isinstance(ended, Exception | GeneratorExit):  # a signal: a worker may hang, as the disk that it reads
+            _kill_workers()
+        raise
     finally:
         # now: an error's traceback would leave it to the garbage collector, which takes its queues first; workers then wait for
         # word that never comes, and torch for each of them for 10 s

@@ -1,5 +1,6 @@
 """The one training loop: batch -> step -> log -> save -> evaluate."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -15,7 +16,7 @@ from tokcli.device import tensor_cores
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Train
 from tokcli.training.finite import EVIDENCE, NonFinite, dropout_seed, write_evidence
-from tokcli.training.signals import StopSignal
+from tokcli.training.signals import NothingCame, StopSignal
 from tokcli.training.state import RATE, Journal, Stateful, load_state, require_disk, save_state
 from tokcli.training.updater import Updater
 
@@ -83,6 +84,14 @@ def run(
         smoothing=0.1,
     )
     window_start, window_steps = time.perf_counter(), 0
+
+    def interrupted(done: int) -> Interrupted:
+        return Interrupted(
+            f"{folder}",
+            f"interrupted after step {done} of {train.steps}, state saved",
+            next="Repeat the command to go on",
+        )
+
     with StopSignal() as stop, distributed.watched(), bar:
         try:
             for number in range(first, train.steps):
@@ -96,7 +105,14 @@ def run(
                 torch.manual_seed(dropout_seed(seed, distributed.rank(), number))
                 batch: Any = None
                 try:
-                    batch = next(source)
+                    try:  # ranks stop together, after a step; a training alone does not wait for a disk that hangs
+                        with contextlib.nullcontext() if distributed.active() else stop.waiting():
+                            batch = next(source)
+                    except NothingCame:
+                        if updater:
+                            updater.look()
+                        save_state(folder, number, time.perf_counter() - started, parts, train.keep)
+                        raise interrupted(number) from None
                     with tensor_cores():
                         values = step(number, batch)
                     logged = (number + 1) % train.log_every == 0 or number + 1 == train.steps
@@ -135,11 +151,7 @@ def run(
                 if saved:
                     save_state(folder, done, time.perf_counter() - started, parts, train.keep)
                 if stopping:
-                    raise Interrupted(
-                        f"{folder}",
-                        f"interrupted after step {done} of {train.steps}, state saved",
-                        next="Repeat the command to go on",
-                    )
+                    raise interrupted(done)
         finally:
             if journal:
                 journal.close()
