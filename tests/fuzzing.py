@@ -5,6 +5,7 @@ An example is right if it ends in a result, or in an error of one printable line
 """
 
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -147,13 +148,13 @@ def forged(draw: Any, tree: Any) -> Any:
             continue
         fault = draw(st.sampled_from(["value", "gone", "new", "number"]))
         if fault == "value":
-            node[key] = draw(st.sampled_from(VALUES))
+            node[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))  # a later fault may change it
         elif fault == "number" and isinstance(node[key], int | float):
             node[key] = draw(st.one_of(st.integers(), st.floats()))
         elif fault == "gone" and isinstance(node, dict):
             del node[key]
         elif fault == "new" and isinstance(node, dict):
-            node[draw(st.text(max_size=5))] = draw(st.sampled_from(VALUES))
+            node[draw(st.text(max_size=5))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
     return tree
 
 
