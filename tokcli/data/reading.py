@@ -106,12 +106,11 @@ def load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
             yield item
     except BaseException as ended:
         if not isinstance(ended, Exception | GeneratorExit):  # a signal: a worker may hang, as the disk that it reads
-            _kill_workers()
+            for worker in getattr(items, "_workers", ()):
+                worker.kill()
         raise
     finally:
-        # now: an error's traceback would leave it to the garbage collector, which takes its queues first; workers then wait for
-        # word that never comes, and torch for each of them for 10 s
-        del items
+        del items  # now: the garbage collector would take its queues first, and torch wait for each worker for 10 s
 
 
 def _died(dataset: Any, error: Exception) -> TokError:
