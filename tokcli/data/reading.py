@@ -98,9 +98,8 @@ def load(dataset: Any, sampler: Iterable[Any], workers: int) -> Iterator[Any]:
             except (RuntimeError, OSError, EOFError) as error:
                 if not _of_death(error):
                     raise
-                item = _Failed(
-                    _died(dataset, error)
-                )  # to be raised outside: the frames of this error hold the iterator
+                # to be raised outside: the frames of this error hold the iterator
+                item = _Failed(_died(dataset, error))
             if isinstance(item, _Failed):
                 raise item.error
             yield item
