@@ -2,12 +2,12 @@
 
     python scripts/compare_ranks.py [--folder DIR] [--only NAME ...]
 
-Every kind of training runs by its recipe for OpenMoji with 12 steps in float32 and no dropout (each rank draws its own), on the CPU
-and with gloo. What differs from one process is measured over all weights of the finished artifact; a
+Every kind of training runs by its recipe for OpenMoji, with 12 steps in float32 and without dropout (each rank draws its
+own), on the CPU and with gloo. What differs from one process is measured over all weights of the finished artifact; a
 rounding that hands a vector to another code moves two codes by more than that, so codebooks are apart. How far rounding alone carries
 a training is that of one process which takes each batch in two halves. Then a network of 152 million
 parameters trains for two steps with one rank, two and four; the peak memory of each rank is the kernel's (VmHWM). The numbers
-are kept in recipes/openmoji/results/ranks.json, and the tables in docs/scaling-out.md are written from it. It takes 20 minutes on two
+are kept in recipes/openmoji/results/ranks.json, and the tables in docs/scaling-out.md are written from it. It took about 50 minutes on two busy
 cores and needs the extra `demo` (OpenMoji and the teacher efflite0).
 """
 
@@ -35,11 +35,12 @@ START, END = "<!-- ranks -->", "<!-- end of ranks -->"
 STEPS = 12
 MOVED = 1e-4  # of a code that got a vector more or less than in one process
 WAYS = {
-    "halves": "one process, batches in two halves",
-    "ddp": "2 ranks, ddp",
-    "fsdp": "2 ranks, fsdp",
-    "resumed": "fsdp, interrupted twice: 2, 1, 2 ranks",
+    "halves": (1, "accumulate=2"),
+    "ddp": (2, "parallel=ddp"),
+    "fsdp": (2, "parallel=fsdp"),
+    "resumed": (2, "parallel=fsdp"),
 }
+HEADS = {"halves": "in halves", "ddp": "ddp", "fsdp": "fsdp", "resumed": "fsdp, resumed"}
 COMMON = (
     f"train.steps={STEPS}",
     "train.save_every=1",
@@ -133,25 +134,28 @@ def differences(found: Path, wanted: Path) -> dict[str, float]:
 
 
 def compare(name: str, folder: Path) -> dict[str, Any]:
-    """A training in all ways."""
+    """A training in all ways: how each differs from one process."""
     alone = folder / name
     train(1, command(name, folder, alone))
-    if name == "tokenizer-vqkd":
+    if name == "tokenizer-vqkd":  # others read it, and its tokens
         words = ["tokenize", "--recipe", "openmoji/tokens", "--tokenizer", str(alone), "--out", str(folder / "tokens")]
         train(1, words)
     found: dict[str, Any] = {}
-    for way, ranks, key in (("halves", 1, "accumulate=2"), ("ddp", 2, "parallel=ddp"), ("fsdp", 2, "parallel=fsdp")):
+    for way, (ranks, key) in WAYS.items():
         out = folder / f"{name}-{way}"
-        train(ranks, command(name, folder, out, f"train.{key}"))
-        found[way] = differences(out, alone)
-    out = folder / f"{name}-resumed"
-    words = command(name, folder, out, "train.parallel=fsdp")
-    if not (out / "model.safetensors").is_file():
-        for ranks in (2, 1):
-            train(ranks, words, stop=out / "log.jsonl")
-        train(2, words)
-    found["resumed"] = differences(out, alone)
+        words = command(name, folder, out, f"train.{key}")
+        if way == "resumed" and not (out / "model.safetensors").is_file():
+            for fewer in (2, 1):
+                train(fewer, words, stop=out / "log.jsonl")
+        train(ranks, words)
+        found[way] = differences(out, alone) | {"gradient": first_gradient(out) / first_gradient(alone) - 1}
     return found
+
+
+def first_gradient(folder: Path) -> float:
+    """The norm of the first step's gradient."""
+    first = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n", 1)[0]
+    return float(json.loads(first)["gradient_norm"])
 
 
 def memory(folder: Path) -> list[dict[str, Any]]:
@@ -182,19 +186,33 @@ def shown_differences(found: dict[str, float]) -> str:
     return said
 
 
+def same_of_all(line: str) -> str:
+    """What each rank keeps, told once where all keep as much: "optimizer 5.0, 5.0" is "optimizer 5.0"."""
+    return re.sub(r"([\d.]+)(, \1)+(?=;|$)", r"\1", line)
+
+
 def page(kept: dict[str, Any]) -> str:
     """Both tables, in Markdown."""
-    shown = [[name, *(shown_differences(found[way]) for way in WAYS)] for name, found in kept["trainings"].items()]
+    columns = [way for way in WAYS if way != "resumed"]
+    head = ["training", *(f"gradient, {HEADS[way]}" for way in columns), *HEADS.values()]
+    shown = [
+        [
+            name,
+            *(f"{abs(found[way]['gradient']):.0e}".replace("0e+00", "0") for way in columns),
+            *(shown_differences(found[way]) for way in WAYS),
+        ]
+        for name, found in kept["trainings"].items()
+    ]
     used = [
         [
             f"{row['ranks']}, {row['parallel']}" if row["ranks"] > 1 else "1",
             ", ".join(f"{peak / 2**20:,.0f}" for peak in row["peak"]),
-            row["kept"] or "",
+            same_of_all(row["kept"] or ""),
         ]
         for row in kept["memory"]
     ]
-    first = table(["training", *WAYS.values()], shown)
-    second = table(["ranks", "peak MiB of each", "of these, MiB kept between steps, by rank"], used)
+    first = table(head, shown)
+    second = table(["ranks", "peak MiB of each", "of these, MiB that each keeps between two steps"], used)
     return f"{first}\n\n{second}"
 
 

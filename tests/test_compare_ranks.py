@@ -54,3 +54,8 @@ def test_the_page_is_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (ranks, parallel, ranks) for ranks, parallel in compare_ranks.MEASURED
     ]
     assert compare_ranks.page(kept) in compare_ranks.PAGE.read_text(encoding="utf-8")
+
+
+def test_what_all_ranks_keep_alike_is_told_once() -> None:
+    line = "parameters 1.5, 1.5; optimizer 3.0, 3.1; averages 0.0, 0.0"
+    assert compare_ranks.same_of_all(line) == "parameters 1.5; optimizer 3.0, 3.1; averages 0.0"
