@@ -2,19 +2,22 @@
 
     python scripts/compare_ranks.py [--folder DIR] [--only NAME ...]
 
-Every kind of training runs by its recipe for OpenMoji, with 12 steps in float32 and without dropout (each rank draws its
-own), on the CPU and with gloo. What differs from one process is measured over all weights of the finished artifact; a
-rounding that hands a vector to another code moves two codes by more than that, so codebooks are apart. How far rounding alone carries
-a training is that of one process which takes each batch in two halves. Then a network of 152 million
-parameters trains for two steps with one rank, two and four; the peak memory of each rank is the kernel's (VmHWM). The numbers
-are kept in recipes/openmoji/results/ranks.json, and the tables in docs/scaling-out.md are written from it. It took about 50 minutes on two busy
-cores and needs the extra `demo` (OpenMoji and the teacher efflite0).
+Every kind of training runs by its recipe for OpenMoji, with 12 steps in float32 and without dropout (each rank draws its own), on the CPU
+and with gloo. What differs from one process is measured over all weights of the finished artifact. Where rounding hands a vector to
+another code, two codes move by more than rounding does, so codebooks are measured apart. How far rounding alone carries a training is shown
+by one process that takes each batch in two halves. Then a network of 153 million parameters trains for two steps with one rank, two
+and four; the peak memory of each rank is the kernel's (VmHWM).
+
+The numbers are kept in recipes/openmoji/results/ranks.json, and the tables in docs/scaling-out.md are written from it. It took about 50
+minutes on two busy cores and needs the extra `demo` (OpenMoji and the teacher efflite0). What is complete in --folder is not made again;
+decoders, proposal networks and `memory` need tokenizer-vqkd there, or before them.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +148,7 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
         out = folder / f"{name}-{way}"
         words = command(name, folder, out, f"train.{key}")
         if way == "resumed" and not (out / "model.safetensors").is_file():
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped
             for fewer in (2, 1):
                 train(fewer, words, stop=out / "log.jsonl")
         train(ranks, words)

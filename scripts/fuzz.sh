@@ -15,10 +15,10 @@ done
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOK_FUZZ_EXAMPLES="${TOK_FUZZ_EXAMPLES:-150}" TOK_FUZZ_SEED
 said="$(mktemp)" end=$(awk -v minutes="$minutes" 'BEGIN { print int(minutes * 60) }') cases=0 rounds=0 failed=""
 trap 'rm -f "$said"' EXIT
-while [ "$SECONDS" -lt "$end" ]; do
+while left=$((end - SECONDS)); [ "$left" -gt 0 ]; do
     TOK_FUZZ_SEED="$seed"
     code=0
-    timeout --signal=INT --kill-after=60 $((end - SECONDS)) python -m pytest -q tests/test_fuzz*.py --hypothesis-show-statistics -p no:cacheprovider "$@" >"$said" 2>&1 || code=$?
+    timeout --signal=INT --kill-after=60 "$left" python -m pytest -q tests/test_fuzz*.py --hypothesis-show-statistics -p no:cacheprovider "$@" >"$said" 2>&1 || code=$?
     if [ "$code" = 1 ]; then # 124: the time is over
         failed="$failed $seed"
         cat "$said"

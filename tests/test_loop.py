@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tokcli.data.token_batches import TokenBatches
 from tokcli.errors import Interrupted, TokError
 from tokcli.recipe.sections import MeasuredTrain, Optim
 from tokcli.training import loop
+from tokcli.training.finite import NonFinite
 from tokcli.training.signals import STOPPING, NothingCame, StopSignal
 from tokcli.training.updater import Updater
 
@@ -149,27 +151,57 @@ def test_a_signal_finishes_the_step_saves_and_asks_for_exit_code_75(tmp_path: Pa
     assert read_checkpoint(tmp_path / "state.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("stop", [0, 1, 4])
-def test_a_signal_while_a_batch_is_waited_for_saves_at_once(
-    straight: Any, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hang(folder: Path, patched: pytest.MonkeyPatch, stop: int, first_bad: int | None = None) -> None:
+    """Train until a signal comes, which is while the batch after `stop` steps is waited for.
+
+    Args:
+        first_bad: what a look finds then, as on a GPU, where steps after the first that is not finite change nothing.
+    """
     whole = TokenBatches.from_step
 
     def hanging(self: TokenBatches, first: int) -> Iterator[Any]:
-        yield from itertools.islice(whole(self, first), stop)
+        yield from itertools.islice(whole(self, first), stop - first)
+        if first_bad is not None:
+            patched.setattr(Updater, "look", Mock(side_effect=NonFinite(first_bad)))
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(60)
 
+    patched.setattr(TokenBatches, "from_step", hanging)
+    train(folder)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4])
+def test_a_signal_while_a_batch_is_waited_for_saves_at_once(
+    straight: Any, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = time.monotonic()
     with (
         monkeypatch.context() as patched,
         pytest.raises(Interrupted, match=f"after step {stop} of {STEPS}, state saved"),
     ):
-        patched.setattr(TokenBatches, "from_step", hanging)
-        train(tmp_path)
+        hang(tmp_path, patched, stop)
     assert time.monotonic() - began < 30 and read_checkpoint(tmp_path / "state.pt")["step"] == stop
     assert same(train(tmp_path), straight[0])
     assert losses(tmp_path) == straight[1]
+
+
+def test_a_state_is_not_written_over_by_itself(straight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, after=signal_in_step(4))
+    saved = (tmp_path / "state.pt").stat()
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"after step 4 of {STEPS}, state saved"):
+        patched.setattr(loop, "save_state", None)  # a kill while it is written would cost it
+        hang(tmp_path, patched, 4)
+    assert (tmp_path / "state.pt").stat() == saved
+    assert same(train(tmp_path), straight[0])
+
+
+def test_a_signal_while_a_batch_is_waited_for_saves_what_was_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"after step 4 of {STEPS}, state saved"):
+        hang(tmp_path, patched, 5, first_bad=4)
+    assert read_checkpoint(tmp_path / "state.pt")["step"] == 4
 
 
 def test_nothing_is_waited_for_after_a_signal() -> None:

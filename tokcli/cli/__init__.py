@@ -12,7 +12,7 @@ import click
 from tokcli import __version__, terminal
 from tokcli.cli import data_sets, inspect, pipeline
 from tokcli.errors import Interrupted, TokError
-from tokcli.training.signals import heard
+from tokcli.training.signals import NothingCame, heard
 
 INTERRUPTED = Interrupted("tok", "interrupted", next="Repeat the command to go on")
 
@@ -83,8 +83,11 @@ for command in (*pipeline.COMMANDS, *data_sets.COMMANDS, *inspect.COMMANDS):
 def _interrupted_all_the_same(problem: "sys.UnraisableHookArgs") -> None:
     """End at a signal that came where Python drops exceptions, such as in the callback of a weak reference.
 
-    Loops save at a signal and raise nothing; outside of them there is nothing to save.
+    Loops save at a signal. The one thing that they raise, while they wait for a batch, is met again at the second signal. Outside of
+    them there is nothing to save.
     """
+    if problem.exc_type is NothingCame:
+        return
     if problem.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(problem)
         return

@@ -133,10 +133,11 @@ def _iterator(loader: DataLoader[Any]) -> Iterator[Any]:
         _end_workers_at_exit()
         _name_sockets_shortly()
     before = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
-    return iterator
+    try:
+        return iter(loader)
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 @functools.cache

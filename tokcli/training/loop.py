@@ -67,6 +67,9 @@ def run(
     updater = next((part for part in parts.values() if isinstance(part, Updater)), None)
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds
+    on_disk = (
+        first or None
+    )  # the step of the saved state, which is not written over by itself: a kill meanwhile would cost it
     if distributed.is_main():
         require_disk(folder, parts, train.keep)
     journal = Journal(folder, first) if distributed.is_main() else None
@@ -109,10 +112,15 @@ def run(
                         with contextlib.nullcontext() if distributed.active() else stop.waiting():
                             batch = next(source)
                     except NothingCame:
-                        if updater:
-                            updater.look()
-                        save_state(folder, number, time.perf_counter() - started, parts, train.keep)
-                        raise interrupted(number) from None
+                        done = number
+                        try:
+                            if updater:
+                                updater.look()
+                        except NonFinite as found:  # the repeated command meets it again; to look closer needs a batch
+                            done = found.step
+                        if done != on_disk:
+                            save_state(folder, done, time.perf_counter() - started, parts, train.keep)
+                        raise interrupted(done) from None
                     with tensor_cores():
                         values = step(number, batch)
                     logged = (number + 1) % train.log_every == 0 or number + 1 == train.steps
@@ -123,7 +131,8 @@ def run(
                     if updater and (logged or saved):
                         updater.look()
                 except NonFinite as found:
-                    save_state(folder, found.step, time.perf_counter() - started, parts, train.keep)
+                    if found.step != on_disk:
+                        save_state(folder, found.step, time.perf_counter() - started, parts, train.keep)
                     if updater and found.norms is None:
                         found, batch = _again(found, seed, updater, batches, step)
                     write_evidence(folder, found, seed, batch.numbers)
@@ -150,6 +159,7 @@ def run(
                     window_start, window_steps = time.perf_counter(), 0
                 if saved:
                     save_state(folder, done, time.perf_counter() - started, parts, train.keep)
+                    on_disk = done
                 if stopping:
                     raise interrupted(done)
         finally:

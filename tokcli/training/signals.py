@@ -32,6 +32,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self._waits = False
+        self._process = os.getpid()
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -41,6 +42,8 @@ class StopSignal:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that has just been forked, and has its own handlers in a moment
+            return
         if self.received is None:
             self.received, self._since = number, time.monotonic()
             self._end_wait()
