@@ -37,7 +37,7 @@ def test_a_tokenizer_without_a_codebook_has_a_network_alone(tmp_path: Path) -> N
 
 
 def test_the_peak_of_a_process_is_that_of_its_memory() -> None:
-    line = "import sys; held = bytearray(200 << 20); held[::4096] = b'x' * len(held[::4096]); print(); sys.stdin.read()"
+    line = "import sys; held = bytearray(200 << 20); held[::4096] = b'x' * len(held[::4096]); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
         assert run.stdout and run.stdout.readline()
         (peak,) = dict(compare_ranks.peak_memory(run.pid)).items()
