@@ -12,10 +12,11 @@ import pytest
 import torch
 from rank_trainings import ADAPTIVE, TRAININGS, settings
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from tokcli.artifact.weights import read_checkpoint
 from tokcli.errors import TokError
-from tokcli.training import loop
+from tokcli.training import loop, shards
 
 ALL = TRAININGS | ADAPTIVE
 
@@ -106,3 +107,15 @@ def test_a_state_in_parts_runs_nothing(tmp_path: Path, where: str) -> None:
         (folder / where).write_bytes(pickle.dumps(Evil(ran)))
         train(tmp_path, parallel="fsdp")
     assert not ran.exists()
+
+
+def test_a_state_in_parts_is_read_where_python_pickles_enumerations_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python 3.11.0 to 3.11.3 does."""
+    by_name = lambda self, protocol: (getattr, (type(self), self.name))  # noqa: E731
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    shards.write(tmp_path / "parts", {"x": torch.ones(3)})
+    found = {"x": torch.zeros(3)}
+    shards.read(tmp_path / "parts", found)
+    assert torch.equal(found["x"], torch.ones(3))

@@ -5,6 +5,7 @@ unpickled; each rank's file has its hash beside it.
 """
 
 import contextlib
+import copyreg
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ TRUSTED: list[Any] = [
     _StorageInfo,
     torch.Size,
 ]
+
+# Python 3.11.0 to 3.11.3 pickle a member of an enumeration as a call of getattr, which `torch.load` of weights alone refuses
+copyreg.pickle(kinds._MEM_FORMAT_ENCODING, lambda member: (kinds._MEM_FORMAT_ENCODING, (member.value,)))
 
 
 class _Reader(dcp.FileSystemReader):
