@@ -112,7 +112,7 @@ def test_a_state_in_parts_runs_nothing(tmp_path: Path, where: str) -> None:
 def test_a_state_in_parts_is_read_where_python_pickles_enumerations_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Python 3.11.0 to 3.11.3 does."""
+    """As Python 3.11.2 does, and 3.11.7 does not."""
     by_name = lambda self, protocol: (getattr, (type(self), self.name))  # noqa: E731
     monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
     shards.write(tmp_path / "parts", {"x": torch.ones(3)})

@@ -67,9 +67,7 @@ def run(
     updater = next((part for part in parts.values() if isinstance(part, Updater)), None)
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds
-    on_disk = (
-        first or None
-    )  # the step of the saved state, which is not written over by itself: a kill meanwhile would cost it
+    on_disk = first or None  # a state is not written over by itself: a kill meanwhile would cost it
     if distributed.is_main():
         require_disk(folder, parts, train.keep)
     journal = Journal(folder, first) if distributed.is_main() else None

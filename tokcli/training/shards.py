@@ -32,7 +32,7 @@ TRUSTED: list[Any] = [
     torch.Size,
 ]
 
-# Python 3.11.0 to 3.11.3 pickle a member of an enumeration as a call of getattr, which `torch.load` of weights alone refuses
+# some Pythons (3.11.2) pickle a member of an enumeration as a call of getattr, which `torch.load` of weights alone refuses
 copyreg.pickle(kinds._MEM_FORMAT_ENCODING, lambda member: (kinds._MEM_FORMAT_ENCODING, (member.value,)))
 
 
