@@ -191,16 +191,16 @@ BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
 }
 
 
+def block(text: str, name: str, body: str) -> str:
+    """A page with what stands between `<!-- NAME -->` and `<!-- end of NAME -->` made anew."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{body}\n{end}", text, flags=re.DOTALL)
+
+
 def filled(text: str, results: Results) -> str:
     """A page with its blocks made anew."""
     for name, (_, make) in BLOCKS.items():
-        body = f"<!-- claims: {name} -->\n{make(results)}\n<!-- end of claims: {name} -->"
-        text = re.sub(
-            rf"<!-- claims: {name} -->.*?<!-- end of claims: {name} -->",
-            lambda _, body=body: body,
-            text,
-            flags=re.DOTALL,
-        )
+        text = block(text, f"claims: {name}", make(results))
     return text
 
 

@@ -27,14 +27,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims_page import table
+from claims import add
+from claims_page import block, table
 
 from tokcli.artifact.weights import load_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "recipes/openmoji/results/ranks.json"
 PAGE = ROOT / "docs/scaling-out.md"
-START, END = "<!-- ranks -->", "<!-- end of ranks -->"
 STEPS = 12
 MOVED = 1e-4  # of a code that got a vector more or less than in one process
 WAYS = {
@@ -83,7 +83,7 @@ def train(ranks: int, words: Sequence[str], stop: Path | None = None) -> tuple[s
     """Run a command: what it wrote to stderr, and the peak memory of its ranks in bytes.
 
     Args:
-        stop: a log; the command is interrupted when a step more than it has now stands there.
+        stop: a log; the command is interrupted when a third of the steps more than it has now stand there.
     """
     stops, lines = stop is not None, steps(stop) if stop else 0
     with tempfile.TemporaryFile("w+") as said:
@@ -91,7 +91,7 @@ def train(ranks: int, words: Sequence[str], stop: Path | None = None) -> tuple[s
         peaks: dict[int, int] = {}
         while run.poll() is None:
             peaks |= dict(peak_memory(run.pid))
-            if stop and steps(stop) > lines + STEPS // 4:
+            if stop and steps(stop) >= lines + STEPS // 3:
                 run.send_signal(signal.SIGTERM)
                 stop = None
             time.sleep(0.05)
@@ -110,7 +110,6 @@ def steps(log: Path) -> int:
 def peak_memory(pid: int) -> Iterator[tuple[int, int]]:
     """The process if it is a rank, or else its children that are, with the peak of their memory in bytes."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         status = Path(f"/proc/{pid}/status").read_text()
         launches = b"torch.distributed.run" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -120,7 +119,7 @@ def peak_memory(pid: int) -> Iterator[tuple[int, int]]:
     if launches:
         for child in children:
             yield from peak_memory(int(child))
-    elif peak and environment:
+    elif peak:  # none of one that has just ended
         yield pid, 1024 * int(peak[1])
 
 
@@ -205,7 +204,8 @@ def page(kept: dict[str, Any]) -> str:
             *(f"{abs(found[way]['gradient']):.0e}".replace("0e+00", "0") for way in columns),
             *(shown_differences(found[way]) for way in WAYS),
         ]
-        for name, found in kept["trainings"].items()
+        for name, found in kept.items()
+        if name != "memory"
     ]
     used = [
         [
@@ -213,7 +213,7 @@ def page(kept: dict[str, Any]) -> str:
             ", ".join(f"{peak / 2**20:,.0f}" for peak in row["peak"]),
             same_of_all(row["kept"] or ""),
         ]
-        for row in kept["memory"]
+        for row in kept.get("memory", [])
     ]
     first = table(head, shown)
     second = table(["ranks", "peak MiB of each", "of these, MiB that each keeps between two steps"], used)
@@ -221,22 +221,8 @@ def page(kept: dict[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    """What is kept."""
-    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {"trainings": {}, "memory": []}
-
-
-def write(name: str, value: Any) -> None:
-    """Keep what was measured, and write the tables anew."""
-    kept = read()
-    if name == "memory":
-        kept["memory"] = value
-    else:
-        kept["trainings"][name] = value
-    KEPT.parent.mkdir(exist_ok=True)
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    filled = f"{START}\n{page(kept)}\n{END}"
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{START}.*{END}", lambda _: filled, text, flags=re.DOTALL), encoding="utf-8")
+    """What is kept: the differences of each training, by its name, and `memory`."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
 
 
 def main() -> None:
@@ -250,7 +236,8 @@ def main() -> None:
         folder = (given.folder or Path(scratch)).resolve()
         for name in given.only:
             value = memory(folder) if name == "memory" else compare(name, folder)
-            write(name, value)
+            add(KEPT, name, value)
+            PAGE.write_text(block(PAGE.read_text(encoding="utf-8"), "ranks", page(read())), encoding="utf-8")
             print(name, json.dumps(value), flush=True)
 
 

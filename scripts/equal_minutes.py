@@ -11,20 +11,19 @@ The numbers are kept in recipes/fashion-mnist/results/equal-minutes.json.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from claims import add, numbers
-from claims_page import shown, table
+from claims_page import block, shown, table
 from claims_results import over_seeds, pooled
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "recipes/fashion-mnist/results/equal-minutes.json"
 PAGE = ROOT / "docs/results/fashion-mnist.md"
-START, END = "<!-- equal minutes -->", "<!-- end of equal minutes -->"
+BLOCK = "equal minutes"
 BEFORE = {"TOK_SET_AR": "optim.name=adamw", "TOK_SET_NAR": "optim.name=adamw proposal.position=rope-2d"}
 TRAININGS: dict[str, dict[str, str]] = {"before": BEFORE, "now": {}}
 MODES = ("ar", "nar")
@@ -92,8 +91,7 @@ def main(*seeds: str) -> None:
             if f"{seed} {training}" not in read():
                 add(KEPT, f"{seed} {training}", run(training, seed))
     text = PAGE.read_text(encoding="utf-8")
-    filled = f"{START}\n{page(read())}\n{END}"
-    PAGE.write_text(re.sub(f"{START}.*{END}", lambda _: filled, text, flags=re.DOTALL), encoding="utf-8")
+    PAGE.write_text(block(text, BLOCK, page(read())), encoding="utf-8")
     print(PAGE)
 
 

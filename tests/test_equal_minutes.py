@@ -38,7 +38,7 @@ def test_each_training_is_run_once_a_seed_by_the_suite(tmp_path: Path, monkeypat
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(equal_minutes, "KEPT", tmp_path / "kept.json")
     monkeypatch.setattr(equal_minutes, "PAGE", tmp_path / "page.md")
-    equal_minutes.PAGE.write_text(f"{equal_minutes.START}{equal_minutes.END}")
+    equal_minutes.PAGE.write_text(f"<!-- {equal_minutes.BLOCK} --><!-- end of {equal_minutes.BLOCK} -->")
     monkeypatch.setattr(equal_minutes, "run", lambda t, s: (asked.append((t, s)), measured(s, t, 90.0 + s))[1])
     for _ in range(2):
         equal_minutes.main("0", "3")

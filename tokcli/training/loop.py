@@ -67,7 +67,7 @@ def run(
     updater = next((part for part in parts.values() if isinstance(part, Updater)), None)
     first, seconds = load_state(folder, parts)
     started = time.perf_counter() - seconds
-    on_disk = first or None  # a state is not written over by itself: a kill meanwhile would cost it
+    on_disk = first or None  # the step of the saved state
     if distributed.is_main():
         require_disk(folder, parts, train.keep)
     journal = Journal(folder, first) if distributed.is_main() else None
@@ -85,6 +85,12 @@ def run(
         smoothing=0.1,
     )
     window_start, window_steps = time.perf_counter(), 0
+
+    def save(done: int) -> None:
+        nonlocal on_disk
+        if done != on_disk:  # a state is not written over by itself: a kill meanwhile would cost it
+            save_state(folder, done, time.perf_counter() - started, parts, train.keep)
+            on_disk = done
 
     def interrupted(done: int) -> Interrupted:
         return Interrupted(
@@ -116,8 +122,7 @@ def run(
                                 updater.look()
                         except NonFinite as found:  # the repeated command meets it again; to look closer needs a batch
                             done = found.step
-                        if done != on_disk:
-                            save_state(folder, done, time.perf_counter() - started, parts, train.keep)
+                        save(done)
                         raise interrupted(done) from None
                     with tensor_cores():
                         values = step(number, batch)
@@ -129,8 +134,7 @@ def run(
                     if updater and (logged or saved):
                         updater.look()
                 except NonFinite as found:
-                    if found.step != on_disk:
-                        save_state(folder, found.step, time.perf_counter() - started, parts, train.keep)
+                    save(found.step)
                     if updater and found.norms is None:
                         found, batch = _again(found, seed, updater, batches, step)
                     write_evidence(folder, found, seed, batch.numbers)
@@ -156,8 +160,7 @@ def run(
                     bar.set_postfix(shown | {"images/s": f"{rate:.0f}"}, refresh=False)
                     window_start, window_steps = time.perf_counter(), 0
                 if saved:
-                    save_state(folder, done, time.perf_counter() - started, parts, train.keep)
-                    on_disk = done
+                    save(done)
                 if stopping:
                     raise interrupted(done)
         finally:
