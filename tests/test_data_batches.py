@@ -206,6 +206,19 @@ def test_a_signal_does_not_wait_for_a_worker_that_hangs() -> None:
     assert set(multiprocessing.active_children()) - left == {other}  # whose work is another's
 
 
+def test_reading_leaves_the_handler_of_ended_children_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ours(*_: Any) -> None: ...
+
+    # torch sets its own with the first loader of a process only
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, ours)
+    try:
+        next(iter(TrainBatches(Numbers(10), RANDOM, batch_size=2, seed=0, workers=1)))
+        assert signal.getsignal(signal.SIGCHLD) is ours
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_dying_worker_raises_and_does_not_hang() -> None:
     batches = TrainBatches(Numbers(10, deadly=7), RANDOM, batch_size=10, seed=0, workers=1)
     with pytest.raises(TokError, match="a process that decodes images died"):

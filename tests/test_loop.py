@@ -213,6 +213,21 @@ def test_nothing_is_waited_for_after_a_signal() -> None:
             raise AssertionError("it waits")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_signal_in_a_process_that_was_just_forked_is_not_the_trainings() -> None:
+    with StopSignal() as stop, stop.waiting():
+        child = os.fork()
+        if not child:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # a handler of Python runs between two lines
+                os._exit(0 if stop.received is None else 1)
+            except BaseException:  # it must not return into the tests
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert stop.received is None
+
+
 def test_handlers_are_as_before_after_a_run(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in STOPPING]
     with pytest.raises(Interrupted):

@@ -83,6 +83,15 @@ def test_constant_images_leave_the_distance_of_the_means():
     assert frechet_distance(moments(a), moments(b)) == pytest.approx(16)
 
 
+def test_a_set_that_grows_after_a_comparison_is_compared_anew():
+    x, other = draw(60, seed=1), moments(draw(40, seed=2))
+    growing = moments(x[:30])
+    first = frechet_distance(growing, other)
+    growing.update(x[30:])
+    assert frechet_distance(growing, other) == pytest.approx(frechet_distance(moments(x), other), rel=1e-9)
+    assert frechet_distance(growing, other) != pytest.approx(first, rel=1e-3)
+
+
 def test_distance_grows_as_sets_drift_apart():
     x = draw(100)
     near, far = (frechet_distance(moments(x), moments(x + shift)) for shift in (0.1, 0.5))
