@@ -99,6 +99,7 @@ fi
 if [ -n "$dry" ] && [ ! -d "$data/$train" ] && [ -n "${known:-}" ]; then
     images="${known[0]}" held_out=(--set "eval.images=${known[1]}")
 fi
+[ "$suite" != fashion-mnist ] || . scripts/precision.sh # the others are for GPUs
 launch=(tok)
 [ -n "$dry" ] || read -ra launch <<< "${TOK_LAUNCH:-tok}"
 say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
@@ -134,8 +135,10 @@ stage() {
     if [ -n "$mini" ]; then
         found=$(python scripts/mini.py sets "$recipe")
         mapfile -t small <<< "$found"
+        small=("${small[@]/#/--set=}")
     fi
-    set -- "${@:2}" --recipe "$recipe" "${small[@]/#/--set=}"
+    [ "$suite" != fashion-mnist ] || small+=($(float32_here "$recipe"))
+    set -- "${@:2}" --recipe "$recipe" "${small[@]}"
     [ -n "$dry" ] || { "$@"; return; }
     plan=$(mktemp "$TOK_WORKSPACE/XXXXXX.json")
     "$@" --dry-run --json > "$plan"

@@ -173,11 +173,15 @@ def predictors_block(results: Results) -> str:
 
 
 def cost_block(results: Results) -> str:
-    """Hours by seed."""
-    rows = [[str(seed), str(len(results.cells[seed])), f"{spent:.1f}"] for seed, spent in hours(results).items()]
+    """Hours by seed, and how many cells were trained in float32 (see `claims.Suite`); the first results do not tell, all in bfloat16."""
+    counts = {
+        seed: (len(known), sum(one.get("precision") == "float32" for one in known.values()))
+        for seed, known in results.cells.items()
+    }
+    rows = [[str(seed), *map(str, counts[seed]), f"{spent:.1f}"] for seed, spent in hours(results).items()]
+    both = [str(sum(column)) for column in zip(*counts.values(), strict=True)] or ["0", "0"]
     return table(
-        ["seed", "cells", "hours"],
-        [*rows, ["all", str(sum(map(len, results.cells.values()))), f"{sum(hours(results).values()):.1f}"]],
+        ["seed", "cells", "in float32", "hours"], [*rows, ["all", *both, f"{sum(hours(results).values()):.1f}"]]
     )
 
 

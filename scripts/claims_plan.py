@@ -22,7 +22,10 @@ OBJECTIVES = {
     "pixels": (0.0, 1.0),
     "features": (1.0, 0.0),
     "joint": (1.0, 1.0),
+    "aligned": (1.0, 1.0),
+    "pretrained": (1.0, 1.0),
 }  # weights of features and pixels; cluster has none
+BOTH = [name for name, weights in OBJECTIVES.items() if all(weights)]  # that learn features and pixels together
 PERTURB = {"share": 0.5, "end_share": 0.1, "images": 0.5, "near": 8}
 
 
@@ -48,13 +51,28 @@ TEACHERS = {
 }
 
 
+# what tokenizers that learn both have of their own: VA-VAE's linear map and distance; VFMTok's frozen encoder, which is the teacher
+CHANGED: dict[str, dict[str, Any]] = {
+    "aligned": {"feature_decoder": {"name": "linear"}, "alignment": {"name": "margin"}},
+    "pretrained": {
+        "encoder": {
+            "name": "pretrained",
+            "image_size": 32,
+            "network": TEACHERS[MAIN].network,
+            "layers": list(TEACHERS[MAIN].layers),
+            "grid": [8, 8],
+        }
+    },
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One tokenizer and what is made of it; equal cells are trained once.
 
     Args:
         data: openmoji, noto or fashion.
-        objective: what the tokenizer reconstructs; `cluster`: nothing, its encoder is the teacher itself.
+        objective: what the tokenizer reconstructs, and how (CHANGED); `cluster`: nothing, its encoder is the teacher itself.
         quantizer: see QUANTIZERS.
         teacher: see TEACHERS; None where no features are learned.
         perturb: the pixel decoder meets wrong tokens in training.
@@ -109,9 +127,10 @@ def cells(seed: int, claims: Iterable[str] = CLAIMS) -> list[Cell]:
             *(replace(cell, quantizer=name) for name in QUANTIZERS for cell in both),
         ],
         "successors": [
-            replace(main["features"], objective="joint"),
+            *(replace(main["features"], objective=name) for name in BOTH),
             replace(main["features"], perturb=True),
             replace(main["pixels"], perturb=True),
+            *(replace(main["features"], objective=name, data=data) for data in ("noto", "fashion") for name in BOTH),
         ],
         "teachers": [replace(main["features"], teacher=name) for name in TEACHERS],
         "data": [replace(cell, data=name) for name in ("noto", "fashion") for cell in both],
@@ -129,6 +148,7 @@ def tokenizer_sets(cell: Cell) -> list[str]:
     found = [f"objective={{features: {features}, pixels: {pixels}}}"]
     if (quantizer := QUANTIZERS[cell.quantizer]) is not None:
         found.append(f"quantizer={json.dumps(quantizer)}")
+    found += [f"{key}={json.dumps(value)}" for key, value in CHANGED.get(cell.objective, {}).items()]
     if cell.teacher:
         taught = TEACHERS[cell.teacher]
         found.append(f"teacher={json.dumps({'name': taught.network, 'layers': list(taught.layers)})}")

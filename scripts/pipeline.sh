@@ -9,11 +9,9 @@
 set -euo pipefail
 R="${1:-openmoji}" DATA="${2:-openmoji}"
 half=$((($(nproc) + 1) / 2))
-exact=() # of recipes in bfloat16: a CPU without instructions for it is several times as fast in float32, and Muon's products are in bfloat16
-if python -c 'import sys, torch; from tokcli.device import emulated_bfloat16 as slow; sys.exit(not slow(torch.device("cuda" if torch.cuda.is_available() else "cpu")))'; then
-    echo "this CPU has no instructions for bfloat16: networks are trained in float32, by AdamW" >&2
-    exact=(--set train.precision=float32 --set optim.name=adamw)
-fi
+. "$(dirname "$0")/precision.sh"
+exact=()
+[ -z "$emulated" ] || exact=(--set train.precision=float32)
 beside="$(mktemp -d)"
 decoder=""
 trap '[ -z "$decoder" ] || { kill "$decoder" && wait "$decoder"; } 2>/dev/null || true; rm -rf "$beside"' EXIT

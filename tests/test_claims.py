@@ -79,7 +79,7 @@ def test_quantizers_have_equally_many_codes() -> None:
 
 def test_a_cell_changes_nothing_but_what_it_is_named_after() -> None:
     changed = {one.partition("=")[0] for cell in cells(0) for one in tokenizer_sets(cell)}
-    assert changed == {"objective", "quantizer", "teacher", "perturb"}
+    assert changed == {"objective", "quantizer", "teacher", "perturb", "feature_decoder", "alignment", "encoder"}
     plain = Cell("openmoji", "features", teacher=MAIN)
     assert {*tokenizer_sets(replace(plain, seed=1, data="noto"))} == {*tokenizer_sets(plain)}
 
@@ -108,6 +108,8 @@ def test_no_extractor_judges_what_it_taught_but_for_the_main_pair() -> None:
         "openmoji-pixels-vq",
         "openmoji-features-vq-vits14",
         "openmoji-joint-vq-vits14",
+        "openmoji-aligned-vq-vits14",
+        "openmoji-pretrained-vq-vits14",
         "openmoji-cluster-vq-vits14",
     ]
     assert untaught("random-vits14") == list(JUDGES) and untaught("efflite0-early") == ["vits14"]

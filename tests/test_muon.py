@@ -21,6 +21,7 @@ from tokcli.recipe.check import InvalidRecipe
 from tokcli.recipe.sections import Component, MeasuredTrain, Optim, Train
 from tokcli.recipe.yaml import override, read_yaml, recipes_root
 from tokcli.stages.train_proposal import Likelihood, ProposalRecipe
+from tokcli.training import optimizers
 from tokcli.training.optimizers import build_optimizers, hidden_matrices, muon_matrices, parameter_groups
 from tokcli.training.updater import Updater, learning_rate
 
@@ -115,6 +116,65 @@ def test_muon_moves_a_matrix_by_equal_singular_values_of_adamws_size() -> None:
         if name == "proposal.head.weight":
             step = (before[name] - after).abs() / learning_rate(5, MUON, 6)
             torch.testing.assert_close(step, torch.ones_like(step), atol=1e-2, rtol=0)  # Adam's first step
+
+
+def matrices(count: int) -> list[list[nn.Parameter]]:
+    """Copies of tall, wide and square matrices, and one that gets no gradient."""
+    torch.manual_seed(0)
+    drawn = [torch.randn(shape) for shape in ((24, 8), (8, 24), (16, 16), (4, 4))]
+    return [[nn.Parameter(m.clone()) for m in drawn] for _ in range(count)]
+
+
+def muon_steps(params: list[nn.Parameter], steps: list[Any]) -> torch.optim.Optimizer:
+    """Each of the steps, after a gradient of its own; the matrices' optimizer."""
+    muon = torch.optim.Muon(params, lr=0.1, weight_decay=0.1, ns_steps=5, adjust_lr_fn="match_rms_adamw")
+    for number, step in enumerate(steps):
+        random = torch.Generator().manual_seed(number)
+        for p in params[:-1]:
+            p.grad = torch.randn(p.shape, generator=random)
+        step(muon)
+    return muon
+
+
+def test_a_step_of_muon_is_torchs_bit_for_bit_where_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "emulated_bfloat16", lambda device: False)
+    theirs, ours, both = matrices(3)
+    muon_steps(theirs, [torch.optim.Muon.step] * 3)
+    muon_steps(ours, [optimizers.muon_step] * 3)
+    muon_steps(both, [torch.optim.Muon.step, optimizers.muon_step, torch.optim.Muon.step])  # one state for both
+    for p, q, r in zip(theirs, ours, both, strict=True):
+        assert torch.equal(p, q) and torch.equal(p, r)
+
+
+def test_muon_multiplies_in_float32_where_bfloat16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tok")
+    monkeypatch.setattr(optimizers, "emulated_bfloat16", lambda device: True)
+    start, moved = matrices(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "bfloat16", lambda *_: pytest.fail("bfloat16"))
+        muon_steps(moved, [optimizers.update])
+    for before, after in zip(start[:-1], moved[:-1], strict=True):
+        update = (before * (1 - 0.1 * 0.1) - after).detach() / (0.1 * 0.2 * math.sqrt(max(before.shape)))
+        u, values, v = torch.linalg.svd(momentum(before).double(), full_matrices=False)
+        values = values / values.norm()
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        torch.testing.assert_close(update.double(), u @ values.diag() @ v, atol=2e-5, rtol=0)
+    assert torch.equal(moved[-1], start[-1])
+    build_optimizers(proposal(), MUON, CPU, "optim")
+    assert caplog.text.count("optim: Muon multiplies in float32, since this CPU has no instructions") == 1
+
+
+def momentum(before: Tensor) -> Tensor:
+    """The direction of the first step of `muon_steps`, up to its length, which does not matter: its gradient."""
+    random = torch.Generator().manual_seed(0)
+    for shape in ((24, 8), (8, 24), (16, 16)):
+        drawn = torch.randn(shape, generator=random)
+        if drawn.shape == before.shape:
+            return drawn
+    raise AssertionError(before.shape)
 
 
 def test_decay_shrinks_hidden_matrices_in_proportion_to_their_own_rate() -> None:

@@ -76,20 +76,18 @@ def emulated_bfloat16(device: torch.device) -> bool:
 
 
 @functools.cache
-def tell_if_emulated(key: str, device: torch.device, instead: str = "float32") -> None:
+def tell_if_emulated(key: str, device: torch.device) -> None:
     """Say once that a recipe's bfloat16 is emulated here; changing it would change what is computed, so that is the user's choice.
 
     Args:
         key: of the recipe, such as `train.precision`.
-        instead: a value of that key without bfloat16.
     """
     if emulated_bfloat16(device):
         log.warning(
-            "%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=%s is faster, "
+            "%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=float32 is faster, "
             "and makes another artifact",
             key,
             key,
-            instead,
         )
 
 

@@ -80,22 +80,15 @@ def load_recipe(
 
 
 def _for_device(options: Options, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """What a preset's recipe has in place of bfloat16 on a CPU without instructions for it, where both are many times slower: float32,
-    and AdamW for Muon. A recipe that `--recipe` names itself stays as it is.
+    """float32 where a preset's recipe has bfloat16 on a CPU without instructions for it, which is many times slower in it. A recipe that
+    `--recipe` names itself stays as it is.
     """
     if options.preset is None or not names_no_recipe(options):
         return {}
     if not emulated_bfloat16(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))):
         return {}
-    instead = {"bfloat16": ("precision", "float32"), "muon": ("name", "adamw")}
-    found = {
-        f"{section}.{key}": value
-        for section, keys in tree.items()
-        for slow, (key, value) in instead.items()
-        if isinstance(keys, Mapping) and keys.get(key) == slow
-    }
-    asked = {*options.sets, *(key.replace("muon_lr", "name") for key in options.sets)}
-    if found := {key: value for key, value in found.items() if key not in asked}:
+    slow = [key for key, keys in tree.items() if isinstance(keys, Mapping) and keys.get("precision") == "bfloat16"]
+    if found := {name: "float32" for key in slow if (name := f"{key}.precision") not in options.sets}:
         said = ", ".join(f"{key}={value}" for key, value in found.items())
         log.info("recipe: %s, since this CPU has no instructions for bfloat16 (AVX-512)", said)
     return found

@@ -119,13 +119,21 @@ def provenance(options: Options, device: torch.device, seed: int) -> dict[str, A
         "command": ["tok", *sys.argv[1:]],
         "versions": versions,
         "commit": _commit(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "world_size": distributed.world_size(),
         "seed": seed,
         "preset": options.preset._asdict() if options.preset else None,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # what rounding depends on, and the type of Muon's products
+    instructions = f" ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else ""
+    return (platform.processor() or device.type) + instructions
 
 
 def _commit() -> str | None:

@@ -2,18 +2,22 @@
 
 Muon (Jordan 2024) moves a matrix along its momentum with all singular values made about 1. torch's own, with the rates of Liu et
 al. 2025 (arXiv 2502.16982): an update has the root mean square of AdamW's. Momentum 0.95 (Nesterov), 5 Newton-Schulz steps in
-bfloat16.
+bfloat16, or in float32 on CPUs that have no instructions for bfloat16.
 """
 
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from tokcli.device import tell_if_emulated
+from tokcli.device import emulated_bfloat16
 from tokcli.errors import TokError
 from tokcli.recipe.sections import Optim
 
+log = logging.getLogger("tok")
 NEWTON_SCHULZ = 5  # steps of an update of torch's Muon
 
 
@@ -97,7 +101,8 @@ def build_optimizers(
     )
     if optim.muon_lr is None:
         return [adamw]
-    tell_if_emulated(f"{where}.name", device, "adamw")
+    if emulated_bfloat16(device):
+        log.info("%s: Muon multiplies in float32, since this CPU has no instructions for bfloat16 (AVX-512)", where)
     muon = torch.optim.Muon(
         hidden,
         lr=optim.muon_lr,
@@ -106,3 +111,69 @@ def build_optimizers(
         adjust_lr_fn="match_rms_adamw",
     )
     return [adamw, muon]
+
+
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """A step of one of `build_optimizers`. torch's Muon multiplies in bfloat16; where that is emulated, its step is made here."""
+    if is_muon(optimizer) and any(emulated_bfloat16(p.device) for g in optimizer.param_groups for p in g["params"]):
+        muon_step(optimizer)
+    else:
+        optimizer.step()
+
+
+def is_muon(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is torch's Muon, which older releases lack."""
+    return isinstance(optimizer, getattr(torch.optim, "Muon", ()))
+
+
+def _as_it_is(t: Tensor, part: Tensor | None = None) -> Tensor:
+    return t if part is None else part
+
+
+@torch.no_grad()
+def muon_step(
+    muon: torch.optim.Optimizer,
+    own: Callable[[Tensor], Tensor] = _as_it_is,
+    whole: Callable[[Tensor, Tensor], Tensor] = _as_it_is,
+    part: Callable[[Tensor, Tensor], Tensor] = _as_it_is,
+) -> None:
+    """A step of `torch.optim.Muon` with products of the type that the device is fast in, on matrices that may be in parts.
+
+    Args:
+        muon: keeps its momentum as torch does; a state made by either step goes on with the other.
+        own: this rank's part of a tensor.
+        whole: (parameter, this rank's part of its update) -> the whole update.
+        part: (parameter, its whole update) -> this rank's part.
+    """
+    from torch.optim._muon import _adjust_lr
+
+    for group in muon.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if not muon.state[p]:
+                muon.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+            grad, weight, momentum = own(p.grad), own(p), own(muon.state[p]["momentum_buffer"])
+            momentum.lerp_(grad, 1 - group["momentum"])
+            direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            if not emulated_bfloat16(p.device):
+                direction = direction.bfloat16()  # what the products begin with: half as much to gather
+            turned = _orthogonal(whole(p, direction), group)
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(part(p, turned), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
+
+
+def _orthogonal(update: Float[Tensor, "m n"], group: Mapping[str, Any]) -> Float[Tensor, "m n"]:
+    """With all singular values made about 1, by the polynomial of Jordan 2024: by torch in bfloat16, here in float32."""
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    (a, b, c), steps, eps = group["ns_coefficients"], group["ns_steps"], group["eps"]
+    if update.dtype == torch.bfloat16:
+        return _zeropower_via_newtonschulz(update, (a, b, c), steps, eps)
+    tall = update.shape[0] > update.shape[1]
+    x = update.T if tall else update
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokcli import distributed
 from tokcli.device import compile_module
 from tokcli.recipe.sections import Train
+from tokcli.training.optimizers import update
 
 Whole = contextlib.AbstractContextManager[None]
 
@@ -42,7 +43,7 @@ class Replicated:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer's update."""
-        optimizer.step()
+        update(optimizer)
 
     def like(self, p: Tensor, part: Tensor) -> Tensor:
         """What this rank keeps of a tensor over all ranks, as that tensor, for a parameter; on the same memory."""

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from tokcli import distributed
 from tokcli.device import keep_eager_parts
 from tokcli.recipe.sections import Train
+from tokcli.training.optimizers import is_muon, muon_step
 from tokcli.training.parallel import own, swapped
 
 INTERNAL = frozenset(vars(nn.Module()))
@@ -83,8 +84,8 @@ class Sharded:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer's update. Muon's products are of whole matrices, so that they round as one process's do."""
-        if isinstance(optimizer, getattr(torch.optim, "Muon", ())):  # which older releases lack
-            _muon_step(optimizer)
+        if is_muon(optimizer):  # a rank keeps its part of the momentum, and gathers one matrix at a time
+            muon_step(optimizer, own, _gathered, _part)
         else:
             optimizer.step()
 
@@ -162,27 +163,6 @@ def _into_parts(unit: nn.Module, keys: Mapping[str, Any]) -> None:
 def _free(tensors: Iterable[Tensor]) -> None:
     for t in tensors:
         t.untyped_storage().resize_(0)
-
-
-@torch.no_grad()
-def _muon_step(muon: torch.optim.Optimizer) -> None:
-    """A step of `torch.optim.Muon` on sharded matrices: a rank keeps its part of the momentum, and gathers one matrix at a time."""
-    from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
-
-    for group in muon.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            grad, part = own(p.grad), own(p)
-            if not muon.state[p]:
-                muon.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
-            momentum = own(muon.state[p]["momentum_buffer"])
-            momentum.lerp_(grad, 1 - group["momentum"])
-            direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-            whole = _gathered(p, direction.bfloat16())  # what the products begin with
-            turned = _zeropower_via_newtonschulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
-            part.mul_(1 - group["lr"] * group["weight_decay"])
-            part.add_(_part(p, turned), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
 
 
 def _gathered(p: Tensor, part: Tensor | None) -> Tensor:
