@@ -10,6 +10,8 @@ from claims_results import (
     Point,
     Results,
     change,
+    contest,
+    contests,
     correlate,
     level,
     over_seeds,
@@ -24,6 +26,7 @@ from tokcli.pictures.canvas import save_png
 from tokcli.pictures.plots import INK, new_figure, save_figure
 
 if TYPE_CHECKING:
+    from claims_results import Spread
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -117,26 +120,50 @@ def teachers(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-def across(results: Results, path: Path) -> None:
-    """Change of the distance from pixels to features, by data, task, quantizer and network; left of 0 features are better."""
-    rows = pairs(results)
-    height = 0.9 + 0.36 * max(len(rows), 1)
-    figure = new_figure(7.2, height)
-    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.75 / height))
-    for row, pair in enumerate(rows):
+Changes = list[tuple[str, dict[str, "Spread | None"]]]  # rows: what changes, and by how much in each mode
+
+
+def _changes(axes: "Axes", rows: Changes, label: str, *, names: bool = True) -> None:
+    """Dots with intervals on both sides of 0, rows from top to bottom."""
+    for row, (_, spreads) in enumerate(rows):
         for mode, shift, marker in zip(MODES, (0.13, -0.13), "os", strict=True):
-            found = change(results, pair, mode)
+            found = spreads[mode]
             if found is not None:
                 y, colour = len(rows) - 1 - row + shift, INK if mode == "ar" else COLOURS["features"]
                 dots = {"fmt": marker, "markersize": 5, "capsize": 2, "color": colour}
                 axes.errorbar(found.mean, y, xerr=found.half, label=None if row else mode.upper(), **dots)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [f"{pair.what}\nby {pair.judge}" for pair in reversed(rows)], fontsize=7)
+    axes.set_yticks(range(len(rows)), [what if names else "" for what, _ in reversed(rows)], fontsize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"change of the distance from pixels to features, % ({_seeds(results)})", fontsize=8)
-    if rows:
+    axes.set_xlabel(label, fontsize=8)
+    if rows and names:
         axes.legend(fontsize=8, frameon=False)
     _bare(axes)
+
+
+def across(results: Results, path: Path) -> None:
+    """Change of the distance from pixels to features, by data, task, quantizer and network; left of 0 features are better."""
+    rows = [
+        (f"{pair.what}\nby {pair.judge}", {mode: change(results, pair, mode) for mode in MODES})
+        for pair in pairs(results)
+    ]
+    height = 0.9 + 0.36 * max(len(rows), 1)
+    figure = new_figure(7.2, height)
+    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.75 / height))
+    _changes(axes, rows, f"change of the distance from pixels to features, % ({_seeds(results)})")
+    _save(figure, path)
+
+
+def successors(results: Results, path: Path) -> None:
+    """Change of the distance from VQGAN's and from VQ-KD's way to each successor; left of 0 the successor is better."""
+    found = contests(results)
+    height = 0.9 + 0.36 * max(1, *map(len, found.values()))
+    figure = new_figure(7.2, height)
+    for place, (rival, some) in enumerate(found.items()):
+        axes = figure.add_axes((0.2 + 0.41 * place, 0.5 / height, 0.37, 1 - 0.75 / height))
+        by = {mode: f"FD_{mode.upper()}, %" for mode in MODES}
+        rows = [(pair.what, {mode: contest(results, pair, by[mode]) for mode in MODES}) for pair in some]
+        _changes(axes, rows, f"change of the distance from {rival}, %", names=not place)
     _save(figure, path)
 
 
@@ -151,7 +178,13 @@ def predictors(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-FIGURES = {"objective": objective, "teachers": teachers, "across": across, "predictors": predictors}
+FIGURES = {
+    "objective": objective,
+    "teachers": teachers,
+    "across": across,
+    "successors": successors,
+    "predictors": predictors,
+}
 
 
 def draw(results: Results, folder: Path) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 from claims_figures import draw
 from claims_plan import JUDGES, TEACHERS, untaught
 from claims_results import (
+    CONTESTED,
     KEPT,
     MODES,
     Results,
     Spread,
     change,
+    contest,
+    contests,
     correlate,
     hours,
     level,
@@ -111,6 +114,17 @@ def difference_block(results: Results) -> str:
     return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows) + f"\n\n{told_apart}"
 
 
+def successors_block(results: Results) -> str:
+    """Successors against both of the paper's kinds: distances, reconstructions, understanding."""
+    rows = []
+    for rival, some in contests(results).items():
+        for pair in some:
+            found = [contest(results, pair, measure) for measure in CONTESTED]
+            seeds = max((one.seeds for one in found if one), default=0)
+            rows.append([pair.what, rival, str(seeds), *(shown(one, signed=True) for one in found)])
+    return table(["successor", "against", "seeds", *CONTESTED], rows)
+
+
 REASONS = {  # what could explain a difference -> number, factor
     "tokens' probe %": ("probe_accuracy", 100),
     "perplexity, non-blank": ("codebook_perplexity_nonblank", 1),
@@ -188,6 +202,7 @@ def cost_block(results: Results) -> str:
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "differences": ("Features against pixels", difference_block),
     "reasons": ("What else differs", reasons_block),
+    "successors": ("Successors", successors_block),
     "teachers": ("Teachers of graded strength", teachers_block),
     "predictors": ("What predicts generation", predictors_block),
     "all": ("All numbers", main_block),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from claims_plan import JUDGES, MAIN, SECOND, TEACHERS, cells, untaught
+from claims_plan import JUDGES, MAIN, SECOND, TEACHERS, Cell, cells, untaught
 
 KEPT = Path(__file__).resolve().parent.parent / "recipes/claims/results"
 MODES = ("ar", "nar")
@@ -101,11 +101,19 @@ def over_seeds(runs: Sequence[Sequence[float]], noise: Noise | None = None) -> S
     return Spread(mean, float(t.ppf(0.975, noise.freedom)) * noise.deviation / math.sqrt(n), n)
 
 
-def differences(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> list[list[float]]:
-    """ours - theirs in percent of theirs, for each seed that both have; with the interval over images, of both."""
+def differences(
+    ours: dict[int, list[float]], theirs: dict[int, list[float]], *, points: bool = False
+) -> list[list[float]]:
+    """ours - theirs in percent of theirs, for each seed that both have; with the interval over images, of both.
+
+    With `points` both are shares, and the difference is in percentage points.
+    """
     runs = []
     for seed in sorted(ours.keys() & theirs.keys()):
         a, b = ours[seed], theirs[seed]
+        if points:
+            runs.append([100 * (a[0] - b[0])])
+            continue
         run = [100 * (a[0] / b[0] - 1)]
         if len(a) > 2 and len(b) > 2:
             # of a ratio, to first order
@@ -190,6 +198,42 @@ def change(results: Results, pair: Pair, mode: str) -> Spread | None:
     noise = pooled([run[0] for run in changes(results, one, other)] for one in judged for other in MODES)
     runs = changes(results, pair, mode)
     return over_seeds(runs, noise) if runs else None
+
+
+CONTESTED = {  # what successors are compared by -> number, whether it is a share
+    "FD_AR, %": ("fd_{}_ar", False),
+    "FD_NAR, %": ("fd_{}_nar", False),
+    "rFD, %": ("rfd_{}", False),
+    "probe, points": ("probe_accuracy", True),
+}
+
+
+def contests(results: Results) -> dict[str, list[Pair]]:
+    """The successors that were measured, each against a tokenizer of pixels and against one of features, by the rival's objective."""
+    found: dict[str, list[Pair]] = {"pixels": [], "features": []}
+    known = {*results.names()}
+    for one in cells(0):
+        if one.captions or one.quantizer != "vq" or not (one.perturb or one.objective not in found):
+            continue
+        for rival, rows in found.items():
+            theirs = Cell(one.data, rival, teacher=MAIN if rival == "features" else None).name
+            what = ", ".join([one.data, one.objective, *(["perturb"] if one.perturb else [])])
+            if {one.name, theirs} <= known:
+                rows.append(Pair(what, one.name, theirs, untaught(MAIN)[0]))
+    return found
+
+
+def contest(results: Results, pair: Pair, measure: str) -> Spread | None:
+    """What one of `contests` changes by one of CONTESTED. What another seed changes is pooled over all of them."""
+
+    def runs(one: Pair) -> list[list[float]]:
+        number, share = CONTESTED[measure]
+        ours, theirs = (results.runs(name, number.format(one.judge)) for name in (one.ours, one.theirs))
+        return differences(ours, theirs, points=share)
+
+    noise = pooled([run[0] for run in runs(one)] for some in contests(results).values() for one in some)
+    found = runs(pair)
+    return over_seeds(found, noise) if found else None
 
 
 def level(results: Results, name: str, number: str, scale: float = 1) -> Spread | None:

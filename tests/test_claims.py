@@ -217,6 +217,39 @@ def test_tables_are_those_of_the_results(results: Path) -> None:
     assert hours(found) == {seed: pytest.approx(len(cells(0, ["objective", "teachers"])) / 100) for seed in (0, 1)}
 
 
+def test_successors_are_told_against_both_rivals_on_the_same_data(tmp_path: Path) -> None:
+    plan = [
+        c for c in cells(0, ["objective", "successors", "data"]) if c.quantizer == "vq" and c.teacher in (None, MAIN)
+    ]
+    kinds = {"pixels": 100.0, "features": 80.0, "joint": 90.0, "aligned": 60.0, "pretrained": 40.0}
+    for cell in plan:
+        if cell.data != "noto":
+            found = entry(
+                cell, kinds[cell.objective] / (2 if cell.perturb else 1), probe_accuracy=kinds[cell.objective] / 200
+            )
+            claims.add(tmp_path / "seed-0.json", cell.name, found)
+    lines = claims_page.successors_block(read(tmp_path)).splitlines()[2:]
+    of = [
+        "openmoji, joint",
+        "openmoji, aligned",
+        "openmoji, pretrained",
+        "openmoji, features, perturb",
+        "openmoji, pixels, perturb",
+    ]
+    of += [f"fashion, {kind}" for kind in ("joint", "aligned", "pretrained")]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| {one}", rival] for rival in ("pixels", "features") for one in of
+    ]
+    assert lines[2].split(" | ")[2:] == [
+        "1",
+        "−60.0 ± 4.31",
+        "−60.0 ± 4.31",
+        "−60.0",
+        "−30.0 |",
+    ]  # images of both, and none
+    assert lines[8].split(" | ")[3:] == ["+12.5 ± 7.53", "+12.5 ± 7.53", "+12.5", "+5.00 |"]
+
+
 def test_scatters_leave_out_what_their_judge_taught(results: Path) -> None:
     found = read(results)
     points = teacher_points(found, "vits14", "ar")
@@ -235,7 +268,7 @@ def test_a_page_keeps_what_stands_around_its_blocks_and_figures_are_drawn(result
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "| all |" in text
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert pictures == [f"claim-{name}.png" for name in ("across", "objective", "predictors", "teachers")]
+    assert pictures == [f"claim-{name}.png" for name in ("across", "objective", "predictors", "successors", "teachers")]
     assert all(path.stat().st_size < 80_000 for path in tmp_path.glob("*.png"))
 
 
