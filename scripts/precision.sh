@@ -1,10 +1,9 @@
-# Sourced by pipeline.sh and benchmark.sh. They name recipes, and a named recipe stays as it is; but where this computer has a CPU alone and
-# that has no instructions for bfloat16 (AVX-512), float32 is 10 to 40 times as fast. emulated: then "yes", else empty.
+# Sourced by pipeline.sh and benchmark.sh. They name recipes, and a named recipe stays as it is; but a CPU without AVX-512 and a GPU before
+# Ampere have no instructions for bfloat16, and float32 is up to 40 times as fast there. emulated: then why, else empty.
 #
-# float32_here RECIPE: the flag for float32, for a recipe in bfloat16 on such a CPU; else nothing.
-emulated=yes
-python -c 'import sys, torch; from tokcli.device import emulated_bfloat16 as slow; sys.exit(torch.cuda.is_available() or not slow(torch.device("cpu")))' || emulated=''
-[ -z "$emulated" ] || echo "this CPU has no instructions for bfloat16: networks are trained in float32" >&2
+# float32_here RECIPE: the flag for float32, for a recipe in bfloat16 on such a device; else nothing.
+emulated=$(python -c 'from tokcli import device; print(device.emulated_bfloat16(device.usual_device()))')
+[ -z "$emulated" ] || echo "$emulated: networks are trained in float32" >&2
 float32_here() {
     local section
     [ -n "$emulated" ] || return 0

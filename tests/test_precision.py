@@ -121,3 +121,21 @@ def test_bfloat16_on_a_cpu_without_instructions_for_it_is_told_once(
     assert caplog.text.count("--set train.precision=float32") == slow
     assert not device.emulated_bfloat16(torch.device("meta"))
     device.tell_if_emulated.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "hip", "slow"), [
+    ((7, 5), None, True), ((6, 1), None, True), ((8, 0), None, False), ((12, 0), None, False), ((7, 5), "7.1", False),
+])  # fmt: skip
+def test_gpus_before_ampere_emulate_bfloat16(
+    capability: tuple[int, int], hip: str | None, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.emulated_bfloat16(cuda) == "" and device.usual_device().type == "cpu"  # a dry run elsewhere
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert device.usual_device().type == "cuda"
+    assert device.emulated_bfloat16(cuda) == (
+        "this GPU has no instructions for bfloat16 (Ampere and later have)" if slow else ""
+    )

@@ -69,10 +69,23 @@ def tensor_cores() -> Iterator[None]:
         yield
 
 
-def emulated_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is slower than float32, for want of instructions of its own: on x86 CPUs without AVX-512."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    return device.type == "cpu" and x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+def emulated_bfloat16(device: torch.device) -> str:
+    """Why bfloat16 is slower than float32 on this device, which has no instructions for it; empty where it has.
+
+    torch.cuda.is_bf16_supported counts emulation as support.
+    """
+    if device.type == "cuda" and torch.cuda.is_available():
+        old = not torch.version.hip and torch.cuda.get_device_capability(device)[0] < 8
+        return "this GPU has no instructions for bfloat16 (Ampere and later have)" if old else ""
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        new = "AVX512" in torch.backends.cpu.get_cpu_capability()
+        return "" if new else "this CPU has no instructions for bfloat16 (AVX-512)"
+    return ""
+
+
+def usual_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @functools.cache
@@ -82,13 +95,8 @@ def tell_if_emulated(key: str, device: torch.device) -> None:
     Args:
         key: of the recipe, such as `train.precision`.
     """
-    if emulated_bfloat16(device):
-        log.warning(
-            "%s: this CPU has no instructions for bfloat16 (AVX-512) and is slow in it. --set %s=float32 is faster, "
-            "and makes another artifact",
-            key,
-            key,
-        )
+    if why := emulated_bfloat16(device):
+        log.warning("%s: %s and is slow in it. --set %s=float32 is faster, and makes another artifact", key, why, key)
 
 
 def float32_settings() -> dict[str, str]:

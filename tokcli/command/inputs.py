@@ -17,7 +17,7 @@ from tokcli.command.options import Options, Preset
 from tokcli.data.addresses import may_read
 from tokcli.data.sources import ImageSource, open_source
 from tokcli.data.sources.summary import looked_at
-from tokcli.device import cores, emulated_bfloat16
+from tokcli.device import cores, emulated_bfloat16, usual_device
 from tokcli.errors import NotFound, TokError
 from tokcli.recipe.check import check
 from tokcli.recipe.sections import Expects, Recipe
@@ -80,17 +80,18 @@ def load_recipe(
 
 
 def _for_device(options: Options, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """float32 where a preset's recipe has bfloat16 on a CPU without instructions for it, which is many times slower in it. A recipe that
+    """float32 where a preset's recipe has bfloat16, on a device without instructions for it, which is many times slower in it. A recipe that
     `--recipe` names itself stays as it is.
     """
     if options.preset is None or not names_no_recipe(options):
         return {}
-    if not emulated_bfloat16(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))):
+    why = emulated_bfloat16(torch.device(options.device) if options.device else usual_device())
+    if not why:
         return {}
     slow = [key for key, keys in tree.items() if isinstance(keys, Mapping) and keys.get("precision") == "bfloat16"]
     if found := {name: "float32" for key in slow if (name := f"{key}.precision") not in options.sets}:
         said = ", ".join(f"{key}={value}" for key, value in found.items())
-        log.info("recipe: %s, since this CPU has no instructions for bfloat16 (AVX-512)", said)
+        log.info("recipe: %s, since %s", said, why)
     return found
 
 
@@ -289,7 +290,7 @@ def choose_preset(source: ImageSource | None, *, on_gpu: bool, cores: int) -> Pr
 
 
 def _on_gpu(options: Options) -> bool:
-    return (options.device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda")
+    return (options.device or usual_device().type).startswith("cuda")
 
 
 def _images(options: Options, spec: str) -> ImageSource | None:

@@ -21,7 +21,7 @@ from tokcli.artifact.manifest import canonical_hash, identity, read_manifest
 from tokcli.artifact.opening import Artifact, open_artifact
 from tokcli.command.options import Options
 from tokcli.data import reading
-from tokcli.device import float32_proper
+from tokcli.device import float32_proper, usual_device
 from tokcli.errors import Misuse, TokError
 
 MANY_FILES = 65536  # open at once
@@ -33,7 +33,7 @@ def device_of(options: Options) -> torch.device:
     Raises:
         TokError: an unknown device, or a GPU where there is none.
     """
-    device = device_named(options.device or ("cuda" if torch.cuda.is_available() else "cpu"), "--device")
+    device = device_named(options.device or usual_device().type, "--device")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

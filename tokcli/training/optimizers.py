@@ -2,7 +2,7 @@
 
 Muon (Jordan 2024) moves a matrix along its momentum with all singular values made about 1. torch's own, with the rates of Liu et
 al. 2025 (arXiv 2502.16982): an update has the root mean square of AdamW's. Momentum 0.95 (Nesterov), 5 Newton-Schulz steps in
-bfloat16, or in float32 on CPUs that have no instructions for bfloat16.
+bfloat16, or in float32 on devices that have no instructions for bfloat16.
 """
 
 import logging
@@ -101,8 +101,8 @@ def build_optimizers(
     )
     if optim.muon_lr is None:
         return [adamw]
-    if emulated_bfloat16(device):
-        log.info("%s: Muon multiplies in float32, since this CPU has no instructions for bfloat16 (AVX-512)", where)
+    if why := emulated_bfloat16(device):
+        log.info("%s: Muon multiplies in float32, since %s", where, why)
     muon = torch.optim.Muon(
         hidden,
         lr=optim.muon_lr,
