@@ -25,6 +25,7 @@ from typing import Any
 from claims_plan import CLAIMS, PERTURB, Cell, cells, judges, tokenizer_sets
 
 from tokcli.device import emulated_bfloat16, usual_device
+from tokcli.errors import TokError
 
 SAMPLES = 192
 TOY = {"samples": 18, "images": 3}  # images of each class
@@ -173,7 +174,7 @@ def plan_text(plan: list[Cell]) -> str:
 
 
 def main() -> int:
-    """Make what is missing; 2 where the variables name what is not there."""
+    """Make what is missing; 2 where the variables name what is not there, and a command's own code where one fails or is interrupted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--dry-run", action="store_true", help="print the plan and its cost; make nothing")
@@ -196,7 +197,12 @@ def main() -> int:
 
     default = f"artifacts/benchmark-{'toy-' if options.toy else ''}claims"
     workspace = Path(os.environ.get("TOK_WORKSPACE", default)).absolute()
-    print(write(make(plan, Suite(workspace, options.toy)), workspace / "claims.md", workspace))
+    try:
+        results = make(plan, Suite(workspace, options.toy))
+    except TokError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(write(results, workspace / "claims.md", workspace))
     return 0
 
 

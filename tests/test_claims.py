@@ -35,6 +35,7 @@ from claims_results import (  # noqa: E402
 )
 
 from tokcli import build  # noqa: E402
+from tokcli.errors import Interrupted  # noqa: E402
 from tokcli.quantizers import QUANTIZERS as FAMILY  # noqa: E402
 from tokcli.recipe.yaml import read_yaml  # noqa: E402
 
@@ -304,6 +305,25 @@ def test_cells_that_have_results_are_not_made_again(tmp_path: Path, monkeypatch:
     claims.make(plan, claims.Suite(tmp_path))
     assert made == [cell.name for cell in plan]
     assert read(tmp_path / "results").teachers == {f"openmoji {name}": 0.5 for name in (MAIN, SECOND)}
+
+
+def test_an_interrupted_suite_ends_in_one_line_and_with_the_commands_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import claims_data
+
+    def interrupted(suite: claims.Suite, cell: Cell) -> None:
+        raise Interrupted(
+            "made/tokenizer", "interrupted after step 3 of 9, state saved", next="Repeat the command to go on"
+        )
+
+    monkeypatch.setattr(claims_data, "prepare", lambda name, folder, most: True)
+    monkeypatch.setattr(claims.Suite, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["claims.py"])
+    monkeypatch.setenv("TOK_WORKSPACE", str(tmp_path))
+    assert claims.main() == 75
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.splitlines()[-1].endswith("state saved. Repeat the command to go on.")
 
 
 def test_random_weights_are_a_file_of_weights_like_any_other(tmp_path: Path) -> None:

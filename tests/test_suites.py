@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,23 @@ def test_rows_a_seed_and_overrides_of_networks_can_be_chosen(pretended: dict[str
     assert all(("--seed=5" in line) == line.startswith(("train-proposal", "sample")) for line in called)
     changed = [line for line in called if "--set=optim.name=adamw --set=proposal.position=rope-2d" in line]
     assert changed and all("--mode nar" in line for line in changed) and len(changed) == 2
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other CPUs have no such setting")
+@pytest.mark.parametrize("suite", ["fashion-mnist", "imagenet"])
+def test_recipes_in_bfloat16_of_the_suite_for_cpus_run_in_float32_where_it_is_emulated(
+    suite: str, pretended: dict[str, str]
+) -> None:
+    steps = Path(pretended["TOK_WORKSPACE"]) / "steps"
+    steps.mkdir()
+    for name in ("fsq-tokenizer-fsq", "ar", "nar"):
+        (steps / name).write_text("24\n")
+    assert run(suite, "--row", "fsq", ATEN_CPU_CAPABILITY="avx2", **pretended).returncode == 0
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    told = [" ".join(word for word in line.split() if "precision" in word) for line in called]
+    trained, drawn = "--set=train.precision=float32", "--set=sample.precision=float32"
+    # tokenizer, tokens, a network of each kind and its samples: Fashion-MNIST's masked networks draw in bfloat16
+    assert told == ([trained, "", trained, "", trained, drawn] if suite == "fashion-mnist" else [""] * len(called))
 
 
 def test_a_row_that_the_suite_has_not_is_refused(pretended: dict[str, str]) -> None:
