@@ -89,16 +89,46 @@ def objective(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
+PLACES = [
+    (side, rise) for rise in (2, -7, 9, -14) for side in (1, -1)
+]  # of a label: right or left of its dot, points above it
+SIZE = (3.4, 7.0)  # of a letter of 6 points
+
+
+def _label(axes: "Axes", points: Sequence[Point]) -> None:
+    """Names beside their dots, where they cover the least of dots and of each other."""
+    per_point = axes.figure.dpi / 72
+    dots = axes.transData.transform([(p.x, p.y) for p in points]) / per_point if points else []
+    box = axes.get_window_extent()
+    taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in dots]
+    for point, (x, y) in zip(points, dots, strict=True):
+        length, found = SIZE[0] * len(point.name), []
+        for side, rise in PLACES:
+            left = x + 4 if side > 0 else x - 4 - length
+            place = (left, y + rise, left + length, y + rise + SIZE[1])
+            outside = max(0.0, box.x0 / per_point - left, left + length - box.x1 / per_point) * SIZE[1]
+            found.append((outside + sum(_common(place, other) for other in taken), len(found), place))
+        _, number, place = min(found)
+        taken.append(place)
+        side, rise = PLACES[number]
+        off = {"xytext": (4 * side, rise), "textcoords": "offset points"}
+        axes.annotate(point.name, (point.x, point.y), fontsize=6, ha="left" if side > 0 else "right", **off)
+
+
+def _common(one: Sequence[float], other: Sequence[float]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    wide, high = (min(one[k + 2], other[k + 2]) - max(one[k], other[k]) for k in (0, 1))
+    return max(wide, 0.0) * max(high, 0.0)
+
+
 def _scatter(axes: "Axes", points: Sequence[Point], names: bool) -> None:
     axes.scatter([p.x for p in points], [p.y for p in points], s=18, color=COLOURS["features"])
-    middle = sum(p.x for p in points) / max(len(points), 1)
-    for place, point in enumerate(sorted(points, key=lambda p: p.y) if names else ()):
-        side, align = (-4, "right") if point.x > middle else (4, "left")
-        off = {"xytext": (side, 2 if place % 2 else -6), "textcoords": "offset points"}  # neighbours above and below
-        axes.annotate(point.name, (point.x, point.y), fontsize=6, ha=align, **off)
     if (found := correlate(points)) is not None:
         axes.set_title(f"Spearman {told(found)}", fontsize=8, loc="left")
     axes.margins(0.18, 0.15)
+    axes.autoscale_view()
+    if names:
+        _label(axes, points)
     _bare(axes)
 
 
@@ -137,7 +167,7 @@ def _changes(axes: "Axes", rows: Changes, label: str, *, names: bool = True) -> 
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(label, fontsize=8)
     if rows and names:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
     _bare(axes)
 
 
@@ -147,9 +177,9 @@ def across(results: Results, path: Path) -> None:
         (f"{pair.what}\nby {pair.judge}", {mode: change(results, pair, mode) for mode in MODES})
         for pair in pairs(results)
     ]
-    height = 0.9 + 0.36 * max(len(rows), 1)
+    height = 1.1 + 0.36 * max(len(rows), 1)
     figure = new_figure(7.2, height)
-    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.75 / height))
+    axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.9 / height))
     _changes(axes, rows, f"change of the distance from pixels to features, % ({_seeds(results)})")
     _save(figure, path)
 
@@ -157,12 +187,15 @@ def across(results: Results, path: Path) -> None:
 def successors(results: Results, path: Path) -> None:
     """Change of the distance from VQGAN's and from VQ-KD's way to each successor; left of 0 the successor is better."""
     found = contests(results)
-    height = 0.9 + 0.36 * max(1, *map(len, found.values()))
+    height = 1.1 + 0.36 * max(1, *map(len, found.values()))
     figure = new_figure(7.2, height)
     for place, (rival, some) in enumerate(found.items()):
-        axes = figure.add_axes((0.2 + 0.41 * place, 0.5 / height, 0.37, 1 - 0.75 / height))
+        axes = figure.add_axes((0.21 + 0.4 * place, 0.5 / height, 0.36, 1 - 0.9 / height))
         by = {mode: f"FD_{mode.upper()}, %" for mode in MODES}
-        rows = [(pair.what, {mode: contest(results, pair, by[mode]) for mode in MODES}) for pair in some]
+        rows = [
+            (pair.what.replace(", ", "\n", 1), {mode: contest(results, pair, by[mode]) for mode in MODES})
+            for pair in some
+        ]
         _changes(axes, rows, f"change of the distance from {rival}, %", names=not place)
     _save(figure, path)
 

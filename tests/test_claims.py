@@ -16,12 +16,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import claims  # noqa: E402
+import claims_figures  # noqa: E402
 import claims_page  # noqa: E402
 import noto_emoji  # noqa: E402
 from claims_plan import JUDGES, MAIN, QUANTIZERS, SECOND, TEACHERS, Cell, cells, judges, tokenizer_sets, untaught  # noqa: E402
 from claims_results import (  # noqa: E402
     KEPT,
     Noise,
+    Point,
     Spread,
     differences,
     hours,
@@ -260,6 +262,20 @@ def test_scatters_leave_out_what_their_judge_taught(results: Path) -> None:
     named = {p.name for p in predictor_points(found, "rfd_{}", "vits14", "ar")}
     assert "openmoji-pixels-vq" in named and not any("vits14" in name and "random" not in name for name in named)
     assert "| FD_AR by vits14 | −1.00 (−1.00 to −1.00, n = 6) |" in claims_page.teachers_block(found)
+
+
+def test_names_of_near_points_do_not_cover_each_other() -> None:
+    figure = claims_figures.new_figure(3, 2)
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+    near = [
+        Point(name, x, y)
+        for name, x, y in (("squeezenet", 65.8, 247), ("efflite0", 66.8, 251), ("middle", 66.0, 244), ("far", 50, 300))
+    ]
+    claims_figures._scatter(axes, near, names=True)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert [label.get_text() for label in axes.texts] == [point.name for point in near]
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
 
 
 def test_a_page_keeps_what_stands_around_its_blocks_and_figures_are_drawn(results: Path, tmp_path: Path) -> None:
