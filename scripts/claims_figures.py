@@ -89,9 +89,8 @@ def objective(results: Results, path: Path) -> None:
     _save(figure, path)
 
 
-PLACES = [
-    (side, rise) for rise in (2, -7, 9, -14) for side in (1, -1)
-]  # of a label: right or left of its dot, points above it
+# of a label: right or left of its dot, and points above it
+PLACES = [(side, rise) for rise in (2, -7, 9, -14) for side in (1, -1)]
 SIZE = (3.4, 7.0)  # of a letter of 6 points
 
 

@@ -115,7 +115,7 @@ def build_optimizers(
 
 def update(optimizer: torch.optim.Optimizer) -> None:
     """A step of one of `build_optimizers`. torch's Muon multiplies in bfloat16; where that is emulated, its step is made here."""
-    if is_muon(optimizer) and any(emulated_bfloat16(p.device) for g in optimizer.param_groups for p in g["params"]):
+    if is_muon(optimizer) and emulated_bfloat16(optimizer.param_groups[0]["params"][0].device):
         muon_step(optimizer)
     else:
         optimizer.step()
@@ -147,6 +147,7 @@ def muon_step(
     """
     from torch.optim._muon import _adjust_lr
 
+    emulated = emulated_bfloat16(muon.param_groups[0]["params"][0].device)
     for group in muon.param_groups:
         for p in group["params"]:
             if p.grad is None:
@@ -156,9 +157,8 @@ def muon_step(
             grad, weight, momentum = own(p.grad), own(p), own(muon.state[p]["momentum_buffer"])
             momentum.lerp_(grad, 1 - group["momentum"])
             direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-            if not emulated_bfloat16(p.device):
-                direction = direction.bfloat16()  # what the products begin with: half as much to gather
-            turned = _orthogonal(whole(p, direction), group)
+            # what the products begin with: half as much to gather
+            turned = _orthogonal(whole(p, direction if emulated else direction.bfloat16()), group)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(part(p, turned), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
 
