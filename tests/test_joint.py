@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from test_faults import draw, logged, made, refusal
+from torch import Tensor
 from torch.nn import functional as F
 
 import tokcli
@@ -16,6 +17,7 @@ from tokcli.artifact.weights import load_tensors
 from tokcli.errors import TokError
 from tokcli.losses import ALIGNMENTS, cosine
 from tokcli.models import PretrainedEncoder
+from tokcli.pretrained.teacher import Teacher
 from tokcli.recipe.sections import Optim
 from tokcli.training.optimizers import parameter_groups
 
@@ -127,6 +129,39 @@ def test_a_pretrained_encoder_is_frozen_or_tuned(rate: float | None, tmp_path: P
     assert any("project" in name and not torch.equal(found[f"encoder.{name}"], t) for name, t in fresh.items())
     tokens = made("tokenize", "--recipe", "toy/tokens", "--tokenizer", one, "--out", tmp_path / "k")
     assert open_artifact(tokens).facts["grid"] == [8, 8]
+
+
+def test_a_frozen_encoder_that_is_the_teacher_is_run_once_for_both(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    features = Teacher.features
+
+    def counting(self: Teacher, seen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        ran.append(len(seen))
+        return features(self, seen, grid)
+
+    monkeypatch.setattr(Teacher, "features", counting)
+    recipe = joint(encoder=PRETRAINED, teacher={"name": "efflite0", "grid": [8, 8]})
+    one, count = train(tmp_path / "a", recipe, images), len(ran)
+    cached = train(tmp_path / "c", {**recipe, "data": {**recipe["data"], "cache_features": True}}, images)
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainedEncoder, "is_frozen", lambda self, teacher: False)
+        ran.clear()
+        assert_same(one, train(tmp_path / "b", recipe, images))
+    assert len(ran) - count == 4  # steps
+    assert losses(cached)[0] == pytest.approx(losses(one)[0], rel=1e-2)  # features are rounded to float16 there
+
+
+@pytest.mark.parametrize("other", [{"layers": ["blocks.2"]}, {"image_size": 96}, {"name": "squeezenet"}])
+def test_an_encoder_that_is_not_quite_the_teacher_is_run_by_itself(other: dict[str, Any]) -> None:
+    def teacher(name: str = "efflite0", **keys: Any) -> Teacher:
+        return Teacher(name, "random", **keys)
+
+    encoder = PretrainedEncoder(4, "random", image_size=64, network="efflite0", grid=(8, 8))
+    tuned = PretrainedEncoder(4, "random", image_size=64, network="efflite0", grid=(8, 8), learning_rate=0.1)
+    assert encoder.is_frozen(teacher(grid=(8, 8))) and not tuned.is_frozen(teacher(grid=(8, 8)))
+    assert not encoder.is_frozen(teacher(**other))
 
 
 def test_a_pretrained_encoder_has_a_learning_rate_of_its_own() -> None:

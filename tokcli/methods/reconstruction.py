@@ -20,6 +20,7 @@ from tokcli.measure.previews import decoder_preview, tokenizer_preview
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.methods.method import Method, TeacherFeatures, TokenizerRecipe, teacher_facts
 from tokcli.models import ConvDecoder, MaskGITDecoder, Tokenizer, ViTDecoder
+from tokcli.models.encoders import PretrainedEncoder
 from tokcli.pretrained.teacher import build_teacher, teacher_weights
 from tokcli.recipe.check import resolved
 from tokcli.recipe.sections import Component, Perturb
@@ -90,6 +91,7 @@ class TokenizerLoss(nn.Module):
         pixels: distance of images; needed where there is a pixel decoder.
         alignment: distance of features.
         feature_weight, pixel_weight: of the two distances.
+        shared: the teacher is the tokenizer's frozen encoder, and is run once for both.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class TokenizerLoss(nn.Module):
         *,
         feature_weight: float = 1.0,
         pixel_weight: float = 1.0,
+        shared: bool = False,
     ) -> None:
         super().__init__()
-        self.tokenizer, self.pixels, self.alignment = tokenizer, pixels, alignment
+        self.tokenizer, self.pixels, self.alignment, self.shared = tokenizer, pixels, alignment, shared
         self.feature_weight, self.pixel_weight = feature_weight, pixel_weight
 
     def forward(
@@ -112,7 +115,7 @@ class TokenizerLoss(nn.Module):
         counted: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
         """Terms of a batch: images in [0, 1], the teacher's features, the patches that the codebook learns from."""
-        quantized = self.tokenizer(images, counted)
+        quantized = self.tokenizer(images, counted, targets if self.shared else None)
         terms: dict[str, Tensor] = {}
         total: list[Tensor] = []
         if self.tokenizer.feature_decoder is not None:
@@ -159,13 +162,16 @@ class Reconstructing(Method):
             self.judges = Judges.of(recipe.train.eval_extractors, weights, device)
             if recipe.gan:
                 self.adversary = Adversary(recipe.gan, recipe.train, device, recipe.seed, weights)
-        alignment = getattr(recipe, "alignment", Component(name="cosine"))
+        alignment, encoder = getattr(recipe, "alignment", Component(name="cosine")), self.tokenizer.encoder
         self.objective = TokenizerLoss(
             self.tokenizer,
             PixelLoss(self.losses, self.adversary),
             build.component("alignment", ALIGNMENTS, alignment.model_dump()),
             feature_weight=features,
             pixel_weight=pixels,
+            shared=self.teacher is not None
+            and isinstance(encoder, PretrainedEncoder)
+            and encoder.is_frozen(self.teacher),
         )
 
     @property

@@ -224,6 +224,10 @@ class PretrainedEncoder(nn.Module):
         """The same grid whatever the images' size: the network resizes them."""
         return _fixed(self.body.grid(), size, "encoder.grid")
 
+    def is_frozen(self, teacher: Teacher) -> bool:
+        """Whether the network is this teacher and stays so: then its features are the teacher's, on the encoder's grid."""
+        return not self.tuned and self.body.equals(teacher)
+
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Features in row-major order of the grid, for images in [0, 1]; the network is in eval mode, tuned or not."""
         features = self.body.features(images) if self.tuned else self.body(images)

@@ -14,7 +14,7 @@ from tokcli.artifact.weights import load_strict
 from tokcli.errors import TokError
 from tokcli.models.blocks import Grid, Trunk, start_weights, task_layers
 from tokcli.models.decoders import ConvDecoder, ViTDecoder
-from tokcli.models.encoders import Encoder
+from tokcli.models.encoders import Encoder, PretrainedEncoder
 from tokcli.models.maskgit import MaskGITDecoder
 from tokcli.quantizers import Quantized, Quantizer
 from tokcli.quantizers.perturbing import Perturber
@@ -123,10 +123,24 @@ class Tokenizer(nn.Module):
         return self.encoder.grid(size)
 
     def forward(
-        self, images: Float[Tensor, "b 3 height width"], counted: Bool[Tensor, "b n"] | None = None
+        self,
+        images: Float[Tensor, "b 3 height width"],
+        counted: Bool[Tensor, "b n"] | None = None,
+        features: Float[Tensor, "b n f"] | None = None,
     ) -> Quantized:
-        """Quantized features of images in [0, 1], with gradients; counted: see `Quantizer.forward`."""
-        quantized: Quantized = self.quantizer(self.encoder(images), counted)
+        """Quantized features of images in [0, 1], with gradients.
+
+        Args:
+            images: what is encoded.
+            counted: see `Quantizer.forward`.
+            features: of these images, by the network of a pretrained encoder, which is then not run.
+        """
+        if features is None:
+            z_e = self.encoder(images)
+        else:
+            assert isinstance(self.encoder, PretrainedEncoder)
+            z_e = self.encoder.project(features)
+        quantized: Quantized = self.quantizer(z_e, counted)
         return self.perturb(quantized, self.quantizer) if self.perturb and self.training else quantized
 
     @torch.no_grad()

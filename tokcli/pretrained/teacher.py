@@ -113,6 +113,13 @@ class Teacher(nn.Module):
         """SHA-256 of the weights' file, or "random"."""
         return self.network.sha256
 
+    def equals(self, other: "Teacher") -> bool:
+        """Whether features on one grid are equal: the same network, weights (random ones of plans count as such), layers and size."""
+        mine, others = (
+            (t.name, t.sha256, t.layers, t.norm, t.projection, t.image_size, type(t)) for t in (self, other)
+        )
+        return mine == others
+
     def grid(self, size: int | None = None) -> tuple[int, int]:
         """(rows, columns) of the features, whatever the images' `size`: they are resized to `image_size`."""
         return self._grid
