@@ -42,6 +42,21 @@ def test_each_block_gives_its_memory_back_before_the_next_one_is_parted(
         torch.testing.assert_close(dict(network.named_parameters()), before, atol=0, rtol=0)
 
 
+def test_kernels_in_another_order_are_parted(group: None) -> None:
+    """Pretrained convolutions come channels last, as the frozen encoder of a joint tokenizer."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 2, 3)).to(
+        memory_format=torch.channels_last
+    )
+    network[0].requires_grad_(False)
+    before, images = {n: p.detach().clone() for n, p in network.named_parameters()}, torch.randn(2, 3, 8, 8)
+    expected = network(images)
+    shared = parallel.network_of(network, settings(parallel="fsdp"), DEVICE)
+    torch.testing.assert_close(shared.forward(images), expected)
+    with shared.whole():
+        torch.testing.assert_close(dict(network.named_parameters()), before, atol=0, rtol=0, check_stride=False)
+
+
 def test_a_network_that_ranks_keep_parts_of_is_built_in_the_hosts_memory(group: None) -> None:
     gpu = torch.device("cuda", 1)
     assert parallel.built_on(settings(parallel="fsdp"), gpu).type == "cpu"

@@ -156,6 +156,8 @@ def units(module: nn.Module) -> list[nn.Module]:
 def _into_parts(unit: nn.Module, keys: Mapping[str, Any]) -> None:
     """Leave a part of every parameter of a module that is whole yet, and no memory behind those that it had."""
     whole = [p for p in unit.parameters() if not isinstance(p, DTensor)]
+    for p in whole:
+        p.data = p.data.contiguous()  # FSDP takes no other order, such as channels last
     fully_shard(unit, **keys)
     _free(whole)
 
