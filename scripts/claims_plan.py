@@ -101,8 +101,9 @@ class Cell:
 
 
 def judges(cell: Cell) -> list[str]:
-    """The extractors that compare a cell's images: those that taught none of what it is compared with, and both for the main pair."""
-    if cell.teacher in (None, MAIN) and cell == Cell("openmoji", cell.objective, teacher=cell.teacher, seed=cell.seed):
+    """The extractors that compare a cell's images: those that taught none of what it is compared with, and both for a few."""
+    plain = cell == Cell("openmoji", cell.objective, teacher=cell.teacher, seed=cell.seed)
+    if plain and cell.teacher in (None, MAIN) and cell.objective not in CHANGED:
         return list(JUDGES)
     return untaught(cell.teacher or MAIN)
 

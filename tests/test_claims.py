@@ -111,8 +111,6 @@ def test_no_extractor_judges_what_it_taught_but_for_the_main_pair() -> None:
         "openmoji-pixels-vq",
         "openmoji-features-vq-vits14",
         "openmoji-joint-vq-vits14",
-        "openmoji-aligned-vq-vits14",
-        "openmoji-pretrained-vq-vits14",
         "openmoji-cluster-vq-vits14",
     ]
     assert untaught("random-vits14") == list(JUDGES) and untaught("efflite0-early") == ["vits14"]
