@@ -99,7 +99,7 @@ fi
 if [ -n "$dry" ] && [ ! -d "$data/$train" ] && [ -n "${known:-}" ]; then
     images="${known[0]}" held_out=(--set "eval.images=${known[1]}")
 fi
-[ "$suite" != fashion-mnist ] || . scripts/precision.sh # the others are for GPUs
+[ "$suite$toy" != fashion-mnist ] || . scripts/precision.sh # the others are for GPUs, and toys in float32
 launch=(tok)
 [ -n "$dry" ] || read -ra launch <<< "${TOK_LAUNCH:-tok}"
 say() { printf '\n== %s (%s s so far)\n' "$1" "$SECONDS" >&2; }
@@ -137,7 +137,8 @@ stage() {
         mapfile -t small <<< "$found"
         small=("${small[@]/#/--set=}")
     fi
-    [ "$suite" != fashion-mnist ] || small+=($(float32_here "$recipe"))
+    # the user's own choice stays
+    [ "$suite$toy" != fashion-mnist ] || [[ " $* " == *.precision=* ]] || small+=($(float32_here "$recipe"))
     set -- "${@:2}" --recipe "$recipe" "${small[@]}"
     [ -n "$dry" ] || { "$@"; return; }
     plan=$(mktemp "$TOK_WORKSPACE/XXXXXX.json")

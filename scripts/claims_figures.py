@@ -185,15 +185,19 @@ def across(results: Results, path: Path) -> None:
 
 def successors(results: Results, path: Path) -> None:
     """Change of the distance from VQGAN's and from VQ-KD's way to each successor; left of 0 the successor is better."""
-    found = contests(results)
-    height = 1.1 + 0.36 * max(1, *map(len, found.values()))
+    found = {rival: {pair.what: pair for pair in some} for rival, some in contests(results).items()}
+    whats = list(dict.fromkeys(what for some in found.values() for what in some))
+    height = 1.1 + 0.36 * max(1, len(whats))
     figure = new_figure(7.2, height)
     for place, (rival, some) in enumerate(found.items()):
         axes = figure.add_axes((0.21 + 0.4 * place, 0.5 / height, 0.36, 1 - 0.9 / height))
         by = {mode: f"FD_{mode.upper()}, %" for mode in MODES}
         rows = [
-            (pair.what.replace(", ", "\n", 1), {mode: contest(results, pair, by[mode]) for mode in MODES})
-            for pair in some
+            (
+                what.replace(", ", "\n", 1),
+                {mode: contest(results, some[what], by[mode]) if what in some else None for mode in MODES},
+            )
+            for what in whats
         ]
         _changes(axes, rows, f"change of the distance from {rival}, %", names=not place)
     _save(figure, path)

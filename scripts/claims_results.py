@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from claims_plan import JUDGES, MAIN, SECOND, TEACHERS, Cell, cells, untaught
+from claims_plan import JUDGES, MAIN, SECOND, TEACHERS, Cell, cells, tokenizer_sets, untaught
 
 KEPT = Path(__file__).resolve().parent.parent / "recipes/claims/results"
 MODES = ("ar", "nar")
@@ -165,12 +165,14 @@ class Pair(NamedTuple):
         what: data, task, quantizer, teacher.
         ours, theirs: names of the two cells.
         judge: an extractor that taught neither.
+        alike: both have the same tokens, and differ in their decoders.
     """
 
     what: str
     ours: str
     theirs: str
     judge: str
+    alike: bool = False
 
 
 def pairs(results: Results) -> list[Pair]:
@@ -186,18 +188,22 @@ def pairs(results: Results) -> list[Pair]:
     return found
 
 
-def changes(results: Results, pair: Pair, mode: str) -> list[list[float]]:
-    """`differences` of a pair's distances of samples."""
-    number = f"fd_{pair.judge}_{mode}"
-    return differences(results.runs(pair.ours, number), results.runs(pair.theirs, number))
+def compared(results: Results, pair: Pair, number: str, *, points: bool = False) -> Spread | None:
+    """Mean of `differences` of a number, in which {} stands for the judge. Another seed changes both of the pair, each as `level` takes it."""
+    ours, theirs = (results.runs(name, number.format(pair.judge)) for name in (pair.ours, pair.theirs))
+    runs = differences(ours, theirs, points=points)
+    if not runs:
+        return None
+    if (noise := relative_noise(results, number.format(pair.judge))) is None:
+        return over_seeds(runs)
+    a, b = (over_seeds([one[seed] for seed in ours.keys() & theirs.keys()]).mean for one in (ours, theirs))
+    of_both = math.hypot(a, b) if points else math.sqrt(2) * a / b
+    return over_seeds(runs, Noise(100 * noise.deviation * of_both, noise.freedom))
 
 
 def change(results: Results, pair: Pair, mode: str) -> Spread | None:
-    """Their mean. What another seed changes is pooled over all pairs with that judge and both networks."""
-    judged = [one for one in pairs(results) if one.judge == pair.judge]
-    noise = pooled([run[0] for run in changes(results, one, other)] for one in judged for other in MODES)
-    runs = changes(results, pair, mode)
-    return over_seeds(runs, noise) if runs else None
+    """Of the distance of samples, in percent."""
+    return compared(results, pair, f"fd_{{}}_{mode}")
 
 
 CONTESTED = {  # what successors are compared by -> number, whether it is a share
@@ -216,30 +222,29 @@ def contests(results: Results) -> dict[str, list[Pair]]:
         if one.captions or one.quantizer != "vq" or not (one.perturb or one.objective not in found):
             continue
         for rival, rows in found.items():
-            theirs = Cell(one.data, rival, teacher=MAIN if rival == "features" else None).name
+            theirs = Cell(one.data, rival, teacher=MAIN if rival == "features" else None)
             what = ", ".join([one.data, one.objective, *(["perturb"] if one.perturb else [])])
-            if {one.name, theirs} <= known:
-                rows.append(Pair(what, one.name, theirs, untaught(MAIN)[0]))
+            if {one.name, theirs.name} <= known:
+                alike = one.objective == rival and tokenizer_sets(one) == tokenizer_sets(theirs)
+                rows.append(Pair(what, one.name, theirs.name, untaught(MAIN)[0], alike))
     return found
 
 
 def contest(results: Results, pair: Pair, measure: str) -> Spread | None:
-    """What one of `contests` changes by one of CONTESTED. What another seed changes is pooled over all of them."""
+    """What one of `contests` changes by one of CONTESTED; None where it can change nothing."""
+    number, share = CONTESTED[measure]
+    return None if pair.alike and number == "probe_accuracy" else compared(results, pair, number, points=share)
 
-    def runs(one: Pair) -> list[list[float]]:
-        number, share = CONTESTED[measure]
-        ours, theirs = (results.runs(name, number.format(one.judge)) for name in (one.ours, one.theirs))
-        return differences(ours, theirs, points=share)
 
-    noise = pooled([run[0] for run in runs(one)] for some in contests(results).values() for one in some)
-    found = runs(pair)
-    return over_seeds(found, noise) if found else None
+def relative_noise(results: Results, number: str) -> Noise | None:
+    """The share by which another seed changes a number, taken as equal in all cells; None where none has several seeds."""
+    rows = [[run[0] for run in results.runs(one, number).values()] for one in results.names()]
+    return pooled([[value * len(row) / sum(row) for value in row] for row in rows if sum(row)])
 
 
 def level(results: Results, name: str, number: str, scale: float = 1) -> Spread | None:
     """A number of a cell, times `scale`; None where it was not measured. Another seed changes it by the same share in all cells."""
-    rows = [[run[0] for run in results.runs(one, number).values()] for one in results.names()]
-    relative = pooled([[value * len(row) / sum(row) for value in row] for row in rows if sum(row)])
+    relative = relative_noise(results, number)
     runs = [[scale * value for value in run] for run in results.runs(name, number).values()]
     if not runs:
         return None

@@ -25,6 +25,8 @@ from claims_results import (  # noqa: E402
     Noise,
     Point,
     Spread,
+    contest,
+    contests,
     differences,
     hours,
     over_seeds,
@@ -204,11 +206,17 @@ def test_tables_are_those_of_the_results(results: Path) -> None:
     lines = claims_page.difference_block(found).splitlines()[2:]
     assert lines[1].startswith(f"| {second} | vits14 | 2 | −6.4") and len(lines) == 6
     assert lines[5] == "Of 8 intervals 8 lie below 0, 0 above it, 0 hold it."
-    assert [lines[0], *lines[2:4]] == [f"| {what} | efflite0 | 2 | −20.0 ± 0.00 | −20.0 ± 0.00 |" for what in whats]
+    # cells that differ between their two seeds do so by 0.995 % of their mean; the others, which count as well, do not
+    judged = [cell for cell in cells(0, ["objective", "teachers"]) if "efflite0" in judges(cell)]
+    differ = sum(c.objective == "pixels" or c.quantizer != "vq" or c.teacher == MAIN for c in judged)
+    noise = math.sqrt(differ * (100 / 100.5 / 100) ** 2 / 2 / len(judged))
+    half = float(t.ppf(0.975, len(judged))) * 80 * noise  # of both in the pair, and of two seeds: sqrt(2) / sqrt(2)
+    assert [lines[0], *lines[2:4]] == [
+        f"| {what} | efflite0 | 2 | −20.0 ± {half:.2f} | −20.0 ± {half:.2f} |" for what in whats
+    ]
     table = claims_page.main_block(found)
     assert "| features, VQ, vits14 | 2 | 50.0 |" in table
     row = next(line for line in table.splitlines() if line.startswith("| features, VQ, vits14 |"))
-    # six cells differ between their two seeds, by 0.995 % of their mean; the others, which count as well, do not
     for judge, star, place in (("efflite0", "", -4), ("vits14", "\\*", -3)):
         judged = [cell for cell in cells(0, ["objective", "teachers"]) if judge in judges(cell)]
         differ = sum(c.objective == "pixels" or c.quantizer != "vq" or c.teacher == MAIN for c in judged)
@@ -249,6 +257,25 @@ def test_successors_are_told_against_both_rivals_on_the_same_data(tmp_path: Path
         "−30.0 |",
     ]  # images of both, and none
     assert lines[8].split(" | ")[3:] == ["+12.5 ± 7.53", "+12.5 ± 7.53", "+12.5", "+5.00 |"]
+
+
+def test_a_successors_interval_is_of_the_noise_of_both(tmp_path: Path) -> None:
+    values = {"pixels": (100.0, 110.0), "features": (80.0, 80.0), "joint": (52.5, 52.5)}
+    for seed in (0, 1):
+        for kind, of_seeds in values.items():
+            cell = Cell("openmoji", kind, teacher=None if kind == "pixels" else MAIN, seed=seed)
+            found = entry(cell, of_seeds[seed], probe_accuracy=of_seeds[seed] / 200)
+            claims.add(tmp_path / f"seed-{seed}.json", cell.name, found)
+    found = read(tmp_path)
+    pair = contests(found)["pixels"][0]
+    # one of three rows moves, by 10 in 105: a deviation of 5/105 sqrt(2) / sqrt(3) of 3 degrees of freedom
+    deviation, student = 5 / 105 * math.sqrt(2) / math.sqrt(3), float(t.ppf(0.975, 3))
+    changed = contest(found, pair, "FD_AR, %")
+    assert changed is not None and changed.mean == pytest.approx((-47.5 - 100 * 57.5 / 110) / 2) and changed.seeds == 2
+    assert changed.half == pytest.approx(student * 100 * deviation * math.sqrt(2) * 0.5 / math.sqrt(2))
+    points = contest(found, pair, "probe, points")
+    assert points is not None and points.mean == pytest.approx(-26.25)
+    assert points.half == pytest.approx(student * 100 * deviation * math.hypot(0.525, 0.2625) / math.sqrt(2))
 
 
 def test_scatters_leave_out_what_their_judge_taught(results: Path) -> None:

@@ -131,26 +131,55 @@ def test_a_pretrained_encoder_is_frozen_or_tuned(rate: float | None, tmp_path: P
     assert open_artifact(tokens).facts["grid"] == [8, 8]
 
 
-def test_a_frozen_encoder_that_is_the_teacher_is_run_once_for_both(
-    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[int] = []
+SHARED = {"encoder": PRETRAINED, "teacher": {"name": "efflite0", "grid": [8, 8]}}
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets the number of images of each run of a teacher's network."""
+    found: list[int] = []
     features = Teacher.features
 
     def counting(self: Teacher, seen: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        ran.append(len(seen))
+        found.append(len(seen))
         return features(self, seen, grid)
 
     monkeypatch.setattr(Teacher, "features", counting)
-    recipe = joint(encoder=PRETRAINED, teacher={"name": "efflite0", "grid": [8, 8]})
-    one, count = train(tmp_path / "a", recipe, images), len(ran)
-    cached = train(tmp_path / "c", {**recipe, "data": {**recipe["data"], "cache_features": True}}, images)
-    with monkeypatch.context() as patched:
-        patched.setattr(PretrainedEncoder, "is_frozen", lambda self, teacher: False)
-        ran.clear()
-        assert_same(one, train(tmp_path / "b", recipe, images))
-    assert len(ran) - count == 4  # steps
-    assert losses(cached)[0] == pytest.approx(losses(one)[0], rel=1e-2)  # features are rounded to float16 there
+    return found
+
+
+def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the encoder run beside the teacher."""
+    monkeypatch.setattr(PretrainedEncoder, "is_frozen_copy_of", lambda self, teacher: False)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_frozen_encoder_that_is_the_teacher_is_run_once_for_both(
+    cached: bool, tmp_path: Path, images: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path / "cache"))
+    recipe = joint(**SHARED)
+    recipe["data"] = {**recipe["data"], "cache_features": cached}
+    one, count = train(tmp_path / "a", recipe, images), len(runs)
+    by_itself(monkeypatch)
+    runs.clear()
+    other = train(tmp_path / "b", recipe, images)
+    steps, filled = 4, 1  # the cache is filled by the first of the two
+    assert len(runs) - count == steps - filled * cached
+    if cached:  # the encoder's own features are not rounded to float16
+        assert losses(one)[0] == pytest.approx(losses(other)[0], rel=1e-2)
+    else:
+        assert_same(one, other)
+
+
+def test_an_encoder_that_starts_from_other_weights_than_the_teachers_is_run_by_itself(
+    tmp_path: Path, images: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = joint(encoder={**PRETRAINED, "learning_rate": 0.5}, teacher=SHARED["teacher"])
+    start = train(tmp_path / "tuned", tuned, images, "--set", "optim.lr=0.01")
+    one = train(tmp_path / "a", joint(**SHARED), images, "--init", start)
+    by_itself(monkeypatch)
+    assert_same(one, train(tmp_path / "b", joint(**SHARED), images, "--init", start))
 
 
 @pytest.mark.parametrize("other", [{"layers": ["blocks.2"]}, {"image_size": 96}, {"name": "squeezenet"}])
@@ -160,8 +189,22 @@ def test_an_encoder_that_is_not_quite_the_teacher_is_run_by_itself(other: dict[s
 
     encoder = PretrainedEncoder(4, "random", image_size=64, network="efflite0", grid=(8, 8))
     tuned = PretrainedEncoder(4, "random", image_size=64, network="efflite0", grid=(8, 8), learning_rate=0.1)
-    assert encoder.is_frozen(teacher(grid=(8, 8))) and not tuned.is_frozen(teacher(grid=(8, 8)))
-    assert not encoder.is_frozen(teacher(**other))
+    same = teacher(grid=(8, 8))
+    assert encoder.is_frozen_copy_of(same) and not tuned.is_frozen_copy_of(same)
+    assert not encoder.is_frozen_copy_of(teacher(**other))
+    assert encoder.has_weights_of(same)  # random ones are the same each time
+    next(encoder.body.parameters()).data += 1e-3
+    assert not encoder.has_weights_of(same)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sha256", "0" * 64), ("norm", False), ("projection", True)])
+def test_a_teacher_of_another_file_norm_or_projection_is_another(
+    key: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Teacher("efflite0", "random") for _ in range(2))
+    assert one.described_as(other)
+    monkeypatch.setattr(other.network if key == "sha256" else other, key, value)
+    assert not one.described_as(other)
 
 
 def test_a_pretrained_encoder_has_a_learning_rate_of_its_own() -> None:

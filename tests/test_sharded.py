@@ -52,7 +52,10 @@ def test_kernels_in_another_order_are_parted(group: None) -> None:
     before, images = {n: p.detach().clone() for n, p in network.named_parameters()}, torch.randn(2, 3, 8, 8)
     expected = network(images)
     shared = parallel.network_of(network, settings(parallel="fsdp"), DEVICE)
-    torch.testing.assert_close(shared.forward(images), expected)
+    found = shared.forward(images)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert [p.grad is not None for p in shared.module.parameters()] == [False, False, True, True]
     with shared.whole():
         torch.testing.assert_close(dict(network.named_parameters()), before, atol=0, rtol=0, check_stride=False)
 

@@ -107,6 +107,18 @@ def test_recipes_in_bfloat16_of_the_suite_for_cpus_run_in_float32_where_it_is_em
     assert told == ([trained, "", trained, "", trained, drawn] if suite == "fashion-mnist" else [""] * len(called))
 
 
+def test_a_precision_that_the_user_sets_stays(pretended: dict[str, str]) -> None:
+    steps = Path(pretended["TOK_WORKSPACE"]) / "steps"
+    steps.mkdir()
+    for name in ("fsq-tokenizer-fsq", "ar-train-precision-bfloat16", "nar"):
+        (steps / name).write_text("24\n")
+    chosen = {"ATEN_CPU_CAPABILITY": "avx2", "TOK_SET_AR": "train.precision=bfloat16"}
+    assert run("fashion-mnist", "--row", "fsq", **chosen, **pretended).returncode == 0
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    (line,) = [line for line in called if line.startswith("train-proposal --mode ar")]
+    assert line.count("train.precision=") == 1 and "--set=train.precision=bfloat16" in line
+
+
 def test_a_row_that_the_suite_has_not_is_refused(pretended: dict[str, str]) -> None:
     ran = run("imagenet", **pretended | {"TOK_ROWS": "fsq lfq"})
     assert ran.returncode == 1 and "TOK_ROWS: lfq is none of vqgan fsq" in ran.stderr

@@ -8,12 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-import torch
-
 from tokcli.artifact import plans
 from tokcli.artifact.opening import Artifact, examined, open_artifact, scan
 from tokcli.artifact.plans import Planned
 from tokcli.command.options import Options, Preset
+from tokcli.command.session import device_named
 from tokcli.data.addresses import may_read
 from tokcli.data.sources import ImageSource, open_source
 from tokcli.data.sources.summary import looked_at
@@ -85,7 +84,10 @@ def _for_device(options: Options, tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     if options.preset is None or not names_no_recipe(options):
         return {}
-    why = emulated_bfloat16(torch.device(options.device) if options.device else usual_device())
+    try:
+        why = emulated_bfloat16(device_named(options.device or usual_device().type, "--device"))
+    except TokError:  # a dry run may be of another machine's device; where it is needed it is refused
+        return {}
     if not why:
         return {}
     slow = [key for key, keys in tree.items() if isinstance(keys, Mapping) and keys.get("precision") == "bfloat16"]

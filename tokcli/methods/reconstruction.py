@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokcli import build
 from tokcli.data.batches import Batch
 from tokcli.data.sources import ImageSource
-from tokcli.data.transforms import filled
+from tokcli.data.transforms import Transform, filled
 from tokcli.errors import TokError
 from tokcli.losses import ALIGNMENTS, cosine
 from tokcli.losses.features import Alignment
@@ -91,7 +91,7 @@ class TokenizerLoss(nn.Module):
         pixels: distance of images; needed where there is a pixel decoder.
         alignment: distance of features.
         feature_weight, pixel_weight: of the two distances.
-        shared: the teacher is the tokenizer's frozen encoder, and is run once for both.
+        shared: the teacher is the tokenizer's frozen encoder, and is run once for both; may be changed.
     """
 
     def __init__(
@@ -135,6 +135,7 @@ class Reconstructing(Method):
     """Encoder, codebook and decoders, trained together; a subclass says by which recipe. See `Method`."""
 
     recipe: Any
+    objective: TokenizerLoss
 
     def __init__(self, recipe: Any, weights: Mapping[str, Path] | None, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -171,12 +172,20 @@ class Reconstructing(Method):
             pixel_weight=pixels,
             shared=self.teacher is not None
             and isinstance(encoder, PretrainedEncoder)
-            and encoder.is_frozen(self.teacher),
+            and encoder.is_frozen_copy_of(self.teacher),
         )
 
     @property
     def _learns_from_blank(self) -> bool:
         return getattr(self.recipe, "learn_from_blank", True)
+
+    def begin(self, source: ImageSource, transform: Transform) -> None:
+        """See `Method`. An encoder that has got other weights than the teacher's, from `--init`, is run by itself."""
+        super().begin(source, transform)
+        if self.objective.shared:
+            encoder = self.tokenizer.encoder
+            assert isinstance(encoder, PretrainedEncoder) and self.teacher is not None
+            self.objective.shared = encoder.has_weights_of(self.teacher)
 
     def inputs(self, batch: Batch, images: Float[Tensor, "b 3 s s"]) -> list[Tensor]:
         """Images, the teacher's features of them where they are learned, and the patches that the codebook learns from."""

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -224,9 +225,16 @@ class PretrainedEncoder(nn.Module):
         """The same grid whatever the images' size: the network resizes them."""
         return _fixed(self.body.grid(), size, "encoder.grid")
 
-    def is_frozen(self, teacher: Teacher) -> bool:
-        """Whether the network is this teacher and stays so: then its features are the teacher's, on the encoder's grid."""
-        return not self.tuned and self.body.equals(teacher)
+    def is_frozen_copy_of(self, teacher: Teacher) -> bool:
+        """Whether the network was built as this teacher and stays so: then its features are the teacher's, on the encoder's grid."""
+        return not self.tuned and self.body.described_as(teacher)
+
+    def has_weights_of(self, teacher: Teacher) -> bool:
+        """Whether the network's weights are this teacher's, bit for bit; they may have been loaded since it was built."""
+        mine, theirs = self.body.state_dict(), teacher.state_dict()
+        return mine.keys() == theirs.keys() and all(
+            torch.equal(t.to(theirs[n].device), theirs[n]) for n, t in mine.items()
+        )
 
     def forward(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Features in row-major order of the grid, for images in [0, 1]; the network is in eval mode, tuned or not."""

@@ -113,8 +113,8 @@ class Teacher(nn.Module):
         """SHA-256 of the weights' file, or "random"."""
         return self.network.sha256
 
-    def equals(self, other: "Teacher") -> bool:
-        """Whether features on one grid are equal: the same network, weights (random ones of plans count as such), layers and size."""
+    def described_as(self, other: "Teacher") -> bool:
+        """Whether features on one grid are equal by what both were built of: network, file of weights, layers, norm, projection, size."""
         mine, others = (
             (t.name, t.sha256, t.layers, t.norm, t.projection, t.image_size, type(t)) for t in (self, other)
         )
