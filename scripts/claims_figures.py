@@ -1,6 +1,6 @@
 """The figures of the claims suite, one a claim, drawn from results alone; equal results give equal files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,21 +49,22 @@ def _save(figure: "Figure", path: Path) -> None:
     save_png(small, path)
 
 
-def _seeds(results: Results) -> str:
-    counts = [sum(name in known for known in results.cells.values()) for name in results.names()]
+def _seeds(results: Results, names: Iterable[str]) -> str:
+    counts = [sum(name in known for known in results.cells.values()) for name in {*names} & {*results.names()}]
     low, most = min(counts, default=0), max(counts, default=0)
     return f"{low} to {most} seeds" if low < most else f"{most} seed{'s' * (most != 1)}"
 
 
 def objective(results: Results, path: Path) -> None:
     """Distances of samples by quantizer and objective: a small dot a seed, a large one for their mean, bars for the interval."""
-    figure = new_figure(7.2, 2.6)
+    figure, shown = new_figure(7.2, 2.6), []
     for place, mode in enumerate(MODES):
         axes = figure.add_axes((0.08 + 0.47 * place, 0.2, 0.42, 0.62))
         for row, quantizer in enumerate(QUANTIZERS):
             for shift, (kind, colour) in zip((0.14, -0.14), COLOURS.items(), strict=True):
                 name = f"openmoji-{kind}-{quantizer}" + (f"-{MAIN}" if kind == "features" else "")
                 number = f"fd_{JUDGE}_{mode}"
+                shown.append(name)
                 spread = level(results, name, number)
                 if spread is None:
                     continue
@@ -85,7 +86,9 @@ def objective(results: Results, path: Path) -> None:
         _bare(axes)
     if figure.axes[0].get_legend_handles_labels()[0]:
         figure.axes[0].legend(fontsize=8, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0))
-    figure.text(0.98, 0.9, f"OpenMoji, {_seeds(results)}; equal codes, grid, networks, steps", ha="right", fontsize=8)
+    figure.text(
+        0.98, 0.9, f"OpenMoji, {_seeds(results, shown)}; equal codes, grid, networks, steps", ha="right", fontsize=8
+    )
     _save(figure, path)
 
 
@@ -176,10 +179,11 @@ def across(results: Results, path: Path) -> None:
         (f"{pair.what}\nby {pair.judge}", {mode: change(results, pair, mode) for mode in MODES})
         for pair in pairs(results)
     ]
+    ours = [pair.ours for pair in pairs(results)]
     height = 1.1 + 0.36 * max(len(rows), 1)
     figure = new_figure(7.2, height)
     axes = figure.add_axes((0.27, 0.5 / height, 0.7, 1 - 0.9 / height))
-    _changes(axes, rows, f"change of the distance from pixels to features, % ({_seeds(results)})")
+    _changes(axes, rows, f"change of the distance from pixels to features, % ({_seeds(results, ours)})")
     _save(figure, path)
 
 
