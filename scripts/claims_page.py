@@ -6,6 +6,7 @@
 A page keeps what stands outside of its marked blocks; a page that is not there is made of the blocks.
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -114,6 +115,33 @@ def difference_block(results: Results) -> str:
     return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows) + f"\n\n{told_apart}"
 
 
+def repeated_block(results: Results) -> str:
+    """What somebody found who repeated a part on another seed, beside the experiment's own; a single seed's interval is wider."""
+    other = Results(results.repeated)
+    rows, within, compared = [], 0, 0
+    for pair in pairs(other):
+        row = [pair.what, pair.judge]
+        for mode in MODES:
+            ours, theirs = change(results, pair, mode), change(other, pair, mode)
+            if ours is None or ours.half is None or theirs is None:
+                row += ["-", "-"]
+                continue
+            theirs = theirs._replace(
+                half=ours.half * (ours.seeds / theirs.seeds) ** 0.5
+            )  # the same noise, of its own seeds
+            row += [shown(ours, signed=True), shown(theirs, signed=True)]
+            compared += 1
+            within += abs(ours.mean - theirs.mean) <= math.hypot(ours.half, theirs.half or 0.0)
+        rows.append(row)
+    head = [
+        "features against pixels",
+        "judge",
+        *(f"FD_{m.upper()}, %{own}" for m in MODES for own in ("", ", repeated")),
+    ]
+    seeds = ", ".join(map(str, results.repeated)) or "none"
+    return f"{table(head, rows)}\n\nRepeated on seed {seeds}: {within} of {compared} differences agree within the intervals of both."
+
+
 def successors_block(results: Results) -> str:
     """Successors against both of the paper's kinds: distances, reconstructions, understanding."""
     rows = []
@@ -201,6 +229,7 @@ def cost_block(results: Results) -> str:
 
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "differences": ("Features against pixels", difference_block),
+    "repeated": ("Repeated", repeated_block),
     "reasons": ("What else differs", reasons_block),
     "successors": ("Successors", successors_block),
     "teachers": ("Teachers of graded strength", teachers_block),

@@ -16,10 +16,14 @@ Entry = dict[str, Any]
 
 @dataclass
 class Results:
-    """What was measured: cells by seed and name, and the probe accuracy of teachers by "DATA TEACHER"."""
+    """What was measured: cells by seed and name, and the probe accuracy of teachers by "DATA TEACHER".
+
+    Cells that somebody repeated on another seed stand apart in `repeated`: they test the others.
+    """
 
     cells: dict[int, dict[str, Entry]] = field(default_factory=dict)
     teachers: dict[str, float] = field(default_factory=dict)
+    repeated: dict[int, dict[str, Entry]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -40,8 +44,9 @@ class Results:
 def read(folder: Path) -> Results:
     """The results of a folder, whatever is there of them."""
     found = Results()
-    for path in sorted(folder.glob("seed-*.json")):
-        found.cells[int(path.stem.removeprefix("seed-"))] = json.loads(path.read_text(encoding="utf-8"))
+    for kind, kept in (("seed-", found.cells), ("repeated-", found.repeated)):
+        for path in sorted(folder.glob(f"{kind}*.json")):
+            kept[int(path.stem.removeprefix(kind))] = json.loads(path.read_text(encoding="utf-8"))
     if (teachers := folder / "teachers.json").is_file():
         found.teachers = json.loads(teachers.read_text(encoding="utf-8"))
     return found

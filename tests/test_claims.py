@@ -278,6 +278,20 @@ def test_a_successors_interval_is_of_the_noise_of_both(tmp_path: Path) -> None:
     assert points.half == pytest.approx(student * 100 * deviation * math.hypot(0.525, 0.2625) / math.sqrt(2))
 
 
+def test_a_repetition_stands_beside_the_experiment_and_does_not_change_it(results: Path) -> None:
+    before = claims_page.difference_block(read(results))
+    for cell in cells(3, ["objective"]):
+        claims.add(results / "repeated-3.json", cell.name, entry(cell, 100.0 if cell.objective == "pixels" else 79.0))
+    found = read(results)
+    assert found.seeds == [0, 1] and list(found.repeated) == [3] and claims_page.difference_block(found) == before
+    lines = claims_page.repeated_block(found).splitlines()
+    own, again = lines[2].split(" | ")[2:4]
+    assert own.startswith("−20.0 ± ") and again.startswith("−21.0 ± ")
+    assert float(again.split()[-1]) == pytest.approx(float(own.split()[-1]) * math.sqrt(2), rel=0.01)
+    # those of vits14's judgement, -6.4 %, are far from -21 %
+    assert lines[-1] == "Repeated on seed 3: 6 of 8 differences agree within the intervals of both."
+
+
 def test_scatters_leave_out_what_their_judge_taught(results: Path) -> None:
     found = read(results)
     points = teacher_points(found, "vits14", "ar")
