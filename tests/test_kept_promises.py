@@ -92,7 +92,7 @@ def test_pixel_methods_weigh_the_codebook_as_their_losses_say() -> None:
         {"commitment": torch.tensor(0.25), "codebook": torch.tensor(1.0)},
     )
     tokenizer = torch.nn.Module()
-    tokenizer.forward = lambda images, counted: quantized  # type: ignore[method-assign]
+    tokenizer.forward = lambda *_: quantized  # type: ignore[method-assign]
     tokenizer.feature_decoder = None
     tokenizer.pixel_decoder = torch.nn.Module()
     tokenizer.pixel_decoder.forward = lambda codes: codes  # type: ignore[method-assign]
