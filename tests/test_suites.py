@@ -119,6 +119,20 @@ def test_a_precision_that_the_user_sets_stays(pretended: dict[str, str]) -> None
     assert line.count("train.precision=") == 1 and "--set=train.precision=bfloat16" in line
 
 
+def test_the_evaluation_is_given_the_teachers_of_its_rows_alone(pretended: dict[str, str], tmp_path: Path) -> None:
+    for name in ("clip", "dino", "inception"):
+        (tmp_path / f"{name}.safetensors").touch()
+    chosen = {"TOK_ROWS": "fsq vqkd:dino", "TOK_WEIGHTS": str(tmp_path)}
+    assert run("imagenet", **pretended | chosen).stdout == "/made\n"  # of `tok eval`, the last
+    called = (Path(pretended["PATH"].split(os.pathsep)[0]) / "called").read_text().splitlines()
+    (line,) = [line for line in called if line.startswith("eval")]
+    given = [word for word in line.split() if "-weights=" in word]
+    assert given == [
+        f"--inception-weights={tmp_path}/inception.safetensors",
+        f"--teacher-weights=dino={tmp_path}/dino.safetensors",
+    ]
+
+
 def test_a_row_that_the_suite_has_not_is_refused(pretended: dict[str, str]) -> None:
     ran = run("imagenet", **pretended | {"TOK_ROWS": "fsq lfq"})
     assert ran.returncode == 1 and "TOK_ROWS: lfq is none of vqgan fsq" in ran.stderr
