@@ -98,7 +98,13 @@ def main_block(results: Results) -> str:
             row += [cell(results, name, f"fd_{j}_{mode}", star=j not in free) for mode in MODES for j in JUDGES]
             rows.append(row)
         parts.append(f"**{data}**\n\n" + table(head, rows))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + _warning(results)
+
+
+def _warning(results: Results) -> str:
+    """That intervals are of images, where no row has several seeds."""
+    several = any(sum(name in known for known in results.cells.values()) > 1 for name in results.names())
+    return "" if several else "\n\nNo row has two seeds: intervals are of images alone. Another seed changes more."
 
 
 def difference_block(results: Results) -> str:
@@ -112,6 +118,7 @@ def difference_block(results: Results) -> str:
         intervals += [(one.mean - one.half, one.mean + one.half) for one in found if one and one.half is not None]
     below, above = sum(high < 0 for _, high in intervals), sum(low > 0 for low, _ in intervals)
     told_apart = f"Of {len(intervals)} intervals {below} lie below 0, {above} above it, {len(intervals) - below - above} hold it."
+    told_apart += _warning(results)
     return table(["features against pixels", "judge", "seeds", "FD_AR, %", "FD_NAR, %"], rows) + f"\n\n{told_apart}"
 
 

@@ -24,6 +24,7 @@ from claims_results import (  # noqa: E402
     KEPT,
     Noise,
     Point,
+    Results,
     Spread,
     contest,
     contests,
@@ -279,7 +280,10 @@ def test_a_successors_interval_is_of_the_noise_of_both(tmp_path: Path) -> None:
 
 
 def test_a_repetition_stands_beside_the_experiment_and_does_not_change_it(results: Path) -> None:
-    before = claims_page.difference_block(read(results))
+    before, warning = claims_page.difference_block(read(results)), "No row has two seeds: intervals are of images alone"
+    single = Results({0: read(results).cells[0]})
+    assert warning not in before
+    assert all(warning in block(single) for block in (claims_page.difference_block, claims_page.main_block))
     for cell in cells(3, ["objective"]):
         claims.add(results / "repeated-3.json", cell.name, entry(cell, 100.0 if cell.objective == "pixels" else 79.0))
     found = read(results)
