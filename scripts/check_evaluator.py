@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tokcli.device import usual_device
 from tokcli.errors import TokError
 from tokcli.evaluation.published import read_images, read_npz
 from tokcli.measure.extractors import Extractor, features, load_extractors
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("samples", type=Path)
     parser.add_argument("reference", type=Path)
     parser.add_argument("--inception-weights", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=usual_device().type)
     args = parser.parse_args()
     device = torch.device(args.device)
     (judge,) = load_extractors(["inception"], args.inception_weights, device)

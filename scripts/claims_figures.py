@@ -10,7 +10,6 @@ from claims_results import (
     Point,
     Results,
     change,
-    contest,
     contests,
     correlate,
     level,
@@ -50,7 +49,7 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _seeds(results: Results, names: Iterable[str]) -> str:
-    counts = [sum(name in known for known in results.cells.values()) for name in {*names} & {*results.names()}]
+    counts = [results.seeds_of(name) for name in {*names} & {*results.names()}]
     low, most = min(counts, default=0), max(counts, default=0)
     return f"{low} to {most} seeds" if low < most else f"{most} seed{'s' * (most != 1)}"
 
@@ -195,11 +194,10 @@ def successors(results: Results, path: Path) -> None:
     figure = new_figure(7.2, height)
     for place, (rival, some) in enumerate(found.items()):
         axes = figure.add_axes((0.21 + 0.4 * place, 0.5 / height, 0.36, 1 - 0.9 / height))
-        by = {mode: f"FD_{mode.upper()}, %" for mode in MODES}
         rows = [
             (
                 what.replace(", ", "\n", 1),
-                {mode: contest(results, some[what], by[mode]) if what in some else None for mode in MODES},
+                {mode: change(results, some[what], mode) if what in some else None for mode in MODES},
             )
             for what in whats
         ]

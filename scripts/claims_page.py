@@ -91,8 +91,7 @@ def main_block(results: Results) -> str:
         rows = []
         for name in (one for one in results.names() if one.startswith(f"{data}-")):
             free = unbiased(results, name)
-            seeds = str(len([s for s in results.seeds if name in results.cells[s]]))
-            row = [label(name), seeds]
+            row = [label(name), str(results.seeds_of(name))]
             row += [cell(results, name, number, scale, interval=False) for number, scale in COLUMNS.items()]
             row += [cell(results, name, f"{k}_{j}", star=j not in free) for k in ("rfd", "prfd") for j in JUDGES]
             row += [cell(results, name, f"fd_{j}_{mode}", star=j not in free) for mode in MODES for j in JUDGES]
@@ -103,7 +102,7 @@ def main_block(results: Results) -> str:
 
 def _warning(results: Results) -> str:
     """That intervals are of images, where no row has several seeds."""
-    several = any(sum(name in known for known in results.cells.values()) > 1 for name in results.names())
+    several = any(results.seeds_of(name) > 1 for name in results.names())
     return "" if several else "\n\nNo row has two seeds: intervals are of images alone. Another seed changes more."
 
 
@@ -133,12 +132,10 @@ def repeated_block(results: Results) -> str:
             if ours is None or ours.half is None or theirs is None:
                 row += ["-", "-"]
                 continue
-            theirs = theirs._replace(
-                half=ours.half * (ours.seeds / theirs.seeds) ** 0.5
-            )  # the same noise, of its own seeds
-            row += [shown(ours, signed=True), shown(theirs, signed=True)]
+            half = ours.half * math.sqrt(ours.seeds / theirs.seeds)  # the same noise, of its own seeds
+            row += [shown(ours, signed=True), shown(theirs._replace(half=half), signed=True)]
             compared += 1
-            within += abs(ours.mean - theirs.mean) <= math.hypot(ours.half, theirs.half or 0.0)
+            within += abs(ours.mean - theirs.mean) <= math.hypot(ours.half, half)
         rows.append(row)
     head = [
         "features against pixels",

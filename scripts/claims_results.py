@@ -30,6 +30,10 @@ class Results:
         """Seeds of which anything was measured."""
         return sorted(self.cells)
 
+    def seeds_of(self, name: str) -> int:
+        """On how many seeds a cell was measured."""
+        return sum(name in known for known in self.cells.values())
+
     def names(self) -> list[str]:
         """Cells of any seed, in the order of the plan."""
         known = {name for found in self.cells.values() for name in found}

@@ -207,11 +207,15 @@ def test_tables_are_those_of_the_results(results: Path) -> None:
     lines = claims_page.difference_block(found).splitlines()[2:]
     assert lines[1].startswith(f"| {second} | vits14 | 2 | −6.4") and len(lines) == 6
     assert lines[5] == "Of 8 intervals 8 lie below 0, 0 above it, 0 hold it."
-    # cells that differ between their two seeds do so by 0.995 % of their mean; the others, which count as well, do not
-    judged = [cell for cell in cells(0, ["objective", "teachers"]) if "efflite0" in judges(cell)]
-    differ = sum(c.objective == "pixels" or c.quantizer != "vq" or c.teacher == MAIN for c in judged)
-    noise = math.sqrt(differ * (100 / 100.5 / 100) ** 2 / 2 / len(judged))
-    half = float(t.ppf(0.975, len(judged))) * 80 * noise  # of both in the pair, and of two seeds: sqrt(2) / sqrt(2)
+
+    def noise(judge: str) -> tuple[float, int]:
+        """Of a share, and its freedom. Cells that differ between their seeds do so by 0.995 % of their mean; the others count as well."""
+        judged = [cell for cell in cells(0, ["objective", "teachers"]) if judge in judges(cell)]
+        differ = sum(c.objective == "pixels" or c.quantizer != "vq" or c.teacher == MAIN for c in judged)
+        return math.sqrt(differ * (100 / 100.5 / 100) ** 2 / 2 / len(judged)), len(judged)
+
+    deviation, freedom = noise("efflite0")
+    half = float(t.ppf(0.975, freedom)) * 80 * deviation  # of both in the pair, and of two seeds: sqrt(2) / sqrt(2)
     assert [lines[0], *lines[2:4]] == [
         f"| {what} | efflite0 | 2 | −20.0 ± {half:.2f} | −20.0 ± {half:.2f} |" for what in whats
     ]
@@ -219,10 +223,8 @@ def test_tables_are_those_of_the_results(results: Path) -> None:
     assert "| features, VQ, vits14 | 2 | 50.0 |" in table
     row = next(line for line in table.splitlines() if line.startswith("| features, VQ, vits14 |"))
     for judge, star, place in (("efflite0", "", -4), ("vits14", "\\*", -3)):
-        judged = [cell for cell in cells(0, ["objective", "teachers"]) if judge in judges(cell)]
-        differ = sum(c.objective == "pixels" or c.quantizer != "vq" or c.teacher == MAIN for c in judged)
-        noise = math.sqrt(differ * (100 / 100.5 / 100) ** 2 / 2 / len(judged)) * 80.4
-        half = float(t.ppf(0.975, len(judged))) * noise / math.sqrt(2)
+        deviation, freedom = noise(judge)
+        half = float(t.ppf(0.975, freedom)) * deviation * 80.4 / math.sqrt(2)
         assert row.split(" | ")[place] == f"80.4 ± {half:.2f}{star}"
     assert hours(found) == {seed: pytest.approx(len(cells(0, ["objective", "teachers"])) / 100) for seed in (0, 1)}
 

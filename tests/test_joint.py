@@ -173,7 +173,7 @@ def test_a_frozen_encoder_that_is_the_teacher_is_run_once_for_both(
 
 
 def test_an_encoder_that_starts_from_other_weights_than_the_teachers_is_run_by_itself(
-    tmp_path: Path, images: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = joint(encoder={**PRETRAINED, "learning_rate": 0.5}, teacher=SHARED["teacher"])
     start = train(tmp_path / "tuned", tuned, images, "--set", "optim.lr=0.01")

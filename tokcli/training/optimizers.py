@@ -157,7 +157,7 @@ def muon_step(
             grad, weight, momentum = own(p.grad), own(p), own(muon.state[p]["momentum_buffer"])
             momentum.lerp_(grad, 1 - group["momentum"])
             direction = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-            # what the products begin with: half as much to gather
+            # in the products' type before it is gathered: in bfloat16 that is half as much to send
             turned = _orthogonal(whole(p, direction if emulated else direction.bfloat16()), group)
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(part(p, turned), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
