@@ -2,8 +2,11 @@
 
 import gzip
 import importlib.util
+import os
 import pickle
+import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -170,8 +173,31 @@ def test_fashion_mnist_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest
 def test_a_missing_fashion_mnist_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOK_CACHE", str(tmp_path))
     monkeypatch.setattr("tokcli.data.sources.idx.PACKAGED", Path("nowhere"))
-    with pytest.raises(TokError, match=r"apt-get download dataset-fashion-mnist && dpkg-deb -x"):
+    with pytest.raises(TokError, match=r"apt-get download dataset-fashion-mnist && mkdir -p \S+ && dpkg-deb -x"):
         open_source("fashion-mnist/train", size=8)
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="this system has no dpkg-deb")
+def test_what_it_says_fetches_it_into_a_cache_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path / "a new" / "cache"))
+    monkeypatch.setattr("tokcli.data.sources.idx.PACKAGED", packaged := Path("usr/share/datasets/tests"))
+    write_idx(tmp_path / "deb" / packaged, "t10k", 3, packed=True)
+    (tmp_path / "deb" / "DEBIAN").mkdir()
+    control = "Package: tests\nVersion: 1\nArchitecture: all\nMaintainer: tests\nDescription: tests\n"
+    (tmp_path / "deb" / "DEBIAN" / "control").write_text(control)
+    made = tmp_path / "dataset-fashion-mnist_0_all.deb"
+    subprocess.run(["dpkg-deb", "--build", str(tmp_path / "deb"), str(made)], check=True, stdout=subprocess.DEVNULL)
+    with pytest.raises(TokError) as told:
+        open_source("fashion-mnist/val", size=8)
+    command = str(told.value).partition("without root: ")[2].removesuffix(".")
+    # in place of the download alone
+    (tmp_path / "apt-get").write_text(f'#!/bin/sh\n[ "$*" = "download dataset-fashion-mnist" ] && cp "{made}" .\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    subprocess.run(["sh", "-c", command], check=True)
+    assert len(open_source("fashion-mnist/val", size=8)) == 3
 
 
 def test_an_idx_file_that_is_too_short_is_one_line(tmp_path: Path) -> None:

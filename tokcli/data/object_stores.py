@@ -189,7 +189,7 @@ class CommandLine(_Checked):
                 f"--data {url}",
                 f"{self.tool.describe[0]} does not describe it",
                 got=done.stdout[:60],
-                next=f"Update {self.tool.describe[0]}, or install fsspec: pip install 'tok[stores]'",
+                next=f"Update {self.tool.describe[0]}, or install fsspec: pip install 'tokcli[stores]'",
             ) from None
 
     def read(self, url: str, start: int) -> Iterator[bytes]:

@@ -45,7 +45,7 @@ def find_fashion() -> Path:
         "--data fashion-mnist",
         f"its idx files are neither in {cached} nor in /{PACKAGED}",
         next='Fetch them, without root: (cd "$(mktemp -d)" && apt-get download dataset-fashion-mnist && '
-        f"dpkg-deb -x dataset-fashion-mnist_*.deb {shlex.quote(str(cached))})",
+        f"mkdir -p {shlex.quote(str(cached))} && dpkg-deb -x dataset-fashion-mnist_*.deb {shlex.quote(str(cached))})",
     )
 
 
