@@ -54,7 +54,6 @@ case "$ar" in ar-gpt2 | ar-medium) ;; *) stop "TOK_AR=${TOK_AR:-}: gpt2 or mediu
 case "$decoder" in llamagen | conv) ;; *) stop "TOK_DECODER=$decoder: llamagen or conv" ;; esac
 if [ "$suite" = claims ]; then
     [ -z "$mini$only" ] || usage
-    [ -n "$dry" ] || python scripts/fetch_embedded.py squeezenet vits14 minilm fashion-mnist >&2
     exec python scripts/claims.py ${dry:+--dry-run} ${toy:+--toy}
 fi
 case "$suite" in

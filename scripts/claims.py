@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from claims_plan import CLAIMS, PERTURB, Cell, cells, judges, tokenizer_sets
+from claims_plan import CLAIMS, PERTURB, Cell, cells, fetched, judges, tokenizer_sets
 
 from tokcli.device import emulated_bfloat16, usual_device
 from tokcli.errors import TokError
@@ -146,8 +146,12 @@ def make(plan: list[Cell], suite: Suite) -> Path:
     """Make the cells that are missing; returns the folder of results."""
     from claims_data import prepare, understanding
     from claims_results import read
+    from fetch_embedded import fetch
 
     most, results = TOY["images"] if suite.toy else None, suite.workspace / "results"
+    with contextlib.redirect_stdout(sys.stderr):  # their paths
+        for name in fetched(plan):
+            fetch(name)
     ready = {data: prepare(data, suite.workspace / "data" / data, most) for data in dict.fromkeys(c.data for c in plan)}
     for number, cell in enumerate(plan, 1):
         if not ready[cell.data]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from claims_figures import draw
-from claims_plan import JUDGES, TEACHERS, untaught
+from claims_plan import JUDGES, TEACHERS, Cell, cells, untaught
 from claims_results import (
     CONTESTED,
     KEPT,
@@ -56,10 +56,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def label(name: str) -> str:
-    """A cell's name as a row reads it."""
-    _, objective, quantizer, *rest = name.split("-", 3)
-    return f"{objective}, {quantizer.upper()}" + (f", {rest[0]}" if rest else "")
+def label(cell: Cell) -> str:
+    """A cell as a row of its data set reads it."""
+    of = [cell.teacher, "perturb" if cell.perturb else None, "captions" if cell.captions else None]
+    return ", ".join([cell.objective, cell.quantizer.upper(), *(one for one in of if one)])
 
 
 def cell(
@@ -87,11 +87,12 @@ def main_block(results: Results) -> str:
     head = ["tokenizer", "seeds", "usage %", "perplexity", "probe %", "PSNR", "PPL", "bits AR", "bits NAR"]
     head += [f"{k} {j}" for k in ("rFD", "prFD") for j in JUDGES]
     head += [f"FD_{mode.upper()} {judge}" for mode in MODES for judge in JUDGES]
-    for data in dict.fromkeys(name.split("-")[0] for name in results.names()):
+    known = [one for one in cells(0) if one.name in {*results.names()}]
+    for data in dict.fromkeys(one.data for one in known):
         rows = []
-        for name in (one for one in results.names() if one.startswith(f"{data}-")):
-            free = unbiased(results, name)
-            row = [label(name), str(results.seeds_of(name))]
+        for one in (one for one in known if one.data == data):
+            name, free = one.name, unbiased(results, one.name)
+            row = [label(one), str(results.seeds_of(name))]
             row += [cell(results, name, number, scale, interval=False) for number, scale in COLUMNS.items()]
             row += [cell(results, name, f"{k}_{j}", star=j not in free) for k in ("rfd", "prfd") for j in JUDGES]
             row += [cell(results, name, f"fd_{j}_{mode}", star=j not in free) for mode in MODES for j in JUDGES]
@@ -189,10 +190,16 @@ def teachers_block(results: Results) -> str:
         key, known = f"openmoji-features-vq-{name}", results.teachers.get(f"openmoji {name}")
         if key not in results.names() or known is None:
             continue
-        row = [name, plain(100 * known), cell(results, key, "probe_accuracy", scale=100)]
+        layers = ", ".join(map(str, TEACHERS[name].layers))
+        row = [f"{name} ({layers})", plain(100 * known), cell(results, key, "probe_accuracy", scale=100)]
         row += [cell(results, key, f"fd_{j}_{m}", star=j not in untaught(name)) for m in MODES for j in JUDGES]
         rows.append(row)
-    head = ["teacher", "its probe %", "tokens' probe %", *(f"FD_{m.upper()} {j}" for m in MODES for j in JUDGES)]
+    head = [
+        "teacher (layer)",
+        "its probe %",
+        "tokens' probe %",
+        *(f"FD_{m.upper()} {j}" for m in MODES for j in JUDGES),
+    ]
     lines = [[f"FD_{m.upper()} by {j}", told(correlate(teacher_points(results, j, m)))] for j in JUDGES for m in MODES]
     return (
         table(head, rows)

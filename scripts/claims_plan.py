@@ -141,6 +141,19 @@ def cells(seed: int, claims: Iterable[str] = CLAIMS) -> list[Cell]:
     return list(dict.fromkeys(cell for claim in CLAIMS if claim in set(claims) for cell in plan[claim]))
 
 
+def fetched(plan: Iterable[Cell]) -> list[str]:
+    """What scripts/fetch_embedded.py has to fetch for these cells: their losses, teachers, judges, text networks and images."""
+    plan = list(plan)
+    vits14 = any("vits14" in judges(cell) or (cell.teacher or "").startswith("vits14") for cell in plan)
+    found = {
+        "squeezenet": bool(plan),  # of the perceptual loss
+        "vits14": vits14,
+        "minilm": any(cell.captions for cell in plan),
+        "fashion-mnist": any(cell.data == "fashion" for cell in plan),
+    }
+    return [name for name, needed in found.items() if needed]
+
+
 def tokenizer_sets(cell: Cell) -> list[str]:
     """What the cell changes of its recipe, as KEY=VALUE; encoder, decoders and training are those of all."""
     if cell.objective == "cluster":

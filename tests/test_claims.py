@@ -19,7 +19,19 @@ import claims  # noqa: E402
 import claims_figures  # noqa: E402
 import claims_page  # noqa: E402
 import noto_emoji  # noqa: E402
-from claims_plan import JUDGES, MAIN, QUANTIZERS, SECOND, TEACHERS, Cell, cells, judges, tokenizer_sets, untaught  # noqa: E402
+from claims_plan import (  # noqa: E402
+    JUDGES,
+    MAIN,
+    QUANTIZERS,
+    SECOND,
+    TEACHERS,
+    Cell,
+    cells,
+    fetched,
+    judges,
+    tokenizer_sets,
+    untaught,
+)
 from claims_results import (  # noqa: E402
     KEPT,
     Noise,
@@ -357,9 +369,11 @@ def test_numbers_of_a_report_have_their_interval_and_mode(tmp_path: Path) -> Non
 
 def test_cells_that_have_results_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import claims_data
+    import fetch_embedded
 
     plan, made = cells(0, ["objective"]), []
     monkeypatch.setattr(claims_data, "prepare", lambda name, folder, most: True)
+    monkeypatch.setattr(fetch_embedded, "fetch", lambda name: None)
     monkeypatch.setattr(claims_data, "understanding", lambda name, data, weights: 0.5)
     monkeypatch.setattr(claims.Suite, "run", lambda self, cell: made.append(cell.name) or entry(cell, 90.0))
     claims.make(plan[:2], claims.Suite(tmp_path))
@@ -372,6 +386,7 @@ def test_an_interrupted_suite_ends_in_one_line_and_with_the_commands_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import claims_data
+    import fetch_embedded
 
     def interrupted(suite: claims.Suite, cell: Cell) -> None:
         raise Interrupted(
@@ -379,6 +394,7 @@ def test_an_interrupted_suite_ends_in_one_line_and_with_the_commands_code(
         )
 
     monkeypatch.setattr(claims_data, "prepare", lambda name, folder, most: True)
+    monkeypatch.setattr(fetch_embedded, "fetch", lambda name: None)
     monkeypatch.setattr(claims.Suite, "run", interrupted)
     monkeypatch.setattr(sys, "argv", ["claims.py"])
     monkeypatch.setenv("TOK_WORKSPACE", str(tmp_path))
@@ -461,6 +477,29 @@ def test_a_font_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 # --- the whole ---
+
+
+def test_nothing_is_fetched_that_the_plan_does_not_read() -> None:
+    assert fetched(cells(3, ["objective"])) == ["squeezenet", "vits14"]
+    assert fetched(cells(3, ["data"])) == ["squeezenet", "vits14", "fashion-mnist"]
+    assert fetched(cells(3, ["captions"])) == ["squeezenet", "vits14", "minilm"]
+    assert fetched(cells(3)) == ["squeezenet", "vits14", "minilm", "fashion-mnist"]
+    assert fetched([Cell("noto", "pixels")]) == ["squeezenet"] and fetched([]) == []
+
+
+def test_what_is_fetched_is_told_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fetch_embedded
+
+    monkeypatch.setattr(fetch_embedded, "fetch", lambda name: print(f"fetched {name}"))
+    (tmp_path / "data" / "openmoji").mkdir(parents=True)
+    (tmp_path / "data" / "openmoji" / "done").touch()
+    plan = cells(0, ["captions"])[:1]
+    claims.add(tmp_path / "results" / "seed-0.json", plan[0].name, {})
+    claims.make(plan, claims.Suite(tmp_path))
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.splitlines() == ["fetched squeezenet", "fetched minilm"]
 
 
 @pytest.mark.slow
