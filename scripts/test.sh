@@ -26,8 +26,5 @@ if [ $# -gt 0 ]; then
     python -m pytest -q "$@"
     exit
 fi
-# files whose tests take longest come first, so that no core waits for them at the end
-longest=(claims storm distributed_training gpu_check sample torchrun shipped_recipes parity)
-longest=("${longest[@]/#/tests/test_}")
-python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --ignore tests/test_suites.py "${longest[@]/%/.py}" tests
+python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --ignore tests/test_suites.py tests
 python -m pytest -q tests/test_suites.py

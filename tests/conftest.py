@@ -47,6 +47,28 @@ def pytest_configure(config: pytest.Config) -> None:
                 (own / file.name).symlink_to(file)
 
 
+# files whose tests take longest, which come first, so that no process waits for them at the end
+LONGEST = [
+    f"test_{name}.py"
+    for name in (
+        "claims",
+        "storm",
+        "distributed_training",
+        "gpu_check",
+        "sample",
+        "torchrun",
+        "shipped_recipes",
+        "parity",
+    )
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order by files alone; the order on the command line does not help, where files lie in a folder that is named as well."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))  # stable
+
+
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
     """A logger that no command has touched, whatever ran before (fixtures of a module run commands too)."""
