@@ -31,7 +31,8 @@ def features(images: int, width: int, seed: int) -> np.ndarray:
 
 
 def covariances(images: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.cov(features(images, width, seed).astype(np.float64), rowvar=False) for seed in (0, 1))
+    first, second = (np.cov(features(images, width, seed).astype(np.float64), rowvar=False) for seed in (0, 1))
+    return first, second
 
 
 def our_trace(images: int, width: int) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ from tokcli.quantizers.search import nearest
 try:
     import faiss
 except ImportError:
-    faiss = None
+    faiss = None  # type: ignore[assignment]
 try:
     from vector_quantize_pytorch import VectorQuantize
 except ImportError:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -134,6 +135,7 @@ class Bench:
         for images, _ in self.batches("val", workers):
             counts.add(self.network(images).indices, to_uint8(images), self.network.grid(self.size))
         for images, _ in self.batches("val", workers):
+            assert self.network.pixel_decoder is not None
             decoded = self.network.pixel_decoder(self.network.codes(self.network.encode(images)))
             pixels.add(to_uint8(decoded), to_uint8(images))
         counts.found(), dict(pixels.numbers)
@@ -257,7 +259,7 @@ def main() -> None:
             pictures = bench.pictures()
             compare(
                 "PNGs of 256 px",
-                {f"{n} threads": lambda n=n: bench.png(pictures, n) for n in WORKERS},
+                {f"{n} threads": partial(bench.png, pictures, n) for n in WORKERS},
                 DISTINCT,
                 args.rounds,
             )

@@ -8,6 +8,7 @@ warm-up, of wall and of CPU time, which other load disturbs less; all are taken 
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.data import sample_store as store
-from tokcli.models import DECODERS
+from tokcli.models.decoders import ConvDecoder
 from tokcli.pictures import to_uint8
 from tokcli.proposals import Proposal, Sampling
 from tokcli.proposals.ar import AutoregressiveProposal
@@ -79,7 +81,8 @@ def llama(ours: AutoregressiveProposal) -> nn.Module:
         pad_token_id=0,
     )
     theirs = LlamaForCausalLM(config).eval()
-    state = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
+    assert ours.head is not None  # not tied
+    state: dict[str, Any] = {"model.embed_tokens.weight": ours.embedding.weight, "lm_head.weight": ours.head.weight}
     state["model.norm.weight"] = ours.transformer.norm.weight
     for i, block in enumerate(ours.transformer.blocks):
         at, mine = f"model.layers.{i}.", {name: p.data for name, p in block.named_parameters()}
@@ -165,7 +168,7 @@ def end_to_end(network: Proposal, batch: int, side: int, *, overlap: bool) -> No
 
 def _write(folder: Path, number: int, indices: Tensor, side: int) -> None:
     torch.manual_seed(0)
-    decoder = DECODERS["conv"](32, (side, side), 8 * side, widths=[128, 64, 32, 32], blocks=2, channels=192).eval()
+    decoder = ConvDecoder(32, (side, side), 8 * side, widths=[128, 64, 32, 32], blocks=2, channels=192).eval()
     with torch.inference_mode():
         images = to_uint8(decoder(torch.randn(CODES, 32)[indices]))
     numbers = range(number * len(images), (number + 1) * len(images))
@@ -194,11 +197,19 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, 1 thread, cpu")
-    grid, sizes, what = (args.side, args.side), {"width": WIDTH, "depth": DEPTH, "heads": HEADS}, args.what.split(",")
-    ar = AutoregressiveProposal(CODES, grid, CLASSES, mlp_width=MLP, **sizes).eval()
-    nar = MaskedProposal(CODES, grid, CLASSES, mlp_width=3 * MLP // 2, **sizes).eval()  # not gated: 2 matrices, not 3
+    grid, what = (args.side, args.side), args.what.split(",")
+    of, wide = (CODES, grid, CLASSES), 3 * MLP // 2  # of the masked one, not gated: 2 matrices, not 3
+    ar = AutoregressiveProposal(*of, width=WIDTH, depth=DEPTH, heads=HEADS, mlp_width=MLP).eval()
+    nar = MaskedProposal(*of, width=WIDTH, depth=DEPTH, heads=HEADS, mlp_width=wide).eval()
     for head in (ar.head, nar.head):
+        assert head is not None  # not tied
         nn.init.normal_(head.weight.data[:CODES], std=0.1)  # class rows stay 0: never the greedy choice of theirs
+    peers = [name for name in ("llama", "gpt2") if name in what]
+    if peers and importlib.util.find_spec("transformers") is None:
+        parser.exit(
+            1,
+            f"--what {','.join(peers)}: transformers is not installed. Run pip install 'tokcli[bench]', or leave them out\n",
+        )
     theirs = {name: make for name, make in (("llama", lambda: llama(ar)), ("gpt2", gpt2)) if name in what}
     built = {name: make() for name, make in theirs.items()}
     if "llama" in built:

@@ -161,7 +161,9 @@ def make(plan: list[Cell], suite: Suite) -> Path:
             add(results / f"seed-{cell.seed}.json", cell.name, suite.run(cell))
         pair = f"{cell.data} {cell.teacher}"
         if cell.teacher and pair not in read(results).teachers:
-            accuracy = understanding(cell.teacher, suite.workspace / "data" / cell.data, suite.workspace)
+            accuracy = understanding(
+                cell.teacher, suite.workspace / "data" / cell.data, suite.workspace, suite.precision
+            )
             add(results / "teachers.json", pair, round(accuracy, 4))
     return results
 

@@ -13,13 +13,12 @@ from claims_plan import TEACHERS
 from PIL import Image
 
 from tokcli.artifact.weights import save_tensors
-from tokcli.build import build_transform
 from tokcli.data.sources import open_source
+from tokcli.data.transforms import CenterCrop
 from tokcli.metrics.understanding import vector_probe_accuracy
 from tokcli.pretrained import network_class
 from tokcli.pretrained.feature_cache import TeacherCache
 from tokcli.pretrained.teacher import build_teacher
-from tokcli.recipe.sections import Component, Data
 
 SIZE = 32
 SOURCES = {"openmoji": "openmoji", "fashion": "fashion-mnist"}
@@ -42,7 +41,7 @@ def prepare(name: str, folder: Path, most: int | None = None) -> bool:
             return False
         if name == "noto":
             emoji = noto_emoji.base_emoji()
-            few = emoji if most is None else first_of_each(emoji, lambda one: one.category, 2 * most)
+            few = emoji if most is None else [*first_of_each(emoji, lambda one: one.category, 2 * most)]
             noto_emoji.write(folder, noto_emoji.Font(), SIZE, few)
         else:
             for split in SPLITS:
@@ -97,7 +96,7 @@ def random_weights(folder: Path, network: str) -> Path:
     return path
 
 
-def understanding(name: str, data: Path, weights: Path) -> float:
+def understanding(name: str, data: Path, weights: Path, precision: str) -> float:
     """Accuracy of a linear probe on a teacher's features of held-out images, in [0, 1].
 
     The features are those that tokenizers learn (`cache_features`), averaged over the patches of an image and standardised.
@@ -106,15 +105,16 @@ def understanding(name: str, data: Path, weights: Path) -> float:
         name: of TEACHERS.
         data: a folder with train and val.
         weights: the folder of `random_weights`.
+        precision: of trainings, in which features are computed.
     """
     taught = TEACHERS[name]
     file = random_weights(weights, taught.network) if taught.random else None
     teacher = build_teacher(taught.network, {"layers": list(taught.layers)}, file)
-    transform = build_transform(Data(size=SIZE, transform=Component(name="center-crop", flip=False)))
+    transform = CenterCrop(SIZE)
     sides: list[Any] = []
     for split in SPLITS:
         source = open_source(str(data / split), size=SIZE)
-        cache = TeacherCache(teacher, source, transform, GRID, "bfloat16")
+        cache = TeacherCache(teacher, source, transform, GRID, precision)
         cache.fill(torch.device("cpu"))
         parts: Sequence[torch.Tensor] = torch.arange(len(source)).split(64)
         sides += [

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from claims_plan import JUDGES, MAIN, QUANTIZERS, untaught
 from claims_results import (
     MODES,
@@ -99,11 +100,12 @@ SIZE = (3.4, 7.0)  # of a letter of 6 points
 def _label(axes: "Axes", points: Sequence[Point]) -> None:
     """Names beside their dots, where they cover the least of dots and of each other."""
     per_point = axes.figure.dpi / 72
-    dots = axes.transData.transform([(p.x, p.y) for p in points]) / per_point if points else []
+    dots = axes.transData.transform([(p.x, p.y) for p in points] or np.empty((0, 2))) / per_point
     box = axes.get_window_extent()
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in dots]
     for point, (x, y) in zip(points, dots, strict=True):
-        length, found = SIZE[0] * len(point.name), []
+        length = SIZE[0] * len(point.name)
+        found: list[tuple[float, int, tuple[float, float, float, float]]] = []
         for side, rise in PLACES:
             left = x + 4 if side > 0 else x - 4 - length
             place = (left, y + rise, left + length, y + rise + SIZE[1])
@@ -112,8 +114,8 @@ def _label(axes: "Axes", points: Sequence[Point]) -> None:
         _, number, place = min(found)
         taken.append(place)
         side, rise = PLACES[number]
-        off = {"xytext": (4 * side, rise), "textcoords": "offset points"}
-        axes.annotate(point.name, (point.x, point.y), fontsize=6, ha="left" if side > 0 else "right", **off)
+        text = axes.annotate(point.name, (point.x, point.y), (4 * side, rise), textcoords="offset points", fontsize=6)
+        text.set_horizontalalignment("left" if side > 0 else "right")
 
 
 def _common(one: Sequence[float], other: Sequence[float]) -> float:
@@ -161,8 +163,16 @@ def _changes(axes: "Axes", rows: Changes, label: str, *, names: bool = True) -> 
             found = spreads[mode]
             if found is not None:
                 y, colour = len(rows) - 1 - row + shift, INK if mode == "ar" else COLOURS["features"]
-                dots = {"fmt": marker, "markersize": 5, "capsize": 2, "color": colour}
-                axes.errorbar(found.mean, y, xerr=found.half, label=None if row else mode.upper(), **dots)
+                axes.errorbar(
+                    found.mean,
+                    y,
+                    xerr=found.half,
+                    label=None if row else mode.upper(),
+                    fmt=marker,
+                    markersize=5,
+                    capsize=2,
+                    color=colour,
+                )
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [what if names else "" for what, _ in reversed(rows)], fontsize=7)
     axes.set_ylim(-0.6, len(rows) - 0.4)

@@ -1,6 +1,6 @@
 """Tables of the claims suite, from results alone.
 
-    python scripts/claims_page.py                     docs/results/claims.md and recipes/claims/*.png, from recipes/claims/results
+    python scripts/claims_page.py                     docs/results/claims.md, README.md and recipes/claims/*.png, from recipes/claims/results
     python scripts/claims_page.py RESULTS PAGE.md     of other results; the figures lie beside the page
 
 A page keeps what stands outside of its marked blocks; a page that is not there is made of the blocks.
@@ -10,10 +10,11 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from claims_figures import draw
-from claims_plan import JUDGES, TEACHERS, Cell, cells, untaught
+from claims_plan import JUDGES, MAIN, TEACHERS, Cell, cells, untaught
 from claims_results import (
     CONTESTED,
     KEPT,
@@ -37,7 +38,7 @@ from claims_results import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE, PICTURES = ROOT / "docs/results/claims.md", ROOT / "recipes/claims"
+PAGE, README, PICTURES = ROOT / "docs/results/claims.md", ROOT / "README.md", ROOT / "recipes/claims"
 
 # --- what is shown ---
 
@@ -105,6 +106,23 @@ def _warning(results: Results) -> str:
     """That intervals are of images, where no row has several seeds."""
     several = any(results.seeds_of(name) > 1 for name in results.names())
     return "" if several else "\n\nNo row has two seeds: intervals are of images alone. Another seed changes more."
+
+
+def headline_block(results: Results) -> str:
+    """The tokenizers of one data set and teacher in few numbers, by the judge that taught none of them."""
+    judge = untaught(MAIN)[0]
+    rows = []
+    for one in cells(0):
+        if one.data == "openmoji" and one.teacher in (None, MAIN) and not one.perturb and not one.captions:
+            if (seeds := results.seeds_of(one.name)) == 0:
+                continue
+            row = [label(replace(one, teacher=None)), str(seeds)]
+            row += [cell(results, one.name, "probe_accuracy", 100, interval=False)]
+            rows.append(
+                row
+                + [cell(results, one.name, f"{k}_{judge}{m}") for k, m in (("rfd", ""), ("fd", "_ar"), ("fd", "_nar"))]
+            )
+    return table(["tokenizer", "seeds", "probe %", "rFD", "FD, AR", "FD, NAR"], rows)
 
 
 def difference_block(results: Results) -> str:
@@ -239,6 +257,7 @@ def cost_block(results: Results) -> str:
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "headline": ("In short", headline_block),
     "differences": ("Features against pixels", difference_block),
     "repeated": ("Repeated", repeated_block),
     "reasons": ("What else differs", reasons_block),
@@ -274,16 +293,22 @@ def fresh() -> str:
 def write(folder: Path, page: Path, pictures: Path) -> Path:
     """The page and its figures, of a folder of results; returns the page's path."""
     results = read(folder)
-    text = page.read_text(encoding="utf-8") if page.is_file() else fresh()
-    page.write_text(filled(text, results), encoding="utf-8")
+    _write(page, results)
     draw(results, pictures)
     return page
+
+
+def _write(page: Path, results: Results) -> None:
+    text = page.read_text(encoding="utf-8") if page.is_file() else fresh()
+    page.write_text(filled(text, results), encoding="utf-8")
 
 
 def main(*arguments: str) -> None:
     """See the module."""
     folder, page = (Path(arguments[0]), Path(arguments[1])) if arguments else (KEPT, PAGE)
     print(write(folder, page, page.parent if arguments else PICTURES))
+    if not arguments:
+        _write(README, read(KEPT))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import storm
 
 VERIFIED, READ, HARMLESS, SILENT = "refused by tok verify", "refused when read", "harmless: all read equal", "SILENT"
@@ -46,8 +47,8 @@ def readers() -> dict[str, Callable[[Any], Any]]:
 
     def tokens(a: Any) -> Any:
         store = open_store(a)
-        rows = list(range(store.rows))
-        codes = [store.batch(rows, [view] * store.rows).tolist() for view in range(store.views)]
+        rows = np.arange(store.rows)
+        codes = [store.batch(rows, np.full(store.rows, view)).tolist() for view in range(store.views)]
         return codes, store.labels.tolist(), store.keys, store.captions
 
     def statistics(a: Any) -> Any:

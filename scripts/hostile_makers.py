@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ def saved(mode: str, side: int, form: str, **options: Any) -> bytes:
 SIDE, MOST = 8000, 13370  # 64 million pixels, the default of data.max_pixels; what Pillow itself lets pass
 
 
+def _made(root: Path, make: Callable[[], bytes], file: str) -> None:
+    (root / file).write_bytes(make())
+
+
 def _images() -> None:
     zeros = zlib.compress(bytes(64 << 20), 9)
     makers: dict[str, Callable[[], bytes]] = {
@@ -102,7 +107,7 @@ def _images() -> None:
     }
     for name, make in makers.items():
         end = name.split(",")[0]
-        kind(name, "folder")(lambda root, make=make, end=end: (root / f"bad.{end}").write_bytes(make()))
+        kind(name, "folder")(partial(_made, make=make, file=f"bad.{end}"))
 
 
 _images()
@@ -128,9 +133,13 @@ HOLES = {  # file and what it begins with, before holes
 }
 
 
+def _hole(root: Path, file: str, size: int, start: bytes) -> None:
+    sparse(root / file, size, start)
+
+
 def _holes() -> None:
     for name, (command, file, size, start) in HOLES.items():
-        kind(name, command)(lambda root, file=file, size=size, start=start: sparse(root / file, size, start))
+        kind(name, command)(partial(_hole, file=file, size=size, start=start))
 
 
 _holes()

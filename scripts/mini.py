@@ -243,7 +243,8 @@ def _word_pieces() -> Any:
 
 def _gpt2_shapes() -> dict[str, tuple[int, ...]]:
     """A GPT-2 in Hugging Face's names, whose matrices are stored input x output."""
-    width, shapes = GPT2["width"], {}
+    width = GPT2["width"]
+    shapes: dict[str, tuple[int, ...]] = {}
     products = {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}
     for number in range(GPT2["depth"]):
         for part, (rows, columns) in products.items():

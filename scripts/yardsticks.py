@@ -24,18 +24,20 @@ from tokcli.data.transforms import CenterCrop
 from tokcli.errors import TokError
 from tokcli.measure.tokenizing import measure_tokenizer
 from tokcli.metrics.feature_prediction import centroid_loss, constant_loss
-from tokcli.pretrained.feature_cache import FeatureCache
+from tokcli.pretrained.feature_cache import TeacherCache
 from tokcli.pretrained.teacher import Teacher, build_teacher
 from tokcli.quantizers.kmeans import kmeans
 
 IMAGES = 1000  # of the training set, for k-means
 
 
-def features_of(teacher: Teacher, spec: str, size: int, grid: tuple[int, int], most: int) -> torch.Tensor:
+def features_of(
+    teacher: Teacher, spec: str, size: int, grid: tuple[int, int], precision: str, most: int
+) -> torch.Tensor:
     """The teacher's features of a data set, (images, n, d), unit length."""
     source = open_source(spec, size=size)
-    cache = FeatureCache(teacher, source, CenterCrop(size), grid)
-    cache.fill(torch.device("cpu"), "bfloat16")
+    cache = TeacherCache(teacher, source, CenterCrop(size), grid, precision)
+    cache.fill(torch.device("cpu"))
     chosen = torch.linspace(0, len(source) - 1, min(most, len(source))).long()
     return F.normalize(cache.rows(chosen), dim=-1)
 
@@ -65,13 +67,15 @@ def main() -> None:
             next="Choose a tokenizer of data with a val split",
         )
     grid = tuple(artifact.facts["grid"])
-    seen, held_out = (features_of(teacher, spec, size, grid, IMAGES) for spec in (train, val))
+    precision = artifact.recipe["train"]["precision"]  # the cache that training filled
+    seen, held_out = (features_of(teacher, spec, size, grid, precision, IMAGES) for spec in (train, val))
     own = loss_of(artifact, teacher, val)
     print(f"tokenizer                 {own['feature_loss']:.4f}")
     for key in ("codebook_usage_nonblank", "codebook_perplexity_nonblank", "tokens_nonblank"):
-        print(f"  {key:<30}{own[key]:.3f}")
+        print(f"  {key:<30}" + (f"{own[key]:.3f}" if key in own else "no patch has content"))
     if args.without:
-        print(f"without quantizer         {loss_of(open_artifact(args.without), teacher, val)['feature_loss']:.4f}")
+        without = open_artifact(args.without, "WITHOUT_QUANTIZER", ["tokenizer"])
+        print(f"without quantizer         {loss_of(without, teacher, val)['feature_loss']:.4f}")
     print(f"mean training feature     {constant_loss(held_out, seen.flatten(0, 1).mean(0)).mean():.4f}")
     k = artifact.facts["codebook_size"]
     centroids = kmeans(seen.flatten(0, 1), k, metric="cosine", iterations=10, generator=generator(0, "yardstick"))

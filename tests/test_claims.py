@@ -347,9 +347,17 @@ def test_a_page_keeps_what_stands_around_its_blocks_and_figures_are_drawn(result
 
 
 def test_the_page_of_this_repository_is_that_of_its_results() -> None:
-    text = claims_page.PAGE.read_text(encoding="utf-8")
-    assert claims_page.filled(text, read(KEPT)) == text
-    assert all(f"<!-- claims: {name} -->" in text for name in claims_page.BLOCKS)
+    pages = [page.read_text(encoding="utf-8") for page in (claims_page.README, claims_page.PAGE)]
+    assert [claims_page.filled(text, read(KEPT)) for text in pages] == pages
+    assert all(f"<!-- claims: {name} -->" in "".join(pages) for name in claims_page.BLOCKS)
+
+
+def test_the_headline_has_the_tokenizers_of_one_teacher_by_the_judge_that_taught_none(results: Path) -> None:
+    head, _, *rows = claims_page.headline_block(read(results)).splitlines()
+    assert head == "| tokenizer | seeds | probe % | rFD | FD, AR | FD, NAR |" and len(rows) == 2 * len(QUANTIZERS)
+    pixels, features = (row.split(" | ") for row in rows[:2])
+    assert pixels[:2] == ["| pixels, VQ", "2"] and pixels[-1].startswith("100 ± ")
+    assert features[0] == "| features, VQ" and features[-1].startswith("80.4 ± ")
 
 
 def test_numbers_of_a_report_have_their_interval_and_mode(tmp_path: Path) -> None:
@@ -374,7 +382,7 @@ def test_cells_that_have_results_are_not_made_again(tmp_path: Path, monkeypatch:
     plan, made = cells(0, ["objective"]), []
     monkeypatch.setattr(claims_data, "prepare", lambda name, folder, most: True)
     monkeypatch.setattr(fetch_embedded, "fetch", lambda name: None)
-    monkeypatch.setattr(claims_data, "understanding", lambda name, data, weights: 0.5)
+    monkeypatch.setattr(claims_data, "understanding", lambda name, data, weights, precision: 0.5)
     monkeypatch.setattr(claims.Suite, "run", lambda self, cell: made.append(cell.name) or entry(cell, 90.0))
     claims.make(plan[:2], claims.Suite(tmp_path))
     claims.make(plan, claims.Suite(tmp_path))
