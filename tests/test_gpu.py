@@ -165,6 +165,8 @@ def test_bfloat16(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["proposal", "ar", "decoder"])
 def test_compiled_steps(name: str) -> None:
+    if not CUDA and name == "proposal":
+        pytest.skip("a minute of C++; `ar` is of the same blocks")
     with on(DEVICE), float32_proper():
         eager, compiled = (losses(ALL[name](settings(compile=c)), 3) for c in (False, True))
     assert compiled == pytest.approx(eager, rel=1e-3)

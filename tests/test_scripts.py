@@ -46,3 +46,22 @@ def test_the_yardsticks_of_a_tokenizer(tmp_path: Path) -> None:
 def test_the_profile_of_a_step_names_its_parts() -> None:
     said = "\n".join(run("profile_step.py", "toy/tokenizer-vqgan", "--steps", 1, "--operators", 2))
     assert "toy/tokenizer-vqgan" in said and "discriminator" in said and "convolution" in said
+
+
+@pytest.mark.slow
+def test_samplers_are_timed() -> None:
+    said = run("bench_sampling.py", "--side", 4, "--repeats", 1, "--batches", 1, "--what", "ar,nar")
+    assert [line.split(",")[0] for line in said[1:]] == ["AR", "NAR", "NAR"]
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_against_torchvisions_and_gives_the_same_pixels() -> None:
+    said = run("bench_images.py", "--images", 2, "--size", 32, "--rounds", 1)
+    assert any("1 of 255 levels" in line for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from Linux's /proc")
+def test_a_hostile_files_memory_is_measured() -> None:
+    (row, told) = run("hostile_files.py", "--only", "a labels file of 2 GiB")
+    assert " MiB " in row and told.strip().startswith("labels.tsv:2:")
