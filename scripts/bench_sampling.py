@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tokcli.data import sample_store as store
+from tokcli.device import emulated_bfloat16
 from tokcli.models.decoders import ConvDecoder
 from tokcli.pictures import to_uint8
 from tokcli.proposals import Proposal, Sampling
@@ -206,10 +207,8 @@ def main() -> None:
         nn.init.normal_(head.weight.data[:CODES], std=0.1)  # class rows stay 0: never the greedy choice of theirs
     peers = [name for name in ("llama", "gpt2") if name in what]
     if peers and importlib.util.find_spec("transformers") is None:
-        parser.exit(
-            1,
-            f"--what {','.join(peers)}: transformers is not installed. Run pip install 'tokcli[bench]', or leave them out\n",
-        )
+        print(f"{', '.join(peers)}: left out, since transformers is not installed (pip install 'tokcli[bench]')")
+        what = [name for name in what if name not in peers]
     theirs = {name: make for name, make in (("llama", lambda: llama(ar)), ("gpt2", gpt2)) if name in what}
     built = {name: make() for name, make in theirs.items()}
     if "llama" in built:
@@ -217,6 +216,8 @@ def main() -> None:
         greedy = generate_theirs(built["llama"], labels, args.side**2, sample=False)
         equal = torch.equal(greedy, ar.generate(labels, seeds, Sampling(temperature=0)))
         print(f"Hugging Face's Llama on our weights: greedy tokens equal ours: {equal}")
+    if args.bf16 and (why := emulated_bfloat16(torch.device("cpu"))):
+        print(f"{why}: rows of bf16 say little")
     for dtype in ("float32", "bf16") if args.bf16 else ("float32",):
         for model in built.values():
             model.to(torch.bfloat16 if dtype == "bf16" else torch.float32)

@@ -149,12 +149,20 @@ def make(plan: list[Cell], suite: Suite) -> Path:
     from fetch_embedded import fetch
 
     most, results = TOY["images"] if suite.toy else None, suite.workspace / "results"
+    known = read(results)
+    missing = [
+        cell
+        for cell in plan
+        if cell.name not in known.cells.get(cell.seed, {})
+        or (cell.teacher and f"{cell.data} {cell.teacher}" not in known.teachers)
+    ]
     with contextlib.redirect_stdout(sys.stderr):  # their paths
-        for name in fetched(plan):
+        for name in fetched(missing):
             fetch(name)
-    ready = {data: prepare(data, suite.workspace / "data" / data, most) for data in dict.fromkeys(c.data for c in plan)}
+    wanted = dict.fromkeys(cell.data for cell in missing)
+    ready = {data: prepare(data, suite.workspace / "data" / data, most) for data in wanted}
     for number, cell in enumerate(plan, 1):
-        if not ready[cell.data]:
+        if cell not in missing or not ready[cell.data]:
             continue
         if cell.name not in read(results).cells.get(cell.seed, {}):
             print(f"\n== {number} of {len(plan)}: {cell.name}, seed {cell.seed}", file=sys.stderr, flush=True)

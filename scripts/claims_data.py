@@ -15,6 +15,7 @@ from PIL import Image
 from tokcli.artifact.weights import save_tensors
 from tokcli.data.sources import open_source
 from tokcli.data.transforms import CenterCrop
+from tokcli.device import usual_device
 from tokcli.metrics.understanding import vector_probe_accuracy
 from tokcli.pretrained import network_class
 from tokcli.pretrained.feature_cache import TeacherCache
@@ -105,7 +106,7 @@ def understanding(name: str, data: Path, weights: Path, precision: str) -> float
         name: of TEACHERS.
         data: a folder with train and val.
         weights: the folder of `random_weights`.
-        precision: of trainings, in which features are computed.
+        precision: in which features are computed, that of the trainings.
     """
     taught = TEACHERS[name]
     file = random_weights(weights, taught.network) if taught.random else None
@@ -115,7 +116,7 @@ def understanding(name: str, data: Path, weights: Path, precision: str) -> float
     for split in SPLITS:
         source = open_source(str(data / split), size=SIZE)
         cache = TeacherCache(teacher, source, transform, GRID, precision)
-        cache.fill(torch.device("cpu"))
+        cache.fill(usual_device())
         parts: Sequence[torch.Tensor] = torch.arange(len(source)).split(64)
         sides += [
             torch.cat([cache.rows(part).mean(1) for part in parts]),

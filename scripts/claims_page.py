@@ -117,7 +117,7 @@ def headline_block(results: Results) -> str:
             if (seeds := results.seeds_of(one.name)) == 0:
                 continue
             row = [label(replace(one, teacher=None)), str(seeds)]
-            row += [cell(results, one.name, "probe_accuracy", 100, interval=False)]
+            row += [cell(results, one.name, "probe_accuracy", 100)]
             rows.append(
                 row
                 + [cell(results, one.name, f"{k}_{judge}{m}") for k, m in (("rfd", ""), ("fd", "_ar"), ("fd", "_nar"))]

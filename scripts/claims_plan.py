@@ -144,7 +144,10 @@ def cells(seed: int, claims: Iterable[str] = CLAIMS) -> list[Cell]:
 def fetched(plan: Iterable[Cell]) -> list[str]:
     """What scripts/fetch_embedded.py has to fetch for these cells: their losses, teachers, judges, text networks and images."""
     plan = list(plan)
-    vits14 = any("vits14" in judges(cell) or (cell.teacher or "").startswith("vits14") for cell in plan)
+    taught = [TEACHERS[cell.teacher] for cell in plan if cell.teacher]
+    vits14 = any("vits14" in judges(cell) for cell in plan) or any(
+        one.network == "vits14" and not one.random for one in taught
+    )
     found = {
         "squeezenet": bool(plan),  # of the perceptual loss
         "vits14": vits14,

@@ -9,6 +9,7 @@ run no code when they are loaded.
 
 import argparse
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 
 from tokcli.artifact.weights import load_strict, load_tensors, save_tensors
-from tokcli.errors import TokError
+from tokcli.data.sources.idx import find_fashion
+from tokcli.errors import NotFound, TokError
 from tokcli.files import atomic_write, cache_dir, sha256
 from tokcli.pretrained import build_network
 from tokcli.pretrained.text import build_text_tower
@@ -41,7 +43,7 @@ def run(*command: str, cwd: Path) -> None:
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "").strip().splitlines()
         raise TokError(
-            " ".join(command[-2:]), "failed", got=lines[-1] if lines else "", next="Run it by itself to see why"
+            shlex.join(command), "failed", got=lines[-1] if lines else "", next="Run it by itself to see why"
         ) from None
 
 
@@ -72,7 +74,7 @@ def _extracted(package: str, archive: Path, inside: str, expected: str) -> Path:
             package,
             f"{inside} is not the file that was checked",
             got=f"sha256 {sha256(out)}",
-            next="Delete it and repeat the command",
+            next="Repeat the command; if it says so again, the package has changed",
         )
     return out
 
@@ -258,7 +260,7 @@ def fashion_mnist(folder: Path) -> None:
             "dataset-fashion-mnist",
             "does not hold four idx files",
             got=f"{len(files)}",
-            next="Delete it and repeat the command",
+            next="Repeat the command; if it says so again, the package has changed",
         )
     target = cache_dir() / "fashion-mnist"
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fashion-mnist.") as beside:
@@ -277,9 +279,11 @@ def fetch(name: str) -> None:
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tok-fetch-") as folder:
         if name == "fashion-mnist":
-            if len(list((cache_dir() / name).glob("*-ubyte*"))) < 4:
+            try:
+                print(find_fashion())  # Debian's package may be installed
+            except NotFound:
                 fashion_mnist(Path(folder))
-            print(cache_dir() / name)
+                print(cache_dir() / name)
             return
         if name == "minilm":
             if not all((cache_dir() / file).is_file() for file in ("minilm.safetensors", "minilm-tokenizer.json")):

@@ -23,7 +23,7 @@ import torch
 
 from tokcli import __version__, build
 from tokcli.command import compute
-from tokcli.device import on_meta, tensor_cores
+from tokcli.device import emulated_bfloat16, on_meta, tensor_cores
 from tokcli.errors import TokError
 from tokcli.methods import method_class, resolve
 from tokcli.proposals import Sampling
@@ -157,7 +157,7 @@ def proposal_rows(name: str, choice: str, batch: int, batches: tuple[int, ...], 
     del step
     network = build.build_proposal(resolved(recipe), *sizes).to(table.device).eval()
     sampling = Sampling()
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "bfloat16"):  # where bfloat16 is emulated, the facts say so
         network.to_precision(precision)
         for number in batches:
 
@@ -183,6 +183,7 @@ class Table:
             "cuda": torch.version.cuda,
             "tok": __version__,
             "threads": torch.get_num_threads(),
+            "bfloat16": emulated_bfloat16(device) or "has instructions",
             "peak": peak,
             "product": self.rates["of product"],
         }

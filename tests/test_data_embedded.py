@@ -185,6 +185,7 @@ def test_what_it_says_fetches_it_into_a_cache_that_is_not_there_yet(
     monkeypatch.setattr("tokcli.data.sources.idx.PACKAGED", packaged := Path("usr/share/datasets/tests"))
     write_idx(tmp_path / "deb" / packaged, "t10k", 3, packed=True)
     (tmp_path / "deb" / "DEBIAN").mkdir()
+    (tmp_path / "deb" / "DEBIAN").chmod(0o755)  # dpkg-deb refuses others
     control = "Package: tests\nVersion: 1\nArchitecture: all\nMaintainer: tests\nDescription: tests\n"
     (tmp_path / "deb" / "DEBIAN" / "control").write_text(control)
     made = tmp_path / "dataset-fashion-mnist_0_all.deb"

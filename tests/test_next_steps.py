@@ -10,13 +10,32 @@ import pytest
 from test_docs import COMMANDS, FLAGS, LEAVES, ROOT
 from test_errors import FILES, texts
 
+from tokcli.cli import cli
+
 OTHERS = {"--save-stats", "--force-reinstall", "--toy"}  # of pytorch_fid, of pip, of a script
 BUILT = configparser.ConfigParser()
 BUILT.read(ROOT / "setup.cfg", encoding="utf-8")
 EXTRAS = dict(BUILT["options.extras_require"])
-KEYS = re.findall(r"^#+ ([a-z.-]+)$|^\| `(\w+)` \|", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.M)
-SECTIONS = {heading.split(".")[0] for heading, _ in KEYS if heading} | {"eval", "train", "optim"}
-LAST = {key or heading.rsplit(".", 1)[-1] for heading, key in KEYS} | {"name"}
+REQUIRED = "\n".join([BUILT["options"]["install_requires"], *EXTRAS.values()])
+# requirements, and what is no requirement: peers and reference code
+PACKAGES = {*re.findall(r"^[\w-]+", REQUIRED, re.MULTILINE), "lpips", "prdc", "vector-quantize-pytorch"}
+
+
+def recipe_keys() -> dict[str, set[str]]:
+    """Keys by section, of all components that the section may name: `quantizer` has those of `quantizer.vq` and `quantizer.fsq`."""
+    found: dict[str, set[str]] = {}
+    for heading, key in re.findall(r"^#+ ([a-z0-9_.-]+)$|^\| `(\w+)` \|", PAGE, re.MULTILINE):
+        if heading:
+            parts = heading.split(".")
+            here = found.setdefault(parts[0], {"name"})
+            here |= set(parts[1:2])
+        else:
+            here.add(key)
+    return found
+
+
+PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+KEYS = recipe_keys()
 
 
 def wrong(text: str) -> Iterator[str]:
@@ -26,13 +45,17 @@ def wrong(text: str) -> Iterator[str]:
             yield f"tok {one}"
         elif one == "data" and f"data {two}" not in LEAVES:
             yield f"tok data {two}"
+        known = {flag for param in LEAVES.get(one, cli).params for flag in param.opts}
+        for flag in re.findall(rf"\btok {one} (--[a-z][\w-]+)", text):
+            if flag not in known:
+                yield f"tok {one} {flag}"
     yield from set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) - FLAGS - OTHERS
     for section, key in re.findall(r"(?<![\w./])([a-z_]+)\.(?:[a-z_]+\.)*([a-z_]+)\b", text):
-        if section in SECTIONS and key not in LAST | {"yaml"}:
+        if section in KEYS and key not in KEYS[section] | {"yaml"}:
             yield f"{section}.{key}"
-    for package, extra in re.findall(r"\bpip install '?([\w.-]+)\[(\w+)\]", text):
-        if package != "tokcli" or extra not in EXTRAS:
-            yield f"{package}[{extra}]"
+    for package, extra in re.findall(r"""\bpip install (?:--[\w-]+ )?['"]?([\w.-]+)(?:\[(\w+)\])?""", text):
+        if not (package in PACKAGES if not extra else package == "tokcli" and extra in EXTRAS):
+            yield f"{package}[{extra}]" if extra else package
     for script in re.findall(r"\bscripts/[\w.]+\w", text):
         if not (ROOT / script).is_file():
             yield script
@@ -45,7 +68,7 @@ def steps(file: Path) -> Iterator[str]:
         if isinstance(node, ast.keyword) and node.arg == "next":
             yield from (text for text, _ in texts(node.value, module))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"pip install \S+|scripts/\S+\.\w+", node.value)
+            yield from re.findall(r"pip install (?:--\S+ )?\S+|scripts/\S+\.\w+", node.value)
 
 
 def test_what_errors_tell_to_type_is_there() -> None:
@@ -61,7 +84,11 @@ def test_what_errors_tell_to_type_is_there() -> None:
         ("Run tok data verify", ["tok data verify"]),
         ("Give --promts FILE", ["--promts"]),
         ("Set data.max_worse to 1", ["data.max_worse"]),
+        ("Run tok eval --prompts FILE", ["tok eval --prompts"]),
+        ("Set gan.batch_size", ["gan.batch_size"]),
         ("Run pip install 'tok[stores]'", ["tok[stores]"]),
+        ('Run pip install "tok[stores]"', ["tok[stores]"]),
+        ("Run pip install tok", ["tok"]),
         ("Run pip install 'tokcli[shops]'", ["tokcli[shops]"]),
         ("Run python scripts/fetch.py vits14", ["scripts/fetch.py"]),
         ("Run tok data check, or set gan.discriminator.depth; pip install 'tokcli[demo]'", []),

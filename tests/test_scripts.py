@@ -34,12 +34,17 @@ def test_the_yardsticks_of_a_tokenizer(tmp_path: Path) -> None:
             Image.fromarray(pixels.numpy()).save(tmp_path / split / f"{number}.png")
     line = ["train-tokenizer", "--recipe", "toy/tokenizer-vqkd", "--data", str(tmp_path / "train")]
     line += [f"--workspace={tmp_path}", "--set=train.steps=1", "--set=train.batch_size=2", "--set=optim.warmup_steps=0"]
-    made = CliRunner().invoke(cli, [*line, "--set=quantizer.init_after=1"], catch_exceptions=False).stdout.strip()
-    said = dict(one.rsplit(maxsplit=1) for one in run("yardsticks.py", made, made))
+    made = [
+        CliRunner().invoke(cli, [*line, f"--set={one}"], catch_exceptions=False).stdout.strip()
+        for one in ("quantizer.init_after=1", "quantizer={name: none, code_dim: 32}")
+    ]
+    told = run("yardsticks.py", *made)
+    said = dict(one.rsplit(maxsplit=1) for one in told)
     names = ("tokenizer", "without quantizer", "mean training feature", "k-means of features, k=32")
     own, without, mean, codes = (float(said[name]) for name in names)
-    assert own == without and 0 < codes < mean < 1
+    assert own != without and 0 < own < 2 and 0 < without < 2 and 0 < codes < mean < 1
     assert float(said["  tokens_nonblank"]) > 0 and 0 < float(said["  codebook_usage_nonblank"]) <= 1
+    assert run("yardsticks.py", made[1])[1].startswith("mean training feature")  # it has no codes to count
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def read_npz(path: Path, where: str) -> tuple[Gaussian, Gaussian | None, int | N
             where,
             "holds no statistics: mu and sigma",
             got=", ".join(arrays) or "neither",
-            next="Run python -m pytorch_fid --save-stats to make them",
+            next="Run python -m pytorch_fid --save-stats IMAGES STATISTICS.npz to make them",
         )
     pooled = _gaussian(arrays["mu"], arrays["sigma"], POOLED, where)
     if not {"mu_s", "sigma_s"} <= arrays.keys():
