@@ -20,6 +20,7 @@ from claims_results import (
     teacher_points,
     told,
 )
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from tokcli.pictures.canvas import save_png
@@ -95,22 +96,26 @@ def objective(results: Results, path: Path) -> None:
 # of a label: right or left of its dot, and points above it
 PLACES = [(side, rise) for rise in (2, -7, 9, -14) for side in (1, -1)]
 SIZE = (3.4, 7.0)  # of a letter of 6 points
+NEAR = 8  # points from a dot at which a name seems to be its own
 
 
 def _label(axes: "Axes", points: Sequence[Point]) -> None:
-    """Names beside their dots, where they cover the least of dots and of each other."""
+    """Names beside their dots, where they cover the least of dots and of each other, and come least near to another's dot."""
     per_point = axes.figure.dpi / 72
     dots = axes.transData.transform([(p.x, p.y) for p in points] or np.empty((0, 2))) / per_point
     box = axes.get_window_extent()
     taken = [(x - 2, y - 2, x + 2, y + 2) for x, y in dots]
-    for point, (x, y) in zip(points, dots, strict=True):
+    around = [(x - NEAR, y - NEAR, x + NEAR, y + NEAR) for x, y in dots]
+    for own, (point, (x, y)) in enumerate(zip(points, dots, strict=True)):
         length = SIZE[0] * len(point.name)
         found: list[tuple[float, int, tuple[float, float, float, float]]] = []
         for side, rise in PLACES:
             left = x + 4 if side > 0 else x - 4 - length
             place = (left, y + rise, left + length, y + rise + SIZE[1])
             outside = max(0.0, box.x0 / per_point - left, left + length - box.x1 / per_point) * SIZE[1]
-            found.append((outside + sum(_common(place, other) for other in taken), len(found), place))
+            near = sum(_common(place, other) for number, other in enumerate(around) if number != own)
+            covered = sum(_common(place, other) for other in taken)
+            found.append((outside + covered + near / 4, len(found), place))
         _, number, place = min(found)
         taken.append(place)
         side, rise = PLACES[number]
@@ -129,6 +134,7 @@ def _scatter(axes: "Axes", points: Sequence[Point], names: bool) -> None:
     if (found := correlate(points)) is not None:
         axes.set_title(f"Spearman {told(found)}", fontsize=8, loc="left")
     axes.margins(0.18, 0.15)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.autoscale_view()
     if names:
         _label(axes, points)
