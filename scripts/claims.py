@@ -149,13 +149,14 @@ def make(plan: list[Cell], suite: Suite) -> Path:
     from fetch_embedded import fetch
 
     most, results = TOY["images"] if suite.toy else None, suite.workspace / "results"
-    known = read(results)
-    missing = [
-        cell
-        for cell in plan
-        if cell.name not in known.cells.get(cell.seed, {})
-        or (cell.teacher and f"{cell.data} {cell.teacher}" not in known.teachers)
-    ]
+
+    def lacks(cell: Cell) -> tuple[bool, bool]:
+        """Whether its numbers are missing, and whether what its teacher understands is."""
+        known = read(results)
+        taught = cell.teacher is not None and f"{cell.data} {cell.teacher}" not in known.teachers
+        return cell.name not in known.cells.get(cell.seed, {}), taught
+
+    missing = [cell for cell in plan if any(lacks(cell))]
     with contextlib.redirect_stdout(sys.stderr):  # their paths
         for name in fetched(missing):
             fetch(name)
@@ -164,15 +165,13 @@ def make(plan: list[Cell], suite: Suite) -> Path:
     for number, cell in enumerate(plan, 1):
         if cell not in missing or not ready[cell.data]:
             continue
-        if cell.name not in read(results).cells.get(cell.seed, {}):
+        if lacks(cell)[0]:
             print(f"\n== {number} of {len(plan)}: {cell.name}, seed {cell.seed}", file=sys.stderr, flush=True)
             add(results / f"seed-{cell.seed}.json", cell.name, suite.run(cell))
-        pair = f"{cell.data} {cell.teacher}"
-        if cell.teacher and pair not in read(results).teachers:
-            accuracy = understanding(
-                cell.teacher, suite.workspace / "data" / cell.data, suite.workspace, suite.precision
-            )
-            add(results / "teachers.json", pair, round(accuracy, 4))
+        if cell.teacher and lacks(cell)[1]:
+            data = suite.workspace / "data" / cell.data
+            accuracy = understanding(cell.teacher, data, suite.workspace, suite.precision)
+            add(results / "teachers.json", f"{cell.data} {cell.teacher}", round(accuracy, 4))
     return results
 
 

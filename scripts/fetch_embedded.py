@@ -280,10 +280,13 @@ def fetch(name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="tok-fetch-") as folder:
         if name == "fashion-mnist":
             try:
-                print(find_fashion())  # Debian's package may be installed
+                found = find_fashion()  # Debian's package may be installed
             except NotFound:
+                found = cache_dir() / name
+            if len(list(found.glob("*-ubyte*"))) < 4:
                 fashion_mnist(Path(folder))
-                print(cache_dir() / name)
+                found = cache_dir() / name
+            print(found)
             return
         if name == "minilm":
             if not all((cache_dir() / file).is_file() for file in ("minilm.safetensors", "minilm-tokenizer.json")):

@@ -201,6 +201,25 @@ def test_what_it_says_fetches_it_into_a_cache_that_is_not_there_yet(
     assert len(open_source("fashion-mnist/val", size=8)) == 3
 
 
+def test_a_fashion_mnist_that_is_there_in_part_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    import fetch_embedded
+
+    monkeypatch.setenv("TOK_CACHE", str(tmp_path))
+    monkeypatch.setattr("tokcli.data.sources.idx.PACKAGED", Path("nowhere"))
+    there = tmp_path / "fashion-mnist"
+    asked: list[Path] = []
+    monkeypatch.setattr(fetch_embedded, "fashion_mnist", asked.append)
+    write_idx(there, "train", 1)
+    fetch_embedded.fetch("fashion-mnist")
+    assert len(asked) == 1
+    write_idx(there, "t10k", 1)
+    fetch_embedded.fetch("fashion-mnist")
+    assert len(asked) == 1 and capsys.readouterr().out.splitlines() == [str(there)] * 2
+
+
 def test_an_idx_file_that_is_too_short_is_one_line(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", 10)
     path = tmp_path / "train-images-idx3-ubyte"
